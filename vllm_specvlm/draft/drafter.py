@@ -1,0 +1,38 @@
+"""What every drafter can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from vllm_specvlm.tree.grow import Frontier, LevelProposal
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """Proposes next tokens for requests whose confirmed tokens it is told. It never sees budgets or acceptance.
+
+    Life of a request: `begin`, then `advance` after each step that confirmed tokens, at last `finish`. Per step:
+    `open` with the batch, then `propose_level` for the frontier of roots and for each deeper one. A drafter that raises
+    is switched off and its requests are decoded plainly, so it need not guard against its own failure.
+    """
+
+    def begin(self, request_id: str, tokens: Sequence[int]) -> None:
+        """A request starts, or starts anew, with these tokens: its prompt and whatever it has already been answered."""
+        ...
+
+    def advance(self, request_id: str, tokens: Sequence[int]) -> None:
+        """These tokens were confirmed after those already known. Raises KeyError for a request that never began."""
+        ...
+
+    def open(self, request_ids: Sequence[str]) -> None:
+        """The batch to draft for: `Frontier.request` is an index into it. Ends the growth of trees opened before."""
+        ...
+
+    def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
+        """At most top_k children for every row of the frontier, best first; levels come in order since `open`."""
+        ...
+
+    def finish(self, request_id: str) -> None:
+        """The request is over; forget it. Not an error for one that is not known."""
+        ...

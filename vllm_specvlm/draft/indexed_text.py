@@ -1,0 +1,45 @@
+"""One request's tokens, with the places where each n-gram occurred."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from vllm_specvlm.draft.gram import RollingGram
+
+
+class IndexedText:
+    """A growing text. O(1) per token: the index is, per n-gram, its latest place, and per place, the one before it.
+
+    A place is the position after the n-gram. `tokens` may be read; BARRIER in it is matched by nothing.
+    """
+
+    __slots__ = ("_before", "_gram", "_key", "_latest", "tokens")
+
+    def __init__(self, n: int) -> None:
+        self.tokens: list[int] = []
+        self._gram = RollingGram(n)
+        self._key = -1
+        self._latest: dict[int, int] = {}
+        self._before: list[int] = [-1]  # by place: the gram's place before that one, -1 if none
+
+    def extend(self, tokens: Iterable[int]) -> None:
+        """Take in the next tokens."""
+        latest, before, key, read = self._latest, self._before, self._key, self._gram.read
+        for token in tokens:
+            # Now that a token follows the last gram, its place is worth finding.
+            if key >= 0:
+                place = len(self.tokens)
+                before.append(latest.get(key, -1))
+                latest[key] = place
+            elif self.tokens:
+                before.append(-1)
+            self.tokens.append(token)
+            key = read(token)
+        self._key = key
+
+    def places(self) -> Iterator[int]:
+        """Where the text's last n tokens occurred before, latest first; the text's end is not one of them."""
+        place = self._latest.get(self._key, -1) if self._key >= 0 else -1
+        while place >= 0:
+            yield place
+            place = self._before[place]

@@ -1,0 +1,245 @@
+"""Growing token trees level by level from a drafter's probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heappush, heapreplace
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_specvlm.tree.token_tree import TokenTree
+from vllm_specvlm.tree.tree_shape import RankPath, TreeShape
+
+__all__ = ["Frontier", "Grown", "LevelProposal", "LevelProposer", "TreeShape", "grow", "grow_scored"]
+
+_NO_CANDIDATE = float("-inf")
+
+
+@dataclass(slots=True)
+class Frontier:
+    """The nodes to expand in one level, of all requests: int64 arrays of one length F.
+
+    Rows of one request are contiguous, requests ascend. The first frontier of a tree holds its root alone.
+    """
+
+    request: npt.NDArray[np.int64]
+    """Index in the batch."""
+    node: npt.NDArray[np.int64]
+    """-1 for the root, else the node's number among the request's candidates: unique in its tree, below later ones."""
+    parent_row: npt.NDArray[np.int64]
+    """Row of the node's parent in the frontier before, -1 for roots."""
+    token: npt.NDArray[np.int64]
+    """The node's token, -1 for roots."""
+    depth: npt.NDArray[np.int64]
+    """0 for roots, one more per level."""
+
+
+@dataclass(slots=True)
+class LevelProposal:
+    """A drafter's answer to a frontier of F rows: at most k children per row, best first."""
+
+    tokens: npt.NDArray[np.int64]
+    """[F, k]."""
+    log_probs: npt.NDArray[np.float32]
+    """[F, k], natural logarithms, descending along each row; -inf means no candidate here or later in the row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A grown tree and the log-probability of each node's path from the root under the draft, aligned to the nodes."""
+
+    tree: TokenTree
+    log_probs: tuple[float, ...]
+
+
+class LevelProposer(Protocol):
+    """The part of a drafter that growing needs."""
+
+    def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
+        """Children for each row of the frontier, at most top_k."""
+        ...
+
+
+def grow(
+    drafter: LevelProposer, shape: TreeShape, budgets: Sequence[int], roots: Sequence[int]
+) -> dict[int, TokenTree]:
+    """Grow one tree for each batch index in `roots`; `budgets[k]` bounds the nodes of the tree of `roots[k]`.
+
+    `roots` ascend. A budget counts up to `shape.nodes`; 0 or less gives the empty tree without asking the drafter.
+
+    A dynamic shape is grown best-first: the result is the `budget` candidates with the greatest product of draft
+    probabilities along their path (EAGLE-2, Li et al. 2024, section 4; OPT-Tree, Wang et al. 2025), the sum of which is
+    the expected number of accepted tokens if the draft is calibrated. All requests' frontiers make one call per level.
+    A level expands the nodes of the level before that are among their request's best `budget` candidates and whose
+    children could still enter, at most `shape.width`, best first; growth ends when there are none. A product never
+    grows along a path, so the best are a tree, and their order, better first, is topological: a cut keeps the best.
+    Equal products keep the candidate found first.
+
+    A fixed shape takes exactly its rank paths, in its order, whatever the probabilities; a budget cuts that order.
+    A path whose rank the drafter left empty is missing, with all below it.
+
+    A token proposed twice under one parent counts once, as the better one.
+    Raises ValueError if roots and budgets do not match, roots do not ascend, or a proposal has another number of rows.
+    """
+    return {request: grown.tree for request, grown in grow_scored(drafter, shape, budgets, roots).items()}
+
+
+def grow_scored(
+    drafter: LevelProposer, shape: TreeShape, budgets: Sequence[int], roots: Sequence[int]
+) -> dict[int, Grown]:
+    """As `grow`, with each node's path log-probability, for a planner that compares nodes of several requests."""
+    if len(budgets) != len(roots):
+        raise ValueError(f"{len(roots)} roots need as many budgets, got {len(budgets)}; pass one budget per root.")
+    if any(a >= b for a, b in pairwise(roots)):
+        raise ValueError(f"Batch indexes {list(roots)} do not ascend; sort the requests and name each once.")
+    growths: list[_Growth] = []
+    for request, budget in zip(roots, budgets, strict=True):
+        nodes = max(0, min(budget, shape.nodes))
+        growths.append(_Best(request, nodes, shape) if shape.paths is None else _Fixed(request, shape.paths[:nodes]))
+    level = [(growth, -1, -1) for growth in growths if growth.wants_root]  # growth, node, parent's row
+    for depth in range(shape.depth):
+        if depth:
+            level = [(growth, *entry) for growth in growths for entry in growth.next_level()]
+        if not level:
+            break
+        frontier = _frontier(level, depth)
+        proposal = drafter.propose_level(frontier, shape.top_k)
+        tokens, log_probs = proposal.tokens.tolist(), proposal.log_probs.tolist()
+        if not len(tokens) == len(log_probs) == len(level):
+            raise ValueError(
+                f"The drafter answered {len(tokens)} rows to a frontier of {len(level)}; it must answer each row once."
+            )
+        for row, (growth, node, _) in enumerate(level):
+            growth.expand(node, row, tokens[row], log_probs[row])
+    return {growth.request: growth.result() for growth in growths}
+
+
+def _frontier(level: list[tuple[_Growth, int, int]], depth: int) -> Frontier:
+    fields = [
+        [growth.request for growth, _, _ in level],
+        [node for _, node, _ in level],
+        [row for _, _, row in level],
+        [growth.tokens[node] if node >= 0 else -1 for growth, node, _ in level],
+        [depth] * len(level),
+    ]
+    return Frontier(*np.array(fields, dtype=np.int64))
+
+
+class _Growth:
+    """One request's candidates so far. Candidates are numbered as they are found, hence after their parents."""
+
+    def __init__(self, request: int, wants_root: bool) -> None:
+        self.request = request
+        self.wants_root = wants_root
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.scores: list[float] = []
+        self.parent_rows: list[int] = []
+
+    def expand(self, node: int, row: int, tokens: list[int], log_probs: list[float]) -> None:
+        """Take in the children proposed for a node that stood in the frontier at `row`."""
+        raise NotImplementedError
+
+    def next_level(self) -> list[tuple[int, int]]:
+        """What to expand next: (node, row of its parent in the last frontier), best first."""
+        raise NotImplementedError
+
+    def result(self) -> Grown:
+        """The finished tree."""
+        raise NotImplementedError
+
+    def _add(self, token: int, parent: int, score: float, row: int) -> int:
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.scores.append(score)
+        self.parent_rows.append(row)
+        return len(self.tokens) - 1
+
+    def _tree(self, order: Sequence[int]) -> Grown:
+        place = {-1: -1}
+        for at, node in enumerate(order):
+            place[node] = at
+        tree = TokenTree(tuple(self.tokens[node] for node in order), tuple(place[self.parents[node]] for node in order))
+        return Grown(tree, tuple(self.scores[node] for node in order))
+
+
+class _Best(_Growth):
+    """Best-first growth: a heap holds the best `budget` candidates, the worst one on top.
+
+    Entries are (score, -node), so that of equal scores the later node is the worse. A child scores no better than its
+    parent and is later, so whatever the heap drops, it drops children first and always holds a tree.
+    """
+
+    def __init__(self, request: int, budget: int, shape: TreeShape) -> None:
+        super().__init__(request, budget > 0)
+        self.budget = budget
+        self.width = shape.width
+        self.best: list[tuple[float, int]] = []
+        self.new: list[int] = []
+
+    def expand(self, node: int, row: int, tokens: list[int], log_probs: list[float]) -> None:
+        above = self.scores[node] if node >= 0 else 0.0
+        best, budget = self.best, self.budget
+        seen: set[int] = set()
+        for token, log_prob in zip(tokens, log_probs, strict=True):
+            score = above + min(log_prob, 0.0)
+            full = len(best) >= budget
+            if not score > (best[0][0] if full else _NO_CANDIDATE):
+                return  # the rest of the row is no better; NaN ends here too
+            if token in seen:
+                continue
+            seen.add(token)
+            child = self._add(token, node, score, row)
+            if full:
+                heapreplace(best, (score, -child))
+            else:
+                heappush(best, (score, -child))
+            self.new.append(child)
+
+    def next_level(self) -> list[tuple[int, int]]:
+        scores, best = self.scores, self.best
+        # Below a full heap's worst score neither a node nor a child of it is among the best.
+        floor = best[0][0] if len(best) >= self.budget else _NO_CANDIDATE
+        ready = [node for node in self.new if scores[node] > floor]
+        if len(ready) > 1:
+            ready.sort(key=scores.__getitem__, reverse=True)
+        self.new = []
+        return [(node, self.parent_rows[node]) for node in ready[: self.width]]
+
+    def result(self) -> Grown:
+        return self._tree([-node for _, node in sorted(self.best, reverse=True)])
+
+
+class _Fixed(_Growth):
+    """Growth along given rank paths."""
+
+    def __init__(self, request: int, paths: tuple[RankPath, ...]) -> None:
+        super().__init__(request, bool(paths))
+        self.paths = paths
+        self.ranks: dict[RankPath, list[int]] = {}
+        for path in paths:
+            self.ranks.setdefault(path[:-1], []).append(path[-1])
+        self.path_of: dict[int, RankPath] = {-1: ()}
+        self.new: list[int] = []
+
+    def expand(self, node: int, row: int, tokens: list[int], log_probs: list[float]) -> None:
+        above = self.scores[node] if node >= 0 else 0.0
+        path = self.path_of[node]
+        for rank in self.ranks[path]:
+            if rank < len(tokens) and log_probs[rank] > _NO_CANDIDATE and tokens[rank] not in tokens[:rank]:
+                child = self._add(tokens[rank], node, above + min(log_probs[rank], 0.0), row)
+                self.path_of[child] = (*path, rank)
+                self.new.append(child)
+
+    def next_level(self) -> list[tuple[int, int]]:
+        ready = [(node, self.parent_rows[node]) for node in self.new if self.path_of[node] in self.ranks]
+        self.new = []
+        return ready
+
+    def result(self) -> Grown:
+        node_at = {path: node for node, path in self.path_of.items()}
+        return self._tree([node_at[path] for path in self.paths if path in node_at])
