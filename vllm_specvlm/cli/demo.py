@@ -1,0 +1,203 @@
+"""`specvlm demo`: one question about a picture, answered by plain vLLM and by specvlm, side by side.
+
+Each engine runs in a process of its own, one after the other, in the same mode; see `measurement`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm_specvlm.cli.console import UserError, bold, say
+from vllm_specvlm.cli.measurement import Measurement, Request
+from vllm_specvlm.cli.model_names import resolve
+
+REFERENCE_DRAFT = "specvlm/reference-draft"
+MAX_NODES = 127
+
+
+def _count(low: int, high: int) -> Any:
+    def number(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from {low} to {high}")
+        return int(text)
+
+    return number
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `specvlm demo`."""
+    result = argparse.ArgumentParser(
+        prog="specvlm demo",
+        description="Answer a question about a picture with plain vLLM and with specvlm: same answer, which is faster?",
+    )
+    result.add_argument("--image", metavar="FILE", help="the picture (default: one that comes with the plugin)")
+    result.add_argument("--prompt", metavar="TEXT", help="the question (default: one that fits that picture)")
+    result.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    result.add_argument("--draft", metavar="NAME", default=REFERENCE_DRAFT, help="a draft model or 'lookup' (no model)")
+    result.add_argument("--nodes", metavar="N", type=_count(1, MAX_NODES), default=12, help="most nodes of a tree")
+    result.add_argument("--max-tokens", metavar="N", type=_count(2, 1024), default=96, help="longest answer")
+    result.add_argument("--repeat", metavar="N", type=_count(1, 1000), default=3, help="measured runs of each")
+    result.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    result.add_argument("--verbose", action="store_true", help="show vLLM's own messages")
+    return result
+
+
+def check_picture(path: str) -> str:
+    """The picture's absolute path. Raises UserError if it is no picture that can be read."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not Path(path).is_file():
+        raise UserError(f"There is no file {path}: --image takes the path of a picture.")
+    try:
+        with Image.open(path) as file:
+            file.load()
+    except UnidentifiedImageError:
+        raise UserError(
+            f"{path} is not a picture: --image takes a PNG, JPEG or other file that Pillow reads."
+        ) from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as a picture ({error}): try another file.") from error
+    return str(Path(path).resolve())
+
+
+def run_measurement(request: Request, verbose: bool) -> Measurement:
+    """Measure `request` in a fresh process. Raises RuntimeError, with the process's last words, if it fails."""
+    environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if not verbose:
+        environment.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    with tempfile.TemporaryDirectory(prefix="specvlm-demo-") as folder:
+        asked, answered, words = (Path(folder) / name for name in ("request.json", "result.json", "stderr.txt"))
+        asked.write_text(json.dumps(dataclasses.asdict(request)))
+        with words.open("w") as quiet:
+            done = subprocess.run(
+                [sys.executable, "-m", "vllm_specvlm.cli.measurement", str(asked), str(answered)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr if verbose else quiet,
+                stderr=None if verbose else quiet,
+                check=False,
+            )
+        if done.returncode:
+            raise RuntimeError(words.read_text(errors="replace")[-4000:] or f"exit status {done.returncode}")
+        return Measurement(**json.loads(answered.read_text()))
+
+
+def result_of(request: Request, plain: Measurement, specvlm: Measurement) -> dict[str, Any]:
+    """The JSON object of `--json`: the comparison, then what it was measured with."""
+
+    def ratio(over: float, under: float) -> float:
+        return round(over / under, 4) if under else 0.0
+
+    return {
+        "identical": plain.token_ids == specvlm.token_ids,
+        "speedup": ratio(specvlm.tokens_per_s, plain.tokens_per_s),
+        "acceptance_length": round(specvlm.acceptance_length, 4),
+        "plain_tokens_per_s": round(plain.tokens_per_s, 3),
+        "specvlm_tokens_per_s": round(specvlm.tokens_per_s, 3),
+        "plain_text": plain.text,
+        "specvlm_text": specvlm.text,
+        "end_to_end_speedup": ratio(plain.total_s, specvlm.total_s),
+        "plain_first_token_s": round(plain.first_token_s, 4),
+        "specvlm_first_token_s": round(specvlm.first_token_s, 4),
+        "plain_total_s": round(plain.total_s, 4),
+        "specvlm_total_s": round(specvlm.total_s, 4),
+        "tokens": len(specvlm.token_ids),
+        "drafts": specvlm.drafts,
+        "runs": plain.runs,
+        "prompt": request.prompt,
+        "dtype": request.dtype,
+        "mode": "eager, one request at a time",
+        "speculative_config": request.speculative,
+    }
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """Identical or not, and what it means, in one or two sentences."""
+    if result["identical"]:
+        return f"The {result['tokens']} tokens of both answers are identical."
+    if result["dtype"] == "bfloat16":
+        return (
+            "The answers differ. In bfloat16 that happens where two tokens score almost alike and rounding decides; "
+            "--dtype float32 compares without rounding in the way."
+        )
+    return "The answers differ, which must not happen in float32: run `specvlm doctor` and report what it says."
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result for people to read."""
+
+    def answer(title: str, text: str) -> str:
+        return f"{bold(title)}\n{textwrap.indent(textwrap.fill(text.strip(), 96), '  ')}\n"
+
+    def line(title: str, which: str) -> str:
+        return (
+            f"  {title:<10}  {result[which + '_tokens_per_s']:>9.1f} tokens/s"
+            f"  {result[which + '_first_token_s']:>11.3f} s  {result[which + '_total_s']:>8.3f} s"
+        )
+
+    parts = [answer("Question", result["prompt"]), answer("plain vLLM", result["plain_text"])]
+    if not result["identical"]:
+        parts.append(answer("specvlm", result["specvlm_text"]))
+    return "\n".join(
+        [
+            *parts,
+            verdict(result),
+            "",
+            f"  {'':<10}  {'decoding':>18}  {'first token':>13}  {'in all':>10}",
+            line("plain vLLM", "plain"),
+            line("specvlm", "specvlm"),
+            f"  {'ratio':<10}  {result['speedup']:>17.2f}x  {'':>13}  {result['end_to_end_speedup']:>9.2f}x",
+            "",
+            f"Acceptance length {result['acceptance_length']:.2f}: tokens per check of the target, the one it adds"
+            f" itself counted. {result['dtype']}, {result['mode']}, median of {result['runs']}.",
+        ]
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run both engines and print the comparison; status 1 if an engine failed or float32 answers differ."""
+    options = parser().parse_args(argv)
+    if options.prompt is not None and not options.prompt.strip():
+        raise UserError("The question is empty: --prompt takes the text of a question.")
+    picture = None if options.image is None else check_picture(options.image)
+
+    from vllm_specvlm import zoo
+
+    say("preparing the reference models (built once, then found again)")
+    target = resolve("specvlm/reference-target")
+    draft = "lookup" if options.draft == "lookup" else resolve(options.draft)
+    with tempfile.TemporaryDirectory(prefix="specvlm-demo-") as folder:
+        if picture is None:
+            picture = str(Path(folder) / "sample.png")
+            zoo.sample_picture().save(picture)
+        plain_request = Request(
+            target=target,
+            picture=picture,
+            prompt=options.prompt or zoo.sample_question(),
+            dtype=options.dtype,
+            max_tokens=options.max_tokens,
+            runs=options.repeat,
+        )
+        speculative = {"method": "specvlm", "model": draft, "num_speculative_tokens": options.nodes}
+        request = dataclasses.replace(plain_request, speculative=speculative)
+        try:
+            say("plain vLLM answers")
+            plain = run_measurement(plain_request, options.verbose)
+            say("specvlm answers")
+            specvlm = run_measurement(request, options.verbose)
+        except RuntimeError as error:
+            say(f"{error}\nspecvlm demo: the engine above failed; `specvlm doctor` may know why.")
+            return 1
+    result = result_of(request, plain, specvlm)
+    print(json.dumps(result) if options.json else report(result))
+    return 0 if result["identical"] or result["dtype"] != "float32" else 1
