@@ -1,0 +1,156 @@
+"""Builds the native library of vllm_specvlm with g++ alone; everything else about the package is in pyproject.toml.
+
+The library holds no CPython symbols (it registers torch ops through torch's stable ABI), so one wheel serves every
+Python 3: py3-none-linux_<machine>.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from setuptools import Distribution, Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+SOURCES = ROOT / "csrc"
+LIBRARY = Path("vllm_specvlm") / "ops" / "_lib" / "libspecvlm.so"
+
+COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-maybe-uninitialized"]
+# The kernels spell out every rounding: the compiler may not fuse a product and a sum by itself.
+KERNEL = ["-ffp-contract=off", "-fno-math-errno", "-fno-exceptions", "-fno-rtti", "-Wno-uninitialized"]
+VARIANTS = {
+    "portable": [],
+    "avx2": ["-march=x86-64-v3"],
+    "avx512": ["-march=x86-64-v4"],
+    "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16"],
+}
+# torch 2.10 is the oldest release whose stable ABI has all that csrc/torch uses.
+TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+
+
+def torch_include() -> Path:
+    """The folder of torch's headers, found without importing torch."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        raise SystemExit("vllm_specvlm: torch is not installed here, install torch>=2.13 first.")
+    include = Path(found.origin).parent / "include"
+    if not (include / "torch" / "csrc" / "stable" / "library.h").is_file():
+        raise SystemExit(f"vllm_specvlm: {include} lacks torch's stable ABI headers, install torch>=2.13.")
+    return include
+
+
+def compiler() -> str:
+    """The C++ compiler: $CXX, else g++, else c++."""
+    asked = os.environ.get("CXX")
+    for name in [asked] if asked else ["g++", "c++"]:
+        if path := shutil.which(name):
+            return path
+    raise SystemExit(f"vllm_specvlm: no C++ compiler {asked or 'g++'} found, install g++ 12 or newer or set CXX.")
+
+
+def commands(cxx: str, objects: Path) -> dict[Path, list[str]]:
+    """Object file -> the command that makes it."""
+    made = {}
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise SystemExit(f"vllm_specvlm: the CPU kernels need x86-64, this machine is {platform.machine()}.")
+    for name, flags in VARIANTS.items():
+        target = objects / f"tree_attention_{name}.o"
+        source = str(SOURCES / "cpu" / "tree_attention.cpp")
+        made[target] = [cxx, *COMMON, *KERNEL, *flags, f"-DSPECVLM_VARIANT={name}", "-c", source]
+    for source_path in (SOURCES / "cpu" / "dispatch.cpp", SOURCES / "common" / "plan.cpp"):
+        made[objects / f"{source_path.stem}.o"] = [cxx, *COMMON, "-c", str(source_path)]
+    include = ["-isystem", str(torch_include())]
+    made[objects / "ops.o"] = [cxx, *COMMON, *TORCH, *include, "-c", str(SOURCES / "torch" / "ops.cpp")]
+    return {target: [*command, "-o", str(target)] for target, command in made.items()}
+
+
+def run(command: list[str]) -> None:
+    """Runs one compiler command, stopping the build with the compiler's own words if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.stdout or done.stderr:
+        print(done.stdout + done.stderr, file=sys.stderr)
+    if done.returncode:
+        raise SystemExit("vllm_specvlm: compiling failed: " + " ".join(command))
+
+
+def fingerprint(recipe: dict[Path, list[str]]) -> str:
+    """Hash of everything the library is made from: sources, commands, torch's and the compiler's version."""
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES.rglob("*")):
+        if path.suffix in (".cpp", ".h"):
+            digest.update(path.name.encode() + path.read_bytes())
+    for command in recipe.values():
+        digest.update(" ".join(command[:-1]).encode())
+    version = torch_include().parent / "version.py"
+    digest.update(version.read_bytes() if version.is_file() else b"")
+    return digest.hexdigest()
+
+
+def build(objects: Path, library: Path) -> None:
+    """Compiles what changed since the last build in `objects` and links `library`."""
+    recipe = commands(compiler(), objects)
+    stamp, wanted = objects / "fingerprint", fingerprint(recipe)
+    made = objects / LIBRARY.name
+    if not (made.is_file() and stamp.is_file() and stamp.read_text() == wanted):
+        objects.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            list(pool.map(run, recipe.values()))
+        # No rpath: torch is always loaded before this library, which then shares the loaded one.
+        torch = ["-L", str(torch_include().parent / "lib"), "-ltorch_cpu"]
+        run([compiler(), "-shared", "-o", str(made), *map(str, recipe), "-Wl,-O1", "-Wl,--as-needed", *torch])
+        stamp.write_text(wanted)
+    library.parent.mkdir(parents=True, exist_ok=True)
+    beside = library.with_name(f"{library.name}.{os.getpid()}")
+    shutil.copy2(made, beside)
+    beside.replace(library)  # never write into a library that a running process has mapped
+
+
+class BuildLibrary(build_ext):
+    """`build_ext` whose one extension is the native library, put inside the package (or beside it with --inplace)."""
+
+    def run(self) -> None:
+        package_root = ROOT if self.inplace or getattr(self, "editable_mode", False) else Path(self.build_lib)
+        build(Path(self.build_temp).resolve() / "specvlm", package_root / LIBRARY)
+
+    def get_outputs(self) -> list[str]:
+        return [] if self.inplace else [str(Path(self.build_lib) / LIBRARY)]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+    def get_source_files(self) -> list[str]:
+        return [str(p.relative_to(ROOT)) for p in sorted(SOURCES.rglob("*")) if p.suffix in (".cpp", ".h")]
+
+
+class AnyPythonWheel(bdist_wheel):
+    """A wheel for any Python 3 on this platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+class Binary(Distribution):
+    """Says that the package is not pure Python."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"build_ext": BuildLibrary, "bdist_wheel": AnyPythonWheel}
+
+setup(
+    distclass=Binary,
+    cmdclass=COMMANDS,
+    ext_modules=[Extension("vllm_specvlm.ops._lib.libspecvlm", sources=[])],
+)

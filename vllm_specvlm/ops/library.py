@@ -1,0 +1,132 @@
+"""Finds and loads the native library, and tells it whose arithmetic to follow.
+
+The library registers `torch.ops.vllm_specvlm.tree_attention`. Two environment variables serve tests and experiments:
+`VLLM_SPECVLM_CPU_VARIANT` (portable, avx2, avx512, avx512_bf16) forces one build of the kernels, and
+`VLLM_SPECVLM_CPU_ARITHMETIC` (avx512_bf16, avx512, avx2) the vLLM build whose results are followed bit for bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+# Order as in csrc/abi/tree_attention.h.
+ARITHMETICS = ("avx512_bf16", "avx512", "avx2")
+VARIANTS = ("avx512_bf16", "avx512", "avx2", "portable")
+
+_PATH = Path(__file__).parent / "_lib" / "libspecvlm.so"
+
+
+class LibraryNotFoundError(ImportError):
+    """The native library is missing or cannot be loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFeatures:
+    """What runs on this CPU.
+
+    Attributes:
+        library: the loaded file.
+        variant: the build of the kernels in use.
+        variants: all builds this CPU can run, best first.
+        arithmetic: the vLLM build whose results the op reproduces.
+        fast: whether `fast=True` has a bfloat16 dot-product kernel here.
+        half_l2: bytes of half the second-level cache, which vLLM's softmax tiles go by.
+    """
+
+    library: Path
+    variant: str
+    variants: tuple[str, ...]
+    arithmetic: str
+    fast: bool
+    half_l2: int
+
+
+def load() -> None:
+    """Loads the library and registers the op; later calls do nothing.
+
+    Raises:
+        LibraryNotFoundError: the library is missing or does not fit the installed torch.
+        ValueError: an environment variable asks for a variant or an arithmetic that does not exist here.
+    """
+    _library()
+
+
+def cpu_features() -> CpuFeatures:
+    """The kernels in use; loads the library. Raises what `load` raises."""
+    lib = _library()
+    return CpuFeatures(
+        library=_PATH,
+        variant=lib.specvlm_cpu_name().decode(),
+        variants=tuple(name for name in VARIANTS if lib.specvlm_cpu_supports(name.encode())),
+        arithmetic=ARITHMETICS[lib.specvlm_cpu_arithmetic()],
+        fast=bool(lib.specvlm_cpu_has_fast()),
+        half_l2=lib.specvlm_cpu_half_l2(),
+    )
+
+
+def choose(variant: str = "", arithmetic: str = "", half_l2: int = 0) -> None:
+    """Forces a variant, an arithmetic or a cache size from now on, for the whole process; "" and 0 mean the default.
+
+    Raises:
+        ValueError: this CPU cannot run the variant, or the arithmetic is unknown.
+    """
+    lib = _library()
+    _configure(lib, variant, arithmetic, half_l2)
+
+
+def arithmetic_of_vllm() -> str:
+    """Which build of its kernels vLLM loads on this machine (`CpuPlatform.import_kernels`), by the same questions."""
+    if not torch.cpu._is_avx512_supported():
+        return "avx2"
+    return "avx512_bf16" if torch.cpu._is_avx512_bf16_supported() else "avx512"
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    if not _PATH.is_file():
+        raise LibraryNotFoundError(
+            f"The native library {_PATH} is missing: install the package with a C++ compiler present, or run "
+            "`python setup.py build_ext --inplace` in a checkout."
+        )
+    try:
+        torch.ops.load_library(str(_PATH))
+        lib = ctypes.CDLL(str(_PATH))
+    except OSError as error:
+        raise LibraryNotFoundError(
+            f"The native library {_PATH} does not load with torch {torch.__version__} ({error}): build it again."
+        ) from error
+    lib.specvlm_cpu_name.restype = ctypes.c_char_p
+    lib.specvlm_cpu_half_l2.restype = ctypes.c_int64
+    lib.specvlm_cpu_follow.argtypes = [ctypes.c_int, ctypes.c_int64]
+    environment = os.environ
+    _configure(
+        lib,
+        environment.get("VLLM_SPECVLM_CPU_VARIANT", ""),
+        environment.get("VLLM_SPECVLM_CPU_ARITHMETIC", ""),
+        half_l2=0,
+    )
+    torch.library.register_fake("vllm_specvlm::tree_attention", lambda *args: None)
+    return lib
+
+
+def _configure(lib: ctypes.CDLL, variant: str, arithmetic: str, half_l2: int) -> None:
+    arithmetic = arithmetic or arithmetic_of_vllm()
+    if arithmetic not in ARITHMETICS:
+        raise ValueError(f"Unknown CPU arithmetic {arithmetic!r}, expected one of {', '.join(ARITHMETICS)}.")
+    if lib.specvlm_cpu_choose(variant.encode()):
+        raise ValueError(
+            f"CPU variant {variant!r} does not exist or does not run here, use one of {', '.join(VARIANTS)}."
+        )
+    lib.specvlm_cpu_follow(ARITHMETICS.index(arithmetic), half_l2 or _half_l2())
+
+
+def _half_l2() -> int:
+    """Half the second-level cache in bytes, from where vLLM takes it: torch's own CPU description."""
+    size = torch.cpu.get_capabilities().get("l2_cache_size", 0)
+    return int(size) // 2 or 128 * 1024
