@@ -25,6 +25,9 @@ def parser_and_command() -> tuple[Any, Any]:
     subparsers = parser.add_subparsers(required=True, dest="subparser")
     serve = command.subparser_init(subparsers)
     serve.usage = "specvlm serve [model_tag] [options]"
+    for action in serve._actions:
+        if action.dest == "spec_method":  # a closed list of vLLM's own methods; --speculative-config takes any
+            action.choices = [*action.choices, "specvlm"]
     return parser, command
 
 

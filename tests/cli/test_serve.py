@@ -1,0 +1,112 @@
+"""`specvlm serve`: what reaches vLLM's own `serve`, with no engine started."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+from typing import Any
+
+import pytest
+
+from vllm_specvlm.cli import serve
+from vllm_specvlm.cli.console import UserError
+
+TARGET, DRAFT = "specvlm/reference-target", "specvlm/reference-draft"
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[argparse.Namespace]:
+    """The arguments that vLLM's serve command would have run with."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    seen: list[argparse.Namespace] = []
+    monkeypatch.setattr(ServeSubcommand, "cmd", staticmethod(seen.append))
+    return seen
+
+
+def test_takes_the_model_as_positional_argument_and_any_option_of_vllm_serve(served: list[argparse.Namespace]) -> None:
+    line = ["some/model", "--dtype", "float32", "--port", "8123", "--max_model_len", "512", "-tp", "2"]
+    assert serve.main(line) == 0
+    (arguments,) = served
+    assert arguments.model_tag == "some/model"
+    assert (arguments.dtype, arguments.port) == ("float32", 8123)
+    assert (arguments.max_model_len, arguments.tensor_parallel_size) == (512, 2)
+    assert arguments.served_model_name is None
+
+
+def test_does_not_ask_for_the_distribution_called_vllm(
+    monkeypatch: pytest.MonkeyPatch, served: list[argparse.Namespace]
+) -> None:
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "vllm":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert serve.main(["some/model"]) == 0
+    assert len(served) == 1
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [
+        ["--speculative-config", json.dumps({"method": "specvlm", "model": DRAFT, "num_speculative_tokens": 4})],
+        ["--speculative-config.method", "specvlm", "--speculative-config.model", DRAFT],
+    ],
+    ids=["json", "dotted"],
+)
+def test_resolves_the_models_of_the_plugin(
+    models: dict[str, str], served: list[argparse.Namespace], draft: list[str]
+) -> None:
+    assert serve.main([TARGET, *draft]) == 0
+    (arguments,) = served
+    assert arguments.model_tag == arguments.model == models[TARGET]
+    assert arguments.speculative_config["model"] == models[DRAFT]
+    assert arguments.speculative_config["method"] == "specvlm"
+    assert arguments.served_model_name == [TARGET]  # clients use the name that the server was started with
+
+
+def test_resolves_the_short_flags_of_speculation(models: dict[str, str], served: list[argparse.Namespace]) -> None:
+    assert serve.main([TARGET, "--spec-method", "specvlm", "--spec-model", DRAFT, "--spec-tokens", "4"]) == 0
+    assert served[0].spec_model == models[DRAFT]
+
+
+def test_a_served_name_of_the_user_stays(models: dict[str, str], served: list[argparse.Namespace]) -> None:
+    assert serve.main([TARGET, "--served-model-name", "eyes"]) == 0
+    assert served[0].served_model_name == ["eyes"]
+
+
+def test_other_drafts_stay_as_they_are(models: dict[str, str], served: list[argparse.Namespace]) -> None:
+    assert serve.main(["some/model", "--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}']) == 0
+    assert served[0].speculative_config == {"method": "ngram", "num_speculative_tokens": 2}
+
+
+def test_an_unknown_model_of_the_plugin_is_a_mistake(models: dict[str, str], served: list[argparse.Namespace]) -> None:
+    with pytest.raises(UserError, match="no model specvlm/refrence"):
+        serve.main(["specvlm/refrence"])
+    assert not served
+
+
+def test_an_unknown_option_is_a_mistake(served: list[argparse.Namespace], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        serve.main(["some/model", "--speculate-configs", "{}"])
+    assert stopped.value.code == 2
+    assert "--speculate-configs" in capsys.readouterr().err
+    assert not served
+
+
+def test_an_engine_that_refuses_ends_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    def refuse(arguments: Any) -> None:
+        raise ValueError("pipeline parallelism is not supported: use --tensor-parallel-size.")
+
+    monkeypatch.setattr(ServeSubcommand, "cmd", staticmethod(refuse))
+    assert serve.main(["some/model"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "specvlm serve: pipeline parallelism is not supported: use --tensor-parallel-size."
