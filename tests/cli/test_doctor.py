@@ -6,7 +6,6 @@ import importlib
 import importlib.metadata
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -116,13 +115,6 @@ def test_a_broken_torchvision_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "torchvision::nms" in check.detail
 
 
-@pytest.fixture
-def features(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(ops, "cpu_features", lambda: {"avx512": True}, raising=False)
-    yield
-
-
-@pytest.mark.usefixtures("features")
 def test_kernels_that_compute_something_else_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def right(out: Any, query: Any, *rest: Any) -> None:
         out.copy_(query)
@@ -131,10 +123,12 @@ def test_kernels_that_compute_something_else_are_found(monkeypatch: pytest.Monke
         out.copy_(query)
         out[1, 2, 3] += 1e-2
 
-    install(monkeypatch, ops, "reference", tree_attention=right)
-    install(monkeypatch, ops, "tree_attention", tree_attention=right)
+    features = ops.CpuFeatures(Path("lib.so"), "avx2", ("avx2", "portable"), "avx2", False, 1 << 19)
+    monkeypatch.setattr(ops, "cpu_features", lambda: features)
+    monkeypatch.setattr(ops, "tree_attention_reference", right)
+    monkeypatch.setattr(ops, "tree_attention", right)
     assert [check.ok for check in checkup.check_kernels()] == [True, True]
-    install(monkeypatch, ops, "tree_attention", tree_attention=wrong)
+    monkeypatch.setattr(ops, "tree_attention", wrong)
     assert [check.ok for check in checkup.check_kernels()] == [True, False]
 
 

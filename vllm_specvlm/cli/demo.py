@@ -43,8 +43,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--image", metavar="FILE", help="the picture (default: one that comes with the plugin)")
     result.add_argument("--prompt", metavar="TEXT", help="the question (default: one that fits that picture)")
     result.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    result.add_argument("--draft", metavar="NAME", default=REFERENCE_DRAFT, help="a draft model or 'lookup' (no model)")
-    result.add_argument("--nodes", metavar="N", type=_count(1, MAX_NODES), default=12, help="most nodes of a tree")
+    result.add_argument(
+        "--draft",
+        metavar="NAME",
+        default=REFERENCE_DRAFT,
+        help="a draft model's folder, or lookup: draft from the text so far, without a model",
+    )
+    result.add_argument("--nodes", metavar="N", type=_count(1, MAX_NODES), default=8, help="most nodes of a tree")
     result.add_argument("--max-tokens", metavar="N", type=_count(2, 1024), default=96, help="longest answer")
     result.add_argument("--repeat", metavar="N", type=_count(1, 1000), default=3, help="measured runs of each")
     result.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
@@ -175,7 +180,7 @@ def main(argv: Sequence[str]) -> int:
 
     say("preparing the reference models (built once, then found again)")
     target = resolve("specvlm/reference-target")
-    draft = "lookup" if options.draft == "lookup" else resolve(options.draft)
+    draft = {} if options.draft == "lookup" else {"model": resolve(options.draft)}
     with tempfile.TemporaryDirectory(prefix="specvlm-demo-") as folder:
         if picture is None:
             picture = str(Path(folder) / "sample.png")
@@ -188,7 +193,7 @@ def main(argv: Sequence[str]) -> int:
             max_tokens=options.max_tokens,
             runs=options.repeat,
         )
-        speculative = {"method": "specvlm", "model": draft, "num_speculative_tokens": options.nodes}
+        speculative = {"method": "specvlm", "num_speculative_tokens": options.nodes} | draft
         request = dataclasses.replace(plain_request, speculative=speculative)
         try:
             say("plain vLLM answers")
