@@ -1,0 +1,164 @@
+"""The ledger: every vLLM symbol we call, override or wrap, with the reason, checked at start and by `specvlm doctor`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+SUPPORTED = ((0, 32), (0, 33))
+"""Minor versions of vLLM: 0.32 is run by the tests, 0.33's Python files are checked against this ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """One entry: where it is, how we use it, and the parameters we rely on."""
+
+    where: str
+    """`module:attribute.path`."""
+    use: str
+    """`overridden`, `wrapped` or `called`."""
+    why: str
+    parameters: tuple[str, ...] = ()
+    """Leading parameters (after self) that must have these names, in this order."""
+    gone_when: str = ""
+    """What would make the entry unnecessary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of checking one symbol."""
+
+    symbol: str
+    where: str
+    why: str
+    ok: bool
+    detail: str
+
+
+_RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner."
+_REGISTRY = "a proposer registry in vLLM that may own verification"
+
+LEDGER: tuple[Symbol, ...] = (
+    Symbol(
+        "vllm.engine.arg_utils:EngineArgs.create_speculative_config",
+        "wrapped",
+        "method 'specvlm' in the user's dictionary becomes proposer class, worker class and our options",
+        ("target_model_config", "target_parallel_config"),
+        _REGISTRY,
+    ),
+    Symbol("vllm.v1.worker.cpu_worker:CPUWorker.init_device", "overridden", "puts our model runner into the worker"),
+    Symbol("vllm.v1.worker.cpu_model_runner:CPUModelRunner.load_model", "overridden", "tree attention in the layers"),
+    Symbol("vllm.v1.worker.cpu_model_runner:CPUModelRunner.warming_up_model", "overridden", "compiles the draft too"),
+    Symbol(
+        "vllm.v1.worker.cpu_model_runner:CPUModelRunner.initialize_kv_cache",
+        "overridden",
+        "validity marks for the draft's part of the cache",
+        ("kv_cache_config",),
+    ),
+    Symbol(_RUNNER + "execute_model", "overridden", "decodes the trees in the draft lists", ("scheduler_output",)),
+    Symbol(
+        _RUNNER + "_prepare_inputs",
+        "overridden",
+        "positions root + depth, tree rows out of the paged cache",
+        ("scheduler_output", "num_scheduled_tokens"),
+        "tree positions in vLLM",
+    ),
+    Symbol(_RUNNER + "_build_attention_metadata", "overridden", "hands the tree to the attention layers"),
+    Symbol(_RUNNER + "_sample", "overridden", "tree acceptance and commit", ("logits", "spec_decode_metadata")),
+    Symbol(
+        _RUNNER + "_input_fits_in_drafter",
+        "overridden",
+        "one request near max_model_len must not stop drafting for all",
+        ("common_attn_metadata",),
+    ),
+    Symbol(
+        _RUNNER + "propose_draft_token_ids",
+        "overridden",
+        "drafting is put off until the step's output is handed out",
+        ("scheduler_output", "sampled_token_ids"),
+        _REGISTRY,
+    ),
+    Symbol(_RUNNER + "take_draft_token_ids", "overridden", "drafts the next step's trees"),
+    Symbol("vllm.v1.engine.core:EngineCore.post_step", "relied on", "asks for drafts after the outputs are queued"),
+    Symbol(
+        "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.forward",
+        "overridden",
+        "rows of a tree go through our op",
+        ("layer", "query", "key", "value", "kv_cache", "attn_metadata", "output"),
+        "a tree mask in vLLM's CPU attention",
+    ),
+    Symbol(
+        "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.do_kv_cache_update",
+        "called",
+        "commits accepted rows without knowing the cache layout",
+        ("layer", "key", "value", "kv_cache", "slot_mapping"),
+    ),
+    Symbol("vllm.model_executor.layers.attention:Attention", "called", "finds the layers that attend"),
+    Symbol("vllm.model_executor.model_loader:get_model", "called", "loads the draft"),
+    Symbol("vllm.compilation.backends:set_model_tag", "called", "keeps the draft's compiled graphs apart", ("tag",)),
+    Symbol(
+        "vllm.forward_context:set_forward_context",
+        "called",
+        "runs the draft",
+        ("attn_metadata", "vllm_config", "num_tokens"),
+    ),
+    Symbol("vllm.config.utils:replace", "called", "the draft's view of the configuration"),
+    Symbol("vllm.config:ModelConfig", "called", "the draft's configuration"),
+    Symbol("vllm.config:ModelConfig.uses_mrope", "called", "which positions the draft takes"),
+    Symbol("vllm.multimodal.utils:group_and_batch_mm_kwargs", "called", "batches pictures for the draft's tower"),
+    Symbol("vllm.multimodal:MULTIMODAL_REGISTRY", "called", "compares image processing of draft and target"),
+    Symbol("vllm.tokenizers:cached_tokenizer_from_config", "called", "compares tokenizers of draft and target"),
+    Symbol(
+        "vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p",
+        "called",
+        "the processed distribution of a sampled row",
+        ("logits", "k", "p"),
+    ),
+    Symbol("vllm.v1.outputs:SamplerOutput", "called", "what `_sample` returns"),
+    Symbol("vllm.v1.outputs:LogprobsTensors", "called", "log-probs beside trees of other requests"),
+    Symbol("vllm.v1.outputs:DraftTokenIds", "called", "what `take_draft_token_ids` returns"),
+    Symbol(
+        "vllm.v1.spec_decode.custom_class_proposer:create_custom_proposer",
+        "relied on",
+        "builds our proposer from its class path",
+        ("vllm_config",),
+        _REGISTRY,
+    ),
+)
+
+
+def version_problem(version: str) -> str | None:
+    """Why this version of vLLM is refused, or None."""
+    try:
+        major, minor = (int(part) for part in version.split(".")[:2])
+    except ValueError:
+        return f"vLLM's version '{version}' cannot be read; install vLLM 0.32."
+    if (major, minor) not in SUPPORTED:
+        return f"vLLM {version} is not supported (0.32 is, 0.33 is checked); install vLLM 0.32."
+    return None
+
+
+def check() -> list[Finding]:
+    """Check the installed vLLM against the ledger: its version, and every symbol with the parameters we rely on."""
+    import vllm
+
+    trouble = version_problem(vllm.__version__)
+    findings = [Finding("vllm", "vllm", "supported version", trouble is None, trouble or f"is {vllm.__version__}")]
+    return findings + [_check(symbol) for symbol in LEDGER]
+
+
+def _check(symbol: Symbol) -> Finding:
+    module_name, _, path = symbol.where.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in path.split("."):
+            found = inspect.getattr_static(found, part) if inspect.isclass(found) else getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        return Finding(path, module_name, symbol.why, False, f"is missing ({error})")
+    if symbol.parameters:
+        names = [name for name in inspect.signature(found).parameters if name != "self"]
+        if tuple(names[: len(symbol.parameters)]) != symbol.parameters:
+            return Finding(path, module_name, symbol.why, False, f"takes {names}, not {list(symbol.parameters)}")
+    return Finding(path, module_name, symbol.why, True, symbol.use)

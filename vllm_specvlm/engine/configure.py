@@ -1,0 +1,156 @@
+"""From the user's `{"method": "specvlm", ...}` to an engine that runs us: translation and refusals."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig
+    from vllm.engine.arg_utils import EngineArgs
+
+PROPOSER = "vllm_specvlm.engine.speculator.Speculator"
+WORKER = "vllm_specvlm.engine.worker.TreeCPUWorker"
+
+
+def install() -> None:
+    """Make `EngineArgs` understand method `specvlm`; every other method takes the stock way untouched.
+
+    `EngineArgs.create_speculative_config` is where the user's dictionary becomes configuration, for `LLM(...)`, the
+    server and Ray alike, and general plugins are loaded by then.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+
+    stock = EngineArgs.create_speculative_config
+    if getattr(stock, "_specvlm", False):
+        return
+
+    @functools.wraps(stock)
+    def create_speculative_config(
+        self: EngineArgs, target_model_config: ModelConfig, target_parallel_config: ParallelConfig
+    ) -> SpeculativeConfig | None:
+        if _asked_for(self):
+            translate(self, target_model_config, target_parallel_config)
+        return stock(self, target_model_config, target_parallel_config)
+
+    create_speculative_config._specvlm = True  # type: ignore[attr-defined]
+    EngineArgs.create_speculative_config = create_speculative_config  # type: ignore[method-assign]
+
+
+def _asked_for(args: EngineArgs) -> bool:
+    return args.spec_method == METHOD or (args.speculative_config or {}).get("method") == METHOD
+
+
+def translate(args: EngineArgs, target: ModelConfig, parallel: ParallelConfig) -> None:
+    """Replace the user's dictionary by what stock vLLM needs to run our worker and proposer; changes `args` in place.
+
+    Raises:
+        ValueError: an option is wrong, the draft does not fit the target, or the engine asks for something that
+            speculation with trees does not support.
+    """
+    options = SpecVLMOptions.parse(_given(args))
+    refuse_unsupported(args, target, parallel)
+    if options.model is not None:
+        options = _with_checked_draft(options, target)
+    args.spec_method = args.spec_model = args.spec_tokens = None
+    args.speculative_config = {
+        "method": "custom_class",
+        "model": PROPOSER,
+        "num_speculative_tokens": options.shape().nodes,
+    }
+    if not isinstance(args.additional_config, dict):
+        raise ValueError("Method 'specvlm' needs --additional-config to be a JSON object, or left out.")
+    args.additional_config = {**args.additional_config, METHOD: options.as_dict()}
+    args.worker_cls = parallel.worker_cls = WORKER
+
+
+def _given(args: EngineArgs) -> dict[str, Any]:
+    """The user's dictionary with vLLM's short flags (--spec-model, --spec-tokens) folded in."""
+    given = dict(args.speculative_config or {})
+    for flag, key, value in (
+        ("--spec-method", "method", args.spec_method),
+        ("--spec-model", "model", args.spec_model),
+        ("--spec-tokens", "num_speculative_tokens", args.spec_tokens),
+    ):
+        if value is None:
+            continue
+        if key in given:
+            raise ValueError(f"{flag} and --speculative-config['{key}'] exclude each other; leave one out.")
+        given[key] = value
+    return given
+
+
+def _with_checked_draft(options: SpecVLMOptions, target: ModelConfig) -> SpecVLMOptions:
+    from dataclasses import replace
+
+    from vllm_specvlm import zoo
+    from vllm_specvlm.engine import pair
+
+    assert options.model is not None
+    options = replace(options, model=zoo.resolve(options.model))
+    assert options.model is not None
+    draft = pair.draft_model_config(options.model, target)
+    found = pair.problems(target, draft, text_only_draft=options.text_only_draft)
+    if found:
+        raise ValueError(" ".join(found))
+    return options
+
+
+def refuse_unsupported(args: EngineArgs, target: ModelConfig, parallel: ParallelConfig) -> None:
+    """Refuse, in one sentence, what trees are not exact with or not tested for.
+
+    Raises:
+        ValueError: the first thing found.
+    """
+    from vllm.platforms import current_platform
+
+    text = target.hf_text_config
+    window = target.get_sliding_window()
+    cap = getattr(text, "attn_logit_softcapping", None)
+    layer_types = set(getattr(text, "layer_types", None) or ())
+    checks: list[tuple[bool, str, str]] = [
+        (not current_platform.is_cpu(), f"on device '{current_platform.device_name}'", "use vLLM's CPU backend"),
+        (args.worker_cls not in ("auto", WORKER), f"with worker class '{args.worker_cls}'", "leave --worker-cls out"),
+        (
+            parallel.pipeline_parallel_size > 1,
+            f"with pipeline parallelism {parallel.pipeline_parallel_size}",
+            "use tensor parallelism instead",
+        ),
+        (
+            parallel.data_parallel_size > 1,
+            f"with data parallelism {parallel.data_parallel_size}",
+            "start separate servers behind a load balancer",
+        ),
+        (
+            parallel.decode_context_parallel_size > 1,
+            f"with decode context parallelism {parallel.decode_context_parallel_size}",
+            "set it to 1",
+        ),
+        (
+            parallel.prefill_context_parallel_size > 1,
+            f"with prefill context parallelism {parallel.prefill_context_parallel_size}",
+            "set it to 1",
+        ),
+        (parallel.use_ubatching, "with dual-batch overlap", "leave --enable-dbo out"),
+        (args.async_scheduling is True, "with asynchronous scheduling", "leave --async-scheduling out"),
+        (args.enable_lora, "with LoRA adapters", "merge the adapter into the model"),
+        (
+            args.kv_cache_dtype not in ("auto", "bfloat16", "float16", "float32"),
+            f"with KV cache type '{args.kv_cache_dtype}'",
+            "set --kv-cache-dtype auto",
+        ),
+        (args.kv_transfer_config is not None, "with a KV connector", "leave --kv-transfer-config out"),
+        (bool(window), f"for a model with a sliding window of {window}", "serve it without speculation"),
+        (
+            "sliding_attention" in layer_types,
+            f"for '{target.model}', which has sliding-window layers",
+            "serve it without speculation",
+        ),
+        (bool(cap), f"for a model that soft-caps its attention at {cap}", "serve it without speculation"),
+        (target.is_encoder_decoder, "for an encoder-decoder model", "serve it without speculation"),
+    ]
+    for refused, what, instead in checks:
+        if refused:
+            raise ValueError(f"Method 'specvlm' does not run {what}; {instead}.")

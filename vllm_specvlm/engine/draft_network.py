@@ -1,0 +1,93 @@
+"""The draft's network inside vLLM: loading, one forward pass, and the best next tokens of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.compilation.backends import set_model_tag
+from vllm.config import ModelConfig, VllmConfig
+from vllm.config.utils import replace
+from vllm.forward_context import set_forward_context
+from vllm.model_executor.model_loader import get_model
+from vllm.model_executor.models.interfaces import supports_multimodal
+
+from vllm_specvlm.engine.attention_cpu import DraftAttentionMetadata
+from vllm_specvlm.engine.tree_step import TreeStep
+from vllm_specvlm.tree.grow import LevelProposal
+
+# Layer names of the draft start with this, so that they do not collide with the target's.
+PREFIX = "draft_model"
+
+
+class DraftNetwork:
+    """A model that vLLM builds beside the target; its attention layers get KV cache from vLLM like any other."""
+
+    def __init__(self, vllm_config: VllmConfig, model_config: ModelConfig) -> None:
+        """Load the weights."""
+        self._config = vllm_config
+        self.model_config = model_config
+        layers = vllm_config.compilation_config.static_forward_context
+        before = set(layers)
+        with set_model_tag(PREFIX):
+            config = replace(vllm_config, model_config=model_config, quant_config=None)
+            self._model: Any = get_model(vllm_config=config, prefix=PREFIX)
+        self.layers = [name for name in layers if name not in before]
+        self.sees = supports_multimodal(self._model)
+
+    def encode(self, **pixels: Any) -> Sequence[torch.Tensor]:
+        """Visual tokens of pictures, [tokens, hidden] each: the model's own vision tower and projector."""
+        encoded: Sequence[torch.Tensor] = self._model.embed_multimodal(**pixels)
+        return encoded
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        step: TreeStep | None,
+        block_table: torch.Tensor | None,
+        slots: torch.Tensor | None,
+        pictures: Sequence[torch.Tensor] = (),
+        is_picture: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Hidden states after the final norm.
+
+        Args:
+            ids: int32 [rows].
+            positions: int64 [rows], or [3, rows] with M-RoPE.
+            step: the attention arguments; None runs without attention (warm-up).
+            block_table: int32 [requests, blocks] of the draft's KV cache group.
+            slots: int64 [rows]; -1 for rows whose K/V stay dense.
+            pictures: embeddings of the rows marked in `is_picture`, in row order.
+            is_picture: bool [rows], on the CPU.
+
+        Returns:
+            [rows, hidden].
+        """
+        metadata = None
+        if step is not None:
+            assert block_table is not None
+            metadata = dict.fromkeys(self.layers, DraftAttentionMetadata(step, block_table))
+        slot_mapping = {} if slots is None else dict.fromkeys(self.layers, slots)
+        context = set_forward_context(metadata, self._config, num_tokens=len(ids), slot_mapping=slot_mapping)
+        with torch.inference_mode(), context:
+            if not self.sees:
+                hidden = self._model(input_ids=ids, positions=positions)
+            else:
+                embeds = (
+                    self._model.embed_input_ids(ids, multimodal_embeddings=list(pictures), is_multimodal=is_picture)
+                    if len(pictures)
+                    else self._model.embed_input_ids(ids)
+                )
+                hidden = self._model(input_ids=None, positions=positions, inputs_embeds=embeds)
+        assert isinstance(hidden, torch.Tensor)
+        return hidden
+
+    def candidates(self, hidden: torch.Tensor, top_k: int, vocabulary: int) -> LevelProposal:
+        """The `top_k` likeliest next tokens of each row, among the first `vocabulary` ids (the rest is padding)."""
+        logits = self._model.compute_logits(hidden)[:, :vocabulary].float()
+        values, tokens = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+        log_probs = values - logits.logsumexp(dim=-1, keepdim=True)
+        return LevelProposal(tokens.cpu().numpy(), log_probs.cpu().numpy().astype(np.float32))

@@ -1,0 +1,95 @@
+"""The draft's own eyes: pictures encoded on demand by the draft's vision tower, in a bounded cache."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.logger import init_logger
+from vllm.multimodal.inputs import MultiModalFeatureSpec
+from vllm.multimodal.utils import group_and_batch_mm_kwargs
+
+logger = init_logger(__name__)
+
+Encoder = Callable[..., Sequence[torch.Tensor]]
+
+
+class DraftVision:
+    """Embeddings of pictures by content hash, least recently used dropped first.
+
+    A picture that cannot be encoded (its pixels are gone, or the tower raises) is reported as unseen: the draft goes
+    blind for it, no request fails.
+    """
+
+    def __init__(self, encode: Encoder | None, capacity_bytes: int, device: torch.device) -> None:
+        """`encode` is the draft's `embed_multimodal`; None for a draft that cannot see."""
+        self._encode = encode
+        self._capacity = capacity_bytes
+        self._device = device
+        self._cache: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._bytes = 0
+
+    def embeddings(self, features: Sequence[MultiModalFeatureSpec]) -> dict[str, torch.Tensor]:
+        """[visual tokens, draft hidden size] by feature identifier; the unseen ones are missing."""
+        found: dict[str, torch.Tensor] = {}
+        wanted: dict[str, MultiModalFeatureSpec] = {}
+        for feature in features:
+            cached = self._cache.get(feature.identifier)
+            if cached is not None:
+                self._cache.move_to_end(feature.identifier)
+                found[feature.identifier] = cached
+            elif self._encode is not None and feature.data is not None:
+                wanted[feature.identifier] = feature
+        found.update(self._encoded(wanted))
+        return found
+
+    def _encoded(self, wanted: dict[str, MultiModalFeatureSpec]) -> dict[str, torch.Tensor]:
+        ordered = sorted(wanted.values(), key=lambda feature: feature.modality)
+        outputs: list[torch.Tensor] = []
+        try:
+            items: list[tuple[str, Any]] = [(f.modality, f.data) for f in ordered]
+            for _, _, batch in group_and_batch_mm_kwargs(items, device=self._device):
+                assert self._encode is not None
+                outputs.extend(self._encode(**batch))
+        except Exception:
+            logger.exception("The draft's vision tower failed; the draft goes on without these pictures.")
+            return {}
+        encoded = {feature.identifier: output for feature, output in zip(ordered, outputs, strict=True)}
+        for identifier, output in encoded.items():
+            self._store(identifier, output)
+        return encoded
+
+    def _store(self, identifier: str, output: torch.Tensor) -> None:
+        self._cache[identifier] = output
+        self._bytes += output.nbytes
+        while self._bytes > self._capacity and self._cache:
+            _, dropped = self._cache.popitem(last=False)
+            self._bytes -= dropped.nbytes
+
+
+def place(
+    feature: MultiModalFeatureSpec, embeddings: torch.Tensor, positions: np.ndarray
+) -> tuple[np.ndarray, torch.Tensor]:
+    """Where a picture's embeddings stand among the rows being fed.
+
+    Args:
+        feature: the picture, with its placeholder range.
+        embeddings: [visual tokens, hidden].
+        positions: int64, ascending positions of the rows.
+
+    Returns:
+        bool mask over the rows, and the embeddings of the rows in it, in order.
+    """
+    span = feature.mm_position
+    inside = (positions >= span.offset) & (positions < span.offset + span.length)
+    offsets = positions[inside] - span.offset
+    if span.is_embed is not None:
+        # Some families mix separators into the range; only marked tokens take an embedding.
+        marked = span.is_embed.numpy().astype(bool)
+        index_of = np.cumsum(marked) - 1
+        inside[np.flatnonzero(inside)[~marked[offsets]]] = False
+        offsets = index_of[offsets[marked[offsets]]]
+    return inside, embeddings[torch.from_numpy(offsets).to(embeddings.device)]

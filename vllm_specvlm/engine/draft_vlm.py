@@ -1,0 +1,375 @@
+"""A second, smaller VLM as drafter (Spec-LLaVA): own weights, own vision tower, KV in the target's block tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from vllm.config import VllmConfig
+from vllm.multimodal.inputs import MultiModalFeatureSpec
+
+from vllm_specvlm.engine.dense_store import DenseStore
+from vllm_specvlm.engine.draft_blocks import DraftBlocks
+from vllm_specvlm.engine.draft_network import DraftNetwork
+from vllm_specvlm.engine.draft_vision import DraftVision, place
+from vllm_specvlm.engine.options import SpecVLMOptions
+from vllm_specvlm.engine.pair import draft_model_config
+from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
+from vllm_specvlm.tree.grow import Frontier, LevelProposal
+from vllm_specvlm.tree.token_tree import MAX_NODES
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.worker.gpu_input_batch import CachedRequestState
+
+    from vllm_specvlm.engine.runner import TreeModelRunner
+
+# Dense rows per request: the root and every node ever expanded below it; the ancestor mask has a bit for each.
+SEGMENT = MAX_NODES + 1
+
+
+@dataclass(slots=True)
+class _Feed:
+    """One request's rows in the pass that feeds confirmed tokens."""
+
+    request_id: str
+    row: int
+    """Row in vLLM's input batch."""
+    written: np.ndarray
+    """int64: positions whose K/V go to the paged cache in this pass."""
+    root: int | None
+    """Position of the tree's root, or None while the request has not caught up."""
+    upto: int
+    """The paged positions below this are then all written, or holes."""
+    spans: list[tuple[int, int]]
+    pictures: list[tuple[MultiModalFeatureSpec, torch.Tensor]]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """int64: positions of all rows, the root last."""
+        return self.written if self.root is None else np.append(self.written, self.root)
+
+
+@dataclass(slots=True)
+class _Growing:
+    """One request whose tree is being grown."""
+
+    row: int
+    root: int
+    spans: list[tuple[int, int]]
+    dense_start: int
+    dense_rows: int = 1
+    """Rows of its dense segment in use; the first is the root."""
+
+
+class DraftVLM:
+    """Drafts with a VLM that vLLM loads beside the target.
+
+    `open` feeds the confirmed tokens whose draft K/V is missing and, as a dense row, the root; `propose_level` runs one
+    forward pass per level over the whole frontier, whose K/V stay dense. Nothing is fed while a prompt is being
+    computed: the drafter catches up in bulk after the first token, at most `max_num_batched_tokens` rows a step, and a
+    request that has not caught up has no tree yet.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, options: SpecVLMOptions) -> None:
+        """Read the draft's configuration; weights come with `load`."""
+        assert options.model is not None
+        self._config = vllm_config
+        self._options = options
+        self._depth = options.shape().depth
+        self._model_config = draft_model_config(options.model, vllm_config.model_config)
+        self._vocabulary = min(self._model_config.get_vocab_size(), vllm_config.model_config.get_vocab_size())
+        self._store = DenseStore()
+        self._fed: dict[str, int] = {}
+        self._holes: dict[str, list[tuple[int, int]]] = {}
+        self._growing: dict[int, _Growing] = {}
+        self._root_hidden: torch.Tensor | None = None
+        self._masks = np.empty((0, 2), dtype=np.uint64)
+
+    def load(self) -> None:
+        """Load the draft's weights."""
+        self._network = DraftNetwork(self._config, self._model_config)
+
+    def bind(self, runner: TreeModelRunner) -> None:
+        """The runner whose batch, block tables and positions are used."""
+        self._runner = runner
+        self._device = runner.device
+
+    def cache_allocated(self) -> None:
+        """The KV cache exists: make the validity marks of its blocks."""
+        config = self._runner.kv_cache_config
+        homes = [
+            i for i, group in enumerate(config.kv_cache_groups) if set(group.layer_names) & set(self._network.layers)
+        ]
+        if len(homes) != 1:
+            raise ValueError(f"The draft's layers lie in KV cache groups {homes}; a draft must keep to one.")
+        self._group = homes[0]
+        table = self._runner.input_batch.block_table[self._group]
+        self._blocks = DraftBlocks(config.num_blocks, table.block_size)
+        encode = self._network.encode if self._network.sees else None
+        self._vision = DraftVision(encode, self._options.vision_cache_mib << 20, self._device)
+
+    def warm_up(self) -> None:
+        """One pass without attention, which compiles the draft when compilation is on."""
+        rows = self._config.scheduler_config.max_num_batched_tokens
+        positions = np.zeros((3, rows) if self._model_config.uses_mrope else rows, dtype=np.int64)
+        self._network.forward(self._ids(np.zeros(rows)), self._tensor(positions), None, None, None)
+
+    # -- the life of a request -----------------------------------------------------------------------------------
+
+    def begin(self, request_id: str, tokens: Sequence[int]) -> None:
+        """Nothing to note: tokens are read from vLLM's batch when they are fed."""
+
+    def advance(self, request_id: str, tokens: Sequence[int]) -> None:
+        """As `begin`."""
+
+    def finish(self, request_id: str) -> None:
+        """Forget the request; its blocks keep their marks, since vLLM may still share them."""
+        self._fed.pop(request_id, None)
+        self._holes.pop(request_id, None)
+
+    def observe_schedule(self, scheduled: SchedulerOutput) -> None:
+        """Clear the marks of blocks handed out afresh; a resumed request starts from what its blocks hold."""
+        size = self._blocks.block_size
+        for new in scheduled.scheduled_new_reqs:
+            self._blocks.clear(new.block_ids[self._group][new.num_computed_tokens // size :])
+        cached = scheduled.scheduled_cached_reqs
+        for request_id, blocks, computed in zip(
+            cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True
+        ):
+            resumed = request_id in cached.resumed_req_ids
+            if resumed:
+                self._fed.pop(request_id, None)
+            if blocks is not None:
+                self._blocks.clear(blocks[self._group][computed // size if resumed else 0 :])
+
+    # -- feeding -------------------------------------------------------------------------------------------------
+
+    def open(self, request_ids: Sequence[str]) -> None:
+        """Feed what is missing, and the roots of the requests that have then caught up."""
+        self._store.reserve(len(request_ids) * SEGMENT)
+        self._growing = {}
+        self._root_hidden = None
+        room = self._config.scheduler_config.max_num_batched_tokens
+        feeds: list[_Feed] = []
+        for index, request_id in enumerate(request_ids):
+            feed = self._feed(request_id, room)
+            if feed is None:
+                continue
+            room -= len(feed.positions)
+            feeds.append(feed)
+            if feed.root is not None:
+                self._growing[index] = _Growing(feed.row, feed.root, feed.spans, index * SEGMENT)
+        if feeds:
+            self._run_feeds(feeds, [growing.dense_start for growing in self._growing.values()])
+
+    def _feed(self, request_id: str, room: int) -> _Feed | None:
+        """What to feed for a request in at most `room` rows; None when there is nothing, or no room."""
+        row = self._runner.input_batch.req_id_to_index[request_id]
+        state = self._runner.requests[request_id]
+        root = int(self._runner.input_batch.num_tokens_no_spec[row]) - 1
+        if root + self._depth >= self._model_config.max_model_len:
+            return None
+        missing = self._blocks.missing(self._table(row), self._fed.get(request_id, 0), root)
+        pictures = self._look(request_id, state, missing)
+        holes = self._holes.get(request_id, [])
+        for start, stop in holes:
+            missing = missing[(missing < start) | (missing >= stop)]
+        caught_up = len(missing) < room
+        written = missing if caught_up else missing[:room]
+        if not caught_up and not len(written):
+            return None
+        upto = root if caught_up or len(written) == len(missing) else int(missing[len(written)])
+        return _Feed(request_id, row, written, root if caught_up else None, upto, _complement(holes, upto), pictures)
+
+    def _look(
+        self, request_id: str, state: CachedRequestState, missing: np.ndarray
+    ) -> list[tuple[MultiModalFeatureSpec, torch.Tensor]]:
+        """Pictures among the missing positions with their embeddings; those that cannot be seen become holes."""
+        if not len(missing):
+            return []
+        first, last = int(missing[0]), int(missing[-1])
+        features = [
+            feature
+            for feature in state.mm_features
+            if feature.mm_position.offset <= last and feature.mm_position.offset + feature.mm_position.length > first
+        ]
+        seen = self._vision.embeddings(features) if features else {}
+        for feature in features:
+            if feature.identifier not in seen:
+                start = feature.mm_position.offset
+                holes = self._holes.setdefault(request_id, [])
+                if (start, start + feature.mm_position.length) not in holes:
+                    holes.append((start, start + feature.mm_position.length))
+        return [(feature, seen[feature.identifier]) for feature in features if feature.identifier in seen]
+
+    def _run_feeds(self, feeds: Sequence[_Feed], dense_starts: Sequence[int]) -> None:
+        """One forward pass over all feeds; keeps the roots' hidden states, in the order of `dense_starts`."""
+        starts = iter(dense_starts)
+        rows, ids, positions, slots, masks, pictures, roots = [], [], [], [], [], [], []
+        first_row = 0
+        for feed in feeds:
+            at = feed.positions
+            rows.append(_feed_rows(feed, first_row, next(starts) if feed.root is not None else 0))
+            ids.append(self._runner.input_batch.token_ids_cpu[feed.row, at])
+            positions.append(self._rope_positions(feed.request_id, at))
+            slot = np.full(len(at), -1, dtype=np.int64)
+            slot[: len(feed.written)] = self._blocks.slots(self._table(feed.row), feed.written)
+            slots.append(slot)
+            mask = np.zeros(len(at), dtype=bool)
+            for feature, embeddings in feed.pictures:
+                inside, chosen = place(feature, embeddings, feed.written)
+                mask[: len(inside)] |= inside
+                pictures.append(chosen)
+            masks.append(mask)
+            first_row += len(at)
+            if feed.root is not None:
+                roots.append(first_row - 1)
+        hidden = self._forward(
+            rows,
+            np.concatenate(ids),
+            np.concatenate(positions, axis=-1),
+            np.concatenate(slots),
+            pictures,
+            np.concatenate(masks),
+        )
+        for feed in feeds:
+            self._blocks.mark(self._table(feed.row), feed.written)
+            self._fed[feed.request_id] = feed.upto
+        self._root_hidden = hidden[roots]
+
+    # -- growing -------------------------------------------------------------------------------------------------
+
+    def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
+        """Children of the frontier's nodes; rows of requests that have not caught up, or whose segment is full, get none."""
+        proposal = LevelProposal(
+            np.zeros((len(frontier.node), top_k), dtype=np.int64),
+            np.full((len(frontier.node), top_k), -np.inf, dtype=np.float32),
+        )
+        is_root = bool(len(frontier.depth)) and int(frontier.depth[0]) == 0
+        taken, hidden = self._roots(frontier) if is_root else self._level(frontier)
+        if len(taken):
+            assert hidden is not None
+            found = self._network.candidates(hidden, top_k, self._vocabulary)
+            proposal.tokens[taken, : found.tokens.shape[1]] = found.tokens
+            proposal.log_probs[taken, : found.tokens.shape[1]] = found.log_probs
+        return proposal
+
+    def _roots(self, frontier: Frontier) -> tuple[np.ndarray, torch.Tensor | None]:
+        """Frontier rows of the roots that were fed, and their hidden states."""
+        self._masks = np.zeros((len(frontier.node), 2), dtype=np.uint64)
+        self._masks[:, 0] = 1
+        place_of = {index: i for i, index in enumerate(self._growing)}
+        taken = np.asarray(
+            [i for i, index in enumerate(frontier.request.tolist()) if index in place_of], dtype=np.int64
+        )
+        if not len(taken):
+            return taken, None
+        assert self._root_hidden is not None
+        return taken, self._root_hidden[[place_of[int(frontier.request[i])] for i in taken]]
+
+    def _level(self, frontier: Frontier) -> tuple[np.ndarray, torch.Tensor | None]:
+        """Run the frontier through the draft: rows taken, and their hidden states."""
+        masks = self._masks[frontier.parent_row]
+        self._masks = masks
+        rows, taken, positions = [], [], []
+        for index in dict.fromkeys(frontier.request.tolist()):
+            growing = self._growing[index]
+            mine = np.flatnonzero(frontier.request == index)[: SEGMENT - growing.dense_rows]
+            if not len(mine):
+                continue
+            dense = np.arange(growing.dense_rows, growing.dense_rows + len(mine))
+            masks[mine, dense // 64] |= np.uint64(1) << (dense % 64).astype(np.uint64)
+            growing.dense_rows += len(mine)
+            rows.append(
+                TreeRows(
+                    first_row=len(taken),
+                    block_row=growing.row,
+                    spans=growing.spans,
+                    visible_upto=np.full(len(mine), growing.root, dtype=np.int32),
+                    dense_start=growing.dense_start,
+                    dense_at=(growing.dense_start + dense).astype(np.int32),
+                    ancestors=masks[mine],
+                )
+            )
+            taken.extend(mine.tolist())
+            request_id = self._runner.input_batch.req_ids[growing.row]
+            positions.append(self._rope_positions(request_id, growing.root + frontier.depth[mine]))
+        if not taken:
+            return np.empty(0, dtype=np.int64), None
+        chosen = np.asarray(taken)
+        slots = np.full(len(taken), -1, dtype=np.int64)
+        hidden = self._forward(rows, frontier.token[chosen], np.concatenate(positions, axis=-1), slots, (), None)
+        return chosen, hidden
+
+    # -- one pass ------------------------------------------------------------------------------------------------
+
+    def _forward(
+        self,
+        rows: Sequence[TreeRows],
+        ids: np.ndarray,
+        positions: np.ndarray,
+        slots: np.ndarray,
+        pictures: Sequence[torch.Tensor],
+        is_picture: np.ndarray | None,
+    ) -> torch.Tensor:
+        step = TreeStep.build(rows, self._store, self._device, covers_batch=True, fast=self._options.fast_attention)
+        table = self._runner.input_batch.block_table[self._group].get_device_tensor(self._runner.input_batch.num_reqs)
+        return self._network.forward(
+            self._ids(ids),
+            self._tensor(positions),
+            step,
+            table,
+            self._tensor(slots),
+            pictures,
+            None if is_picture is None else torch.from_numpy(is_picture),
+        )
+
+    def _rope_positions(self, request_id: str, positions: np.ndarray) -> np.ndarray:
+        """int64 [n], or [3, n] with M-RoPE: the prompt's own positions, then all axes together."""
+        if not self._model_config.uses_mrope:
+            return positions
+        state = self._runner.requests[request_id]
+        assert state.mrope_positions is not None and state.mrope_position_delta is not None
+        rotary = np.tile(positions + state.mrope_position_delta, (3, 1))
+        prompt = positions < state.num_prompt_tokens
+        rotary[:, prompt] = state.mrope_positions.numpy()[:, positions[prompt]]
+        return rotary
+
+    def _table(self, row: int) -> np.ndarray:
+        table: np.ndarray = self._runner.input_batch.block_table[self._group].get_numpy_array()[row]
+        return table
+
+    def _ids(self, tokens: np.ndarray) -> torch.Tensor:
+        return self._tensor(tokens.astype(np.int32))
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+def _feed_rows(feed: _Feed, first_row: int, dense_start: int) -> TreeRows:
+    """Confirmed rows see themselves and what stands before them; the root is dense row 0 and sees itself too."""
+    count = len(feed.positions)
+    visible = (feed.positions + 1).astype(np.int32)
+    dense_at = np.full(count, -1, dtype=np.int32)
+    ancestors = np.zeros((count, 2), dtype=np.uint64)
+    if feed.root is not None:
+        visible[-1] = feed.root
+        dense_at[-1] = dense_start
+        ancestors[-1, 0] = 1
+    return TreeRows(first_row, feed.row, feed.spans, visible, dense_start, dense_at, ancestors)
+
+
+def _complement(holes: Sequence[tuple[int, int]], upto: int) -> list[tuple[int, int]]:
+    """[0, upto) without the holes."""
+    spans, start = [], 0
+    for hole_start, hole_stop in sorted(holes):
+        if start < min(hole_start, upto):
+            spans.append((start, min(hole_start, upto)))
+        start = max(start, hole_stop)
+    if start < upto:
+        spans.append((start, upto))
+    return spans

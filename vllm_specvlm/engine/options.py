@@ -1,0 +1,118 @@
+"""What a user may write in `--speculative-config '{"method": "specvlm", ...}'`, parsed and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from vllm_specvlm.tree.grow import TreeShape
+from vllm_specvlm.tree.token_tree import MAX_NODES
+
+METHOD = "specvlm"
+
+
+@dataclass(frozen=True, slots=True)
+class SpecVLMOptions:
+    """The keys of the speculative-config dictionary beside `method`; unknown keys are refused.
+
+    Raises:
+        ValueError: a value out of range or of the wrong type, in one sentence.
+    """
+
+    model: str | None = None
+    """Directory or name of the draft VLM; without it the model-free lookup drafter is used."""
+    num_speculative_tokens: int = 8
+    """Node budget of one request's tree, 1 to 127: how many drafted tokens the target checks in one step."""
+    tree: str = "dynamic"
+    """`dynamic` grows the tree best-first by draft probability; `chain` drafts one path."""
+    paths: tuple[tuple[int, ...], ...] | None = None
+    """A fixed tree: every node as its path of child ranks from the root, such as [[0], [1], [0, 0]]."""
+    depth: int | None = None
+    """Most levels of a tree. Default: 6 for a draft model, the node budget for lookup and chains."""
+    width: int = 4
+    """Most nodes of one request expanded per level, that is rows of one draft forward."""
+    top_k: int = 4
+    """Children proposed under each expanded node."""
+    text_only_draft: bool = False
+    """Allow a draft that cannot see: the pictures are then holes in its context."""
+    vision_cache_mib: int = 256
+    """Bound on the draft's cache of encoded pictures, MiB."""
+    lookup_min_match: int = 2
+    """Shortest suffix the lookup drafter matches, tokens."""
+    lookup_max_match: int = 16
+    """Longest suffix the lookup drafter matches, tokens."""
+    lookup_shared_tokens: int = 0
+    """Tokens of other finished answers of this server the lookup drafter may draw on; 0 keeps requests apart."""
+    fast_attention: bool = False
+    """Use the bf16 dot-product kernel: faster, no longer bit-equal to plain decoding."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for name in ("num_speculative_tokens", "width", "top_k", "lookup_min_match", "lookup_max_match"):
+            _require_int(name, getattr(self, name), 1, MAX_NODES)
+        for name in ("vision_cache_mib", "lookup_shared_tokens"):
+            _require_int(name, getattr(self, name), 0, 1 << 40)
+        if self.depth is not None:
+            _require_int("depth", self.depth, 1, MAX_NODES)
+        for name, hint in hints.items():
+            if hint is bool and not isinstance(getattr(self, name), bool):
+                raise ValueError(f"Option '{name}' is {getattr(self, name)!r}; write true or false.")
+        if self.model is not None and (not isinstance(self.model, str) or not self.model):
+            raise ValueError(f"Option 'model' is {self.model!r}; write the draft's directory or name, or leave it out.")
+        if self.tree not in ("dynamic", "chain"):
+            raise ValueError(f"Option 'tree' is {self.tree!r}; write 'dynamic' or 'chain', or give 'paths'.")
+        if self.paths is not None and self.tree == "chain":
+            raise ValueError("Options 'paths' and 'tree': 'chain' exclude each other; leave one out.")
+        if self.lookup_min_match > self.lookup_max_match:
+            raise ValueError(
+                f"Option 'lookup_min_match' is {self.lookup_min_match}, above 'lookup_max_match' "
+                f"{self.lookup_max_match}; lower it."
+            )
+        self.shape()
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> SpecVLMOptions:
+        """The options of a user's dictionary (`method` is dropped, dashes in keys are underscores)."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        values = {key.replace("-", "_"): value for key, value in given.items()}
+        values.pop("method", None)
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(
+                f"Unknown speculative-config option {unknown[0]!r} for method 'specvlm'; known are: "
+                f"{', '.join(sorted(known))}."
+            )
+        if values.get("paths") is not None:
+            values["paths"] = _paths(values["paths"])
+            values.setdefault("num_speculative_tokens", len(values["paths"]))
+        return cls(**values)
+
+    def shape(self) -> TreeShape:
+        """The tree the builder grows under these options."""
+        nodes = self.num_speculative_tokens
+        if self.paths is not None:
+            return TreeShape.fixed(self.paths)
+        if self.tree == "chain":
+            return TreeShape.chain(min(nodes, self.depth or nodes))
+        depth = self.depth if self.depth is not None else (6 if self.model is not None else nodes)
+        return TreeShape(nodes=nodes, depth=min(depth, nodes), width=self.width, top_k=self.top_k)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values only, as vLLM's configuration carries them between processes."""
+        return dataclasses.asdict(self)
+
+
+def _require_int(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"Option '{name}' is {value!r}; write a whole number from {low} to {high}.")
+
+
+def _paths(value: object) -> tuple[tuple[int, ...], ...]:
+    try:
+        return tuple(tuple(int(rank) for rank in path) for path in value)  # type: ignore[attr-defined]
+    except TypeError:
+        raise ValueError(
+            f"Option 'paths' is {value!r}; write a list of rank paths such as [[0], [1], [0, 0]]."
+        ) from None

@@ -1,0 +1,212 @@
+"""vLLM's model runner with trees: the methods of the V1 runner that one step passes through (plan, steps 1 to 7)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from vllm.logger import init_logger
+from vllm.v1.outputs import DraftTokenIds, LogprobsTensors, SamplerOutput
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+from vllm_specvlm.engine import attention_cpu
+from vllm_specvlm.engine.dense_store import DenseStore
+from vllm_specvlm.engine.sampling import request_seed, target_tokens
+from vllm_specvlm.engine.speculator import Speculator
+from vllm_specvlm.engine.verification import Verification
+from vllm_specvlm.tree.flat_code import FlatCode
+from vllm_specvlm.tree.token_tree import TokenTree
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
+
+logger = init_logger(__name__)
+
+
+class TreeModelRunner(CPUModelRunner):
+    """The CPU runner, verifying token trees.
+
+    Overridden are only methods vLLM itself calls once a step; `engine/compat.py` lists each with its reason.
+    """
+
+    drafter: Speculator
+
+    def adopt(self) -> None:
+        """Finish the construction of a stock runner whose class has just become this one."""
+        self.tree_code = FlatCode(self.model_config.get_vocab_size())
+        self.tree_store = DenseStore()
+        self._trees: dict[str, TokenTree] = {}
+        self._verification: Verification | None = None
+        self._sampled: list[list[int]] | None = None
+        self._seeds: dict[str, int] = {}
+        self.drafter.bind(self)
+
+    def load_model(self, load_dummy_weights: bool = False) -> None:
+        """Load target and draft, then give their attention layers the tree implementation."""
+        super().load_model(load_dummy_weights)
+        attention_cpu.adopt(self.compilation_config.static_forward_context.items())
+
+    def initialize_kv_cache(self, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
+        """Allocate the cache of target and draft, and the marks that go with the draft's part."""
+        super().initialize_kv_cache(kv_cache_config, *args, **kwargs)
+        self.drafter.cache_allocated()
+
+    def warming_up_model(self) -> None:
+        """Compile target and draft before the first request."""
+        super().warming_up_model()
+        self.drafter.warm_up()
+
+    def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
+        """Decode the trees the scheduler carried as flat integers; vLLM sees plain token ids from here on."""
+        self.drafter.observe_schedule(scheduler_output)
+        for request_id in scheduler_output.finished_req_ids:
+            self._seeds.pop(request_id, None)
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        self._trees = {request_id: self.tree_code.decode(codes) for request_id, codes in drafts.items() if codes}
+        if self._trees:
+            # A placeholder (-1) can be no input id; the tree keeps the -1, so the row is never accepted.
+            tokens = {request_id: [max(t, 0) for t in tree.tokens] for request_id, tree in self._trees.items()}
+            scheduler_output = replace(scheduler_output, scheduled_spec_decode_tokens=tokens)
+        return super().execute_model(scheduler_output, *args, **kwargs)
+
+    def _prepare_inputs(self, scheduler_output: SchedulerOutput, num_scheduled_tokens: np.ndarray) -> Any:
+        """Bend the linear rows of the drafts into trees: positions root + depth, no slot in the paged cache."""
+        prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
+        self._verification = None
+        if not self._trees:
+            return prepared
+        requests = self.input_batch.num_reqs
+        verification = Verification(
+            self._trees,
+            self.input_batch.req_id_to_index,
+            self.query_start_loc.np[: requests + 1].copy(),
+            self.input_batch.num_computed_tokens_cpu[:requests].copy(),
+        )
+        rows = torch.from_numpy(verification.node_rows).to(self.device)
+        shift = torch.from_numpy(verification.position_shift()).to(self.device)
+        self.positions[rows] += shift.to(self.positions.dtype)
+        if self.uses_mrope:
+            # Generated text advances all three axes together.
+            self.mrope_positions.gpu[:, rows] += shift.to(self.mrope_positions.gpu.dtype)
+        verification.divert_slots([table.slot_mapping.gpu for table in self.input_batch.block_table.block_tables])
+        self._verification = verification
+        return prepared
+
+    def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        """Hand the step's trees to the attention layers on top of vLLM's own metadata."""
+        metadata, common = super()._build_attention_metadata(*args, **kwargs)
+        if self._verification is not None:
+            step = self._verification.step(self.tree_store, self.device, fast=self.drafter.options.fast_attention)
+            for layer_metadata in {id(m): m for m in metadata.values()}.values():
+                layer_metadata.tree_step = step
+        return metadata, common
+
+    def _sample(self, logits: torch.Tensor, spec_decode_metadata: SpecDecodeMetadata | None) -> SamplerOutput:
+        """Accept trees and commit their paths; requests outside our support are sampled by vLLM itself."""
+        verification, self._verification = self._verification, None
+        metadata = self.input_batch.sampling_metadata
+        ours = [self.drafter.verifies(request_id) for request_id in self.input_batch.req_ids]
+        if verification is None and (metadata.all_greedy or not any(ours)):
+            return super()._sample(logits, None)
+
+        rows_of = np.ones(len(ours), dtype=np.int64)
+        for place in verification.places if verification is not None else ():
+            rows_of[place.request] += len(place.tree)
+        first_row = np.concatenate(([0], np.cumsum(rows_of)[:-1]))
+        tokens = self._target_tokens(logits, verification, rows_of, first_row)
+        logprobs = None
+        if not all(ours):
+            stock = self.sampler(logits=logits[torch.from_numpy(first_row)], sampling_metadata=metadata)
+            theirs = np.flatnonzero(~np.asarray(ours))
+            tokens[first_row[theirs]] = stock.sampled_token_ids[theirs, 0].to(tokens.dtype)
+            logprobs = stock.logprobs_tensors
+
+        row_tokens = tokens.tolist()
+        emitted = [[row_tokens[row]] for row in first_row]
+        if verification is not None:
+            accepted = verification.accept(row_tokens, first_row.tolist())
+            for request, walked in accepted.items():
+                emitted[request] = list(walked.tokens)
+            self._commit(verification.commit_slots(accepted))
+            self.drafter.observe_accepted(verification.places, accepted)
+        return _sampler_output(emitted, logprobs, self.device)
+
+    def _target_tokens(
+        self, logits: torch.Tensor, verification: Verification | None, rows_of: np.ndarray, first_row: np.ndarray
+    ) -> torch.Tensor:
+        """int64 [rows]: the target's own token at every row (see `sampling.target_tokens`)."""
+        metadata = self.input_batch.sampling_metadata
+        request_of_row = np.repeat(np.arange(len(rows_of)), rows_of)
+        if metadata.all_greedy:
+            return logits.argmax(dim=-1)
+        # The token chosen at a row stands one position behind the row.
+        positions = self.optimistic_seq_lens_cpu.numpy()[: len(rows_of)].astype(np.int64)[request_of_row]
+        for place in verification.places if verification is not None else ():
+            start = first_row[place.request]
+            positions[start : start + len(place.tree) + 1] = (
+                place.root_position + 1 + np.asarray((0, *place.tree.depths))
+            )
+        seeds = np.asarray([self._seed(request_id) for request_id in self.input_batch.req_ids], dtype=np.int64)
+        return target_tokens(
+            logits,
+            torch.from_numpy(request_of_row).to(self.device),
+            metadata,
+            torch.from_numpy(seeds[request_of_row]).to(self.device),
+            torch.from_numpy(positions).to(self.device),
+        )
+
+    def _seed(self, request_id: str) -> int:
+        seed = self._seeds.get(request_id)
+        if seed is None:
+            params = self.requests[request_id].sampling_params
+            assert params is not None
+            seed = request_seed(request_id, params, self.model_config.seed)
+            self._seeds[request_id] = seed
+        return seed
+
+    def _commit(self, slots: list[torch.Tensor]) -> None:
+        """Write accepted rows from the dense store to their linear slots, layer by layer."""
+        layers = self.compilation_config.static_forward_context
+        for group, group_slots in zip(self.kv_cache_config.kv_cache_groups, slots, strict=True):
+            for name in group.layer_names:
+                stored = self.tree_store.stored(name)
+                if stored is None:
+                    continue  # A draft layer: the drafter feeds its own cache.
+                key, value = (tensor[: len(group_slots)] for tensor in stored)
+                layer = layers[name]
+                layer.impl.do_kv_cache_update(layer, key, value, layer.kv_cache, group_slots)
+
+    def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
+        """Always: one request near `max_model_len` must not stop drafting for the batch; budgets are per request."""
+        return True
+
+    def propose_draft_token_ids(
+        self, scheduler_output: SchedulerOutput, sampled_token_ids: list[list[int]], *args: Any, **kwargs: Any
+    ) -> list[list[int]]:
+        """Only note what was sampled; drafting waits until the step's output is on its way to the user."""
+        self._sampled = sampled_token_ids
+        return [[] for _ in sampled_token_ids]
+
+    @torch.inference_mode()
+    def take_draft_token_ids(self) -> DraftTokenIds | None:
+        """Draft the next step's trees. The engine core asks after it has handed out this step's tokens."""
+        sampled, self._sampled = self._sampled, None
+        if sampled is None:
+            return None
+        trees = self.drafter.draft([bool(tokens) for tokens in sampled])
+        codes = [self.tree_code.encode(tree) for tree in trees.values()]
+        return DraftTokenIds(list(trees), codes)
+
+
+def _sampler_output(emitted: list[list[int]], logprobs: LogprobsTensors | None, device: torch.device) -> SamplerOutput:
+    """vLLM's output: int32 [requests, longest], padded with -1; log-probs one row per cell, as its parser expects."""
+    width = max(len(tokens) for tokens in emitted)
+    out = torch.full((len(emitted), width), -1, dtype=torch.int32)
+    for row, tokens in enumerate(emitted):
+        out[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
+    if logprobs is not None and width > 1:
+        logprobs = LogprobsTensors(*(None if t is None else t.repeat_interleave(width, dim=0) for t in logprobs))
+    return SamplerOutput(sampled_token_ids=out.to(device), logprobs_tensors=logprobs)

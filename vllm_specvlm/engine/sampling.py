@@ -1,0 +1,95 @@
+"""The target's own token at every verified row, and which requests may have trees at all."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from vllm.sampling_params import SamplingParams
+from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+from vllm_specvlm.tree.draw import PURPOSE_ACCEPT, draw, uniforms
+
+# vLLM's own bound between greedy and sampled requests (vllm/v1/sample/sampler.py).
+GREEDY_BELOW = 1e-5
+
+
+def plain_reason(params: SamplingParams) -> str | None:
+    """Why a request with these parameters is decoded without drafts, or None when trees are exact for it.
+
+    Named are the features whose outcome at a node depends on the path to it, or that return a value per token:
+    they need per-node processing, which this version does not have.
+    """
+    features = {
+        "repetition_penalty": params.repetition_penalty != 1.0,
+        "frequency_penalty": params.frequency_penalty != 0.0,
+        "presence_penalty": params.presence_penalty != 0.0,
+        "bad_words": bool(params.bad_words),
+        "min_tokens": params.min_tokens > 0,
+        "logprobs": params.logprobs is not None or params.logprob_token_ids is not None,
+        "allowed_token_ids": params.allowed_token_ids is not None,
+        "structured_outputs": params.structured_outputs is not None,
+        "thinking_token_budget": params.thinking_token_budget is not None,
+        "trace_decode_token_ids": params.trace_decode_token_ids is not None,
+        "watermarking": bool(params.watermarking),
+        # Custom logits processors of a server read what they like from here.
+        "extra_args": bool(params.extra_args),
+    }
+    used = [name for name, on in features.items() if on]
+    return ", ".join(used) if used else None
+
+
+def request_seed(request_id: str, params: SamplingParams, engine_seed: int) -> int:
+    """int64 seed of a request's uniforms: its own seed, else one derived from engine seed and request id.
+
+    The same on every tensor-parallel rank, and independent between requests.
+    """
+    if params.seed is not None:
+        text = f"seed/{params.seed}"
+    else:
+        text = f"request/{engine_seed}/{request_id}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def target_tokens(
+    logits: torch.Tensor,
+    request_of_row: torch.Tensor,
+    metadata: SamplingMetadata,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """One token per row: the arg-max for greedy requests, else a draw from the request's processed distribution.
+
+    The draw at output position p of a request uses the one uniform that belongs to (seed, p). So the text of a
+    sampled request is a function of its seed and the target's law, whatever trees were drafted.
+
+    Args:
+        logits: [rows, vocabulary].
+        request_of_row: int64 [rows], index into `metadata`'s per-request tensors.
+        metadata: vLLM's sampling metadata of the batch.
+        seeds: int64 [rows].
+        positions: int64 [rows], position of the token being chosen.
+
+    Returns:
+        int64 [rows].
+    """
+    tokens = logits.argmax(dim=-1)
+    if metadata.all_greedy:
+        return tokens
+    assert metadata.temperature is not None
+    temperature = metadata.temperature[request_of_row]
+    rows = (temperature >= GREEDY_BELOW).nonzero().flatten()
+    if not len(rows):
+        return tokens
+    requests = request_of_row[rows]
+    scaled = logits[rows].float() / temperature[rows].unsqueeze(-1)
+    scaled = apply_top_k_top_p(
+        scaled,
+        None if metadata.top_k is None else metadata.top_k[requests],
+        None if metadata.top_p is None else metadata.top_p[requests],
+    )
+    uniform = uniforms(seeds[rows], positions[rows], PURPOSE_ACCEPT)
+    tokens[rows] = draw(scaled.softmax(dim=-1), uniform)
+    return tokens

@@ -1,0 +1,206 @@
+"""Drafting for the batch: who gets a tree, from which drafter, and what happens when the drafter fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+
+from vllm_specvlm.draft.drafter import Drafter
+from vllm_specvlm.draft.lookup import LookupDrafter
+from vllm_specvlm.engine.draft_vlm import DraftVLM
+from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
+from vllm_specvlm.engine.sampling import plain_reason
+from vllm_specvlm.tree.accept import Accepted
+from vllm_specvlm.tree.grow import grow
+from vllm_specvlm.tree.token_tree import TokenTree
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+    from vllm_specvlm.engine.runner import TreeModelRunner
+    from vllm_specvlm.engine.verification import TreePlace
+
+logger = init_logger(__name__)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What this worker did since it started; `seconds` by activity, `levels` counts draft proposals."""
+
+    trees: int = 0
+    nodes: int = 0
+    accepted: int = 0
+    levels: int = 0
+    drafter_failures: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: {"draft": 0.0, "drafter": 0.0})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class Speculator:
+    """vLLM's proposer object of a `specvlm` engine: owns the drafter and keeps its failures away from requests."""
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        """As vLLM builds a custom proposer: from the engine's configuration alone."""
+        self.options = SpecVLMOptions.parse(vllm_config.additional_config[METHOD])
+        self.shape = self.options.shape()
+        self.tally = Tally()
+        self._vlm: DraftVLM | None = None
+        self._drafter: Drafter | None
+        if self.options.model is None:
+            self._drafter = LookupDrafter(
+                min_match=self.options.lookup_min_match,
+                max_match=self.options.lookup_max_match,
+                shared_tokens=self.options.lookup_shared_tokens,
+            )
+        else:
+            self._vlm = DraftVLM(vllm_config, self.options)
+            self._drafter = self._vlm
+        self._known: dict[str, int] = {}
+        self._plain: dict[str, bool] = {}
+
+    def load_model(self, target_model: object) -> None:
+        """Load the draft's weights, if there is a draft model."""
+        if self._vlm is not None:
+            self._vlm.load()
+
+    def bind(self, runner: TreeModelRunner) -> None:
+        """Tell the runner whose batch is drafted for."""
+        self._runner = runner
+        if self._vlm is not None:
+            self._vlm.bind(runner)
+
+    def cache_allocated(self) -> None:
+        """vLLM's KV cache exists."""
+        if self._vlm is not None:
+            self._vlm.cache_allocated()
+
+    def warm_up(self) -> None:
+        """Compile the draft before the first request pays for it."""
+        if self._vlm is not None:
+            self._vlm.warm_up()
+
+    def propose(self, *args: Any, **kwargs: Any) -> list[list[int]]:
+        """Never called by our runner, which drafts in `draft`; vLLM requires a proposer to have it."""
+        raise RuntimeError(
+            "Method 'specvlm' runs in vLLM's stock model runner; start the engine with "
+            '--speculative-config \'{"method": "specvlm", ...}\' and without --worker-cls.'
+        )
+
+    def verifies(self, request_id: str) -> bool:
+        """Whether this request's tokens are chosen by our sampler, and so may have a tree (see `plain_reason`)."""
+        plain = self._plain.get(request_id)
+        if plain is None:
+            params = self._runner.requests[request_id].sampling_params
+            reason = "no sampling parameters" if params is None else plain_reason(params)
+            plain = reason is not None
+            self._plain[request_id] = plain
+            if plain:
+                logger.info_once("Requests that use %s are decoded without drafts by method 'specvlm'.", reason)
+        return not plain
+
+    def observe_schedule(self, scheduled: SchedulerOutput) -> None:
+        """Before a step: forget finished requests and note which cache blocks changed hands."""
+        anew = [request.req_id for request in scheduled.scheduled_new_reqs]
+        for request_id in (*scheduled.finished_req_ids, *anew):
+            self._plain.pop(request_id, None)
+            if self._known.pop(request_id, None) is not None and self._drafter is not None:
+                self._guard(lambda drafter, rid=request_id: drafter.finish(rid))
+        if self._vlm is not None:
+            self._vlm.observe_schedule(scheduled)
+
+    def observe_accepted(self, places: Sequence[TreePlace], accepted: Mapping[int, Accepted]) -> None:
+        """After acceptance: keep the tally."""
+        self.tally.trees += len(places)
+        for place in places:
+            self.tally.nodes += len(place.tree)
+            self.tally.accepted += len(accepted[place.request].path)
+
+    def draft(self, sampled: Sequence[bool]) -> dict[str, TokenTree]:
+        """Trees for the next step by request id; requests without one are decoded plainly.
+
+        Args:
+            sampled: per row of the batch, whether the request got a token in the step just done (a request in the
+                middle of its prompt did not, and is not drafted for).
+        """
+        if self._drafter is None:
+            return {}
+        started = time.perf_counter()
+        batch = [(request_id, budget) for request_id, budget in self._budgets(sampled) if budget > 0]
+        trees = self._guard(lambda drafter: self._grow(drafter, batch)) if batch else None
+        self.tally.seconds["draft"] += time.perf_counter() - started
+        return trees or {}
+
+    def _budgets(self, sampled: Sequence[bool]) -> list[tuple[str, int]]:
+        """(request id, most nodes) of the requests that may be drafted for, in batch order."""
+        runner = self._runner
+        budgets = []
+        for row, (request_id, has_token) in enumerate(zip(runner.input_batch.req_ids, sampled, strict=True)):
+            if not has_token or not self.verifies(request_id):
+                continue
+            state = runner.requests[request_id]
+            params = state.sampling_params
+            if state.prompt_token_ids is None or params is None:
+                continue
+            # A last token needs no draft: verification yields one more than it accepts.
+            left = (params.max_tokens or runner.max_model_len) - len(state.output_token_ids) - 1
+            room = runner.max_model_len - int(runner.input_batch.num_tokens_no_spec[row]) - 1
+            if left > 0:
+                budgets.append((request_id, min(self.shape.nodes, room)))
+        return budgets
+
+    def _grow(self, drafter: Drafter, batch: Sequence[tuple[str, int]]) -> dict[str, TokenTree]:
+        ids = [request_id for request_id, _ in batch]
+        for request_id in ids:
+            self._tell(drafter, request_id)
+        drafter.open(ids)
+        timed = _Timed(drafter, self.tally)
+        grown = grow(timed, self.shape, [budget for _, budget in batch], range(len(ids)))
+        return {ids[index]: tree for index, tree in grown.items() if len(tree)}
+
+    def _tell(self, drafter: Drafter, request_id: str) -> None:
+        """Bring the drafter's idea of a request up to the confirmed tokens."""
+        runner = self._runner
+        row = runner.input_batch.req_id_to_index[request_id]
+        confirmed = int(runner.input_batch.num_tokens_no_spec[row])
+        known = self._known.get(request_id)
+        tokens = runner.input_batch.token_ids_cpu[row, known or 0 : confirmed].tolist()
+        if known is None:
+            drafter.begin(request_id, tokens)
+        else:
+            drafter.advance(request_id, tokens)
+        self._known[request_id] = confirmed
+
+    def _guard(self, call: Any) -> Any:
+        """Run a drafter call; one that raises switches the drafter off, and requests go on plainly."""
+        assert self._drafter is not None
+        try:
+            return call(self._drafter)
+        except Exception:
+            logger.exception("The drafter failed and is switched off; requests go on without speculation.")
+            self.tally.drafter_failures += 1
+            self._drafter = None
+            self._vlm = None
+            return None
+
+
+class _Timed:
+    """A drafter's `propose_level`, timed."""
+
+    def __init__(self, drafter: Drafter, tally: Tally) -> None:
+        self._drafter = drafter
+        self._tally = tally
+
+    def propose_level(self, frontier: Any, top_k: int) -> Any:
+        started = time.perf_counter()
+        proposal = self._drafter.propose_level(frontier, top_k)
+        self._tally.levels += 1
+        self._tally.seconds["drafter"] += time.perf_counter() - started
+        return proposal

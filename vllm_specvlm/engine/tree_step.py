@@ -1,0 +1,80 @@
+"""One forward pass seen by the tree attention op: which rows see which paged tokens and which dense nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vllm_specvlm.engine.dense_store import DenseStore
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRows:
+    """The rows of one request in one forward pass, `n` of them, contiguous in the batch."""
+
+    first_row: int
+    """Index of the first row in the query tensor."""
+    block_row: int
+    """Row of the block table."""
+    spans: Sequence[tuple[int, int]]
+    """Visible paged positions, ascending half-open intervals."""
+    visible_upto: np.ndarray
+    """int32 [n]: paged positions from here on are invisible to the row."""
+    dense_start: int
+    """First row of this request's segment in the dense store."""
+    dense_at: np.ndarray
+    """int32 [n]: row of the dense store where the row's own K/V goes, or -1 when it goes to the paged cache."""
+    ancestors: np.ndarray
+    """uint64 [n, 2]: bit j makes dense row `dense_start + j` visible."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeStep:
+    """The arguments of `ops.tree_attention` that all layers of a forward pass share (shapes: see that op)."""
+
+    requests: torch.Tensor
+    spans: torch.Tensor
+    visible_upto: torch.Tensor
+    dense_at: torch.Tensor
+    ancestors: torch.Tensor
+    store: DenseStore
+    covers_batch: bool
+    """Every row of the batch is listed here, so the stock attention has nothing to do."""
+    fast: bool
+
+    @classmethod
+    def build(
+        cls, rows: Sequence[TreeRows], store: DenseStore, device: torch.device, *, covers_batch: bool, fast: bool
+    ) -> TreeStep:
+        """Pack the requests' rows into the op's flat tensors."""
+        requests = np.empty((len(rows), 6), dtype=np.int32)
+        spans: list[tuple[int, int]] = []
+        for i, request in enumerate(rows):
+            count = len(request.dense_at)
+            requests[i] = (
+                request.first_row,
+                count,
+                request.block_row,
+                request.dense_start,
+                len(spans),
+                len(request.spans),
+            )
+            spans.extend(request.spans)
+
+        def tensor(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(device)
+
+        ancestors = np.concatenate([request.ancestors for request in rows]).view(np.int64)
+        return cls(
+            requests=tensor(requests),
+            spans=tensor(np.asarray(spans, dtype=np.int32).reshape(-1, 2)),
+            visible_upto=tensor(np.concatenate([request.visible_upto for request in rows])),
+            dense_at=tensor(np.concatenate([request.dense_at for request in rows])),
+            ancestors=tensor(ancestors),
+            store=store,
+            covers_batch=covers_batch,
+            fast=fast,
+        )

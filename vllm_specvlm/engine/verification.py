@@ -1,0 +1,154 @@
+"""Verification of the batch's trees: bend vLLM's linear step into trees, accept, commit (plan, steps 2 to 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vllm_specvlm.engine.dense_store import DenseStore
+from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
+from vllm_specvlm.tree.accept import Accepted, walk
+from vllm_specvlm.tree.token_tree import TokenTree
+
+
+@dataclass(frozen=True, slots=True)
+class TreePlace:
+    """Where one request's tree stands in the batch: the root in `root_row`, the nodes in the rows after it."""
+
+    tree: TokenTree
+    request: int
+    root_row: int
+    root_position: int
+    dense_start: int
+
+
+class Verification:
+    """The trees of one step, from the prepared inputs to the commit.
+
+    Tree rows are kept out of the paged cache: their slots are -1 during the forward pass and their K/V stand in the
+    dense store. Only accepted rows are written, through the layer's own cache update, before anybody can hash or
+    read the block.
+    """
+
+    def __init__(
+        self,
+        trees: Mapping[str, TokenTree],
+        request_index: Mapping[str, int],
+        query_start: np.ndarray,
+        computed_tokens: np.ndarray,
+    ) -> None:
+        """Place the trees; `query_start` [requests + 1] and `computed_tokens` [requests] are vLLM's of this step."""
+        self.places: list[TreePlace] = []
+        self._query_start = query_start
+        self._computed_tokens = computed_tokens
+        dense_start = 0
+        for request_id, tree in sorted(trees.items(), key=lambda item: request_index[item[0]]):
+            request = request_index[request_id]
+            root_row = int(query_start[request + 1]) - len(tree) - 1
+            root_position = int(computed_tokens[request]) + root_row - int(query_start[request])
+            self.places.append(TreePlace(tree, request, root_row, root_position, dense_start))
+            dense_start += len(tree)
+        self.dense_rows = dense_start
+        self._slots: list[torch.Tensor] = []
+
+    @property
+    def node_rows(self) -> np.ndarray:
+        """int64: batch rows of all tree nodes, in dense order."""
+        spans = [np.arange(p.root_row + 1, p.root_row + 1 + len(p.tree)) for p in self.places]
+        return np.concatenate(spans) if spans else np.empty(0, dtype=np.int64)
+
+    def position_shift(self) -> np.ndarray:
+        """int64 per node row: what turns vLLM's linear position (root + 1 + index) into root + depth."""
+        shifts = [np.asarray(p.tree.depths) - np.arange(1, len(p.tree) + 1) for p in self.places]
+        return np.concatenate(shifts).astype(np.int64)
+
+    def divert_slots(self, slot_mappings: Sequence[torch.Tensor]) -> None:
+        """Keep tree rows out of the paged cache, remembering the linear slots for the commit.
+
+        Args:
+            slot_mappings: per KV cache group, int64 [batch rows]; changed in place.
+        """
+        rows = torch.from_numpy(self.node_rows).to(slot_mappings[0].device)
+        self._slots = [mapping[rows].clone() for mapping in slot_mappings]
+        for mapping in slot_mappings:
+            mapping[rows] = -1
+
+    def step(self, store: DenseStore, device: torch.device, *, fast: bool) -> TreeStep:
+        """The attention arguments: tree requests, and plain decode rows too when no prompt chunk is in the batch.
+
+        With a prompt chunk in the batch the stock attention runs first and tree rows are computed over it.
+        """
+        store.reserve(self.dense_rows)
+        lengths = np.diff(self._query_start)
+        trees = {place.request: place for place in self.places}
+        covers = all(
+            length == (len(trees[request].tree) + 1 if request in trees else 1)
+            for request, length in enumerate(lengths)
+        )
+        rows = []
+        for request in range(len(lengths)):
+            if request in trees:
+                rows.append(_tree_rows(trees[request]))
+            elif covers:
+                position = int(self._computed_tokens[request])
+                rows.append(_decode_row(request, int(self._query_start[request]), position))
+        return TreeStep.build(rows, store, device, covers_batch=covers, fast=fast)
+
+    def accept(self, row_tokens: Sequence[int], logits_row: Sequence[int]) -> dict[int, Accepted]:
+        """Walk every tree; `logits_row` [requests] is the first logits row of each request (its root)."""
+        accepted = {}
+        for place in self.places:
+            first = logits_row[place.request]
+            accepted[place.request] = walk(place.tree, row_tokens[first : first + len(place.tree) + 1])
+        return accepted
+
+    def commit_slots(self, accepted: Mapping[int, Accepted]) -> list[torch.Tensor]:
+        """Per KV cache group, int64 [dense rows]: the slot each dense row is written to, -1 where it is rejected.
+
+        The node accepted at depth d goes to the linear slot of depth d, that is of the d-th row after the root.
+        """
+        source, target = [], []
+        for place in self.places:
+            for depth, node in enumerate(accepted[place.request].path):
+                source.append(place.dense_start + node)
+                target.append(place.dense_start + depth)
+        slots = [torch.full_like(linear, -1) for linear in self._slots]
+        if source:
+            for out, linear in zip(slots, self._slots, strict=True):
+                out[source] = linear[target]
+        return slots
+
+
+def _tree_rows(place: TreePlace) -> TreeRows:
+    """Root and nodes of one tree: all see the paged tokens up to the root, nodes also their ancestors."""
+    count = len(place.tree) + 1
+    visible = place.root_position + 1
+    dense_at = np.arange(place.dense_start - 1, place.dense_start + count - 1, dtype=np.int32)
+    dense_at[0] = -1
+    ancestors = np.zeros((count, 2), dtype=np.uint64)
+    ancestors[1:] = place.tree.ancestor_masks()
+    return TreeRows(
+        first_row=place.root_row,
+        block_row=place.request,
+        spans=((0, visible),),
+        visible_upto=np.full(count, visible, dtype=np.int32),
+        dense_start=place.dense_start,
+        dense_at=dense_at,
+        ancestors=ancestors,
+    )
+
+
+def _decode_row(request: int, row: int, position: int) -> TreeRows:
+    """A request without drafts in a batch that has no prompt chunk."""
+    return TreeRows(
+        first_row=row,
+        block_row=request,
+        spans=((0, position + 1),),
+        visible_upto=np.full(1, position + 1, dtype=np.int32),
+        dense_start=0,
+        dense_at=np.full(1, -1, dtype=np.int32),
+        ancestors=np.zeros((1, 2), dtype=np.uint64),
+    )

@@ -1,0 +1,35 @@
+"""vLLM's worker with our runner in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from vllm_specvlm.engine import compat
+from vllm_specvlm.engine.runner import TreeModelRunner
+
+
+class TreeCPUWorker(CPUWorker):
+    """The CPU worker, whose model runner verifies trees."""
+
+    def init_device(self) -> None:
+        """Build the stock runner, then make it ours.
+
+        The stock worker names its runner class inside the method that also sets up the process; exchanging the class
+        of the finished object keeps that method vLLM's own.
+        """
+        broken = [finding for finding in compat.check() if not finding.ok]
+        if broken:
+            raise RuntimeError(
+                f"Method 'specvlm' does not fit this vLLM: {broken[0].symbol} {broken[0].detail}; "
+                "run `specvlm doctor` and install a supported version."
+            )
+        super().init_device()
+        self.model_runner.__class__ = TreeModelRunner
+        self.model_runner.adopt()
+
+    def specvlm_tally(self) -> dict[str, Any]:
+        """Counters of this worker since start, for `LLM.collective_rpc("specvlm_tally")`."""
+        tally: dict[str, Any] = self.model_runner.drafter.tally.as_dict()
+        return tally
