@@ -167,7 +167,9 @@ def test_a_pair_that_does_not_fit_is_status_1(
     line = ["--target", "specvlm/reference-target", "--draft", "specvlm/reference-draft"]
     install(monkeypatch, engine, "compat_pair", check=lambda target, draft: [])
     assert doctor.main(line) == 0
-    install(monkeypatch, engine, "compat_pair", check=lambda target, draft: [f"{draft.name} knows 7 words too few."])
+    install(
+        monkeypatch, engine, "compat_pair", check=lambda target, draft: [f"{Path(draft).name} knows 7 words too few."]
+    )
     assert doctor.main(line) == 1
     assert "reference-draft knows 7 words too few." in capsys.readouterr().out
 

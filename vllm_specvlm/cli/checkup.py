@@ -101,8 +101,8 @@ def check_kernels() -> list[Check]:
     from vllm_specvlm import ops
 
     cpu = ops.cpu_features()
-    detail = f"{os.cpu_count()} cores, runs the {cpu.variant} kernels (of {', '.join(cpu.variants)})"
-    checks = [Check("processor", True, f"{detail} with the rounding of vLLM's {cpu.arithmetic} build")]
+    detail = f"{os.cpu_count()} cores; kernels: {cpu.variant}"
+    checks = [Check("processor", True, f"{detail}, rounding like vLLM's build for {cpu.arithmetic}")]
     difference = _kernel_difference()
     detail = f"tree attention differs from the torch reference by {difference:.1e}"
     remedy = "rebuild the package (pip install --no-build-isolation --force-reinstall --no-deps .)"
@@ -110,7 +110,7 @@ def check_kernels() -> list[Check]:
 
 
 def _kernel_difference() -> float:
-    """Largest difference between op and reference in float32: one request, a root with two children, 40 paged tokens."""
+    """Largest difference between op and reference: one request, a root with two children, 40 paged tokens."""
     import torch
 
     from vllm_specvlm.ops import tree_attention, tree_attention_reference
@@ -167,7 +167,7 @@ def check_pair(target: Path, draft: Path) -> list[Check]:
     """Whether `draft` can draft for `target`."""
     from vllm_specvlm.engine import compat_pair
 
-    problems = compat_pair.check(target, draft)
+    problems = compat_pair.check(str(target), str(draft))
     if not problems:
         return [Check("draft", True, f"{draft.name} fits {target.name}")]
     return [Check("draft", False, problem, "choose or convert another draft") for problem in problems]
