@@ -40,7 +40,7 @@ def build(
     *,
     seed: int = 0,
     scale: float = 1.0,
-    echo: float = 0.65,
+    echo: float = 0.6,
     size: Size = TARGET,
     vocab_padding: int = 0,
     tokenizer: str = "usual",

