@@ -1,0 +1,84 @@
+"""Turn training states into the parts that ship: ``python -m vllm_specvlm.zoo.export --work DIR``.
+
+Writes ``parts/target.safetensors``, ``parts/draft.safetensors``, the curves (CSV) and ``parts/provenance.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from vllm_specvlm.zoo import language_model, parts
+from vllm_specvlm.zoo import train_draft, train_sight, train_target
+from vllm_specvlm.zoo.pictures import DATA_VERSION
+from vllm_specvlm.zoo.training import load_state
+
+STAGES = ("target_sight", "draft_sight", "target", "draft_words", "draft_distil")
+
+
+def _tidy_curve(source: Path, target: Path) -> list[dict[str, str]]:
+    """Copy a curve, keeping the last row of every step: a killed run repeats the steps since its last state."""
+    with source.open() as file:
+        rows = {int(row["step"]): row for row in csv.DictReader(file)}
+    kept = [rows[step] for step in sorted(rows)]
+    with target.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(kept[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+    return kept
+
+
+def _minutes(rows: list[dict[str, str]]) -> float:
+    """Wall time over all sessions of a stage: ``seconds`` starts again in every session."""
+    total = last = 0.0
+    for row in rows:
+        now = float(row["seconds"])
+        if now < last:
+            total += last
+        last = now
+    return round((total + last) / 60, 1)
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    work: Path = parser.parse_args().work
+    target = load_state(work / "target.pt")
+    finished = (work / "draft_distil.pt").exists()
+    draft = load_state(work / ("draft_distil.pt" if finished else "draft_words.pt"))
+    parts.save("target", target["parts"])
+    parts.save("draft", draft["parts"])
+    stages: dict[str, Any] = {}
+    for stage in STAGES:
+        if (work / f"{stage}.csv").exists():
+            rows = _tidy_curve(work / f"{stage}.csv", parts.FOLDER / f"curve_{stage}.csv")
+            stages[stage] = {"steps": int(rows[-1]["step"]), "wall_minutes": _minutes(rows), "last_row": rows[-1]}
+    provenance = {
+        "data_version": DATA_VERSION,
+        "chat_sha256": hashlib.sha256((work / "chat.json").read_bytes()).hexdigest(),
+        "language_model": {"package": language_model.PACKAGE, "gguf_sha256": language_model.GGUF_SHA256},
+        "seeds": {"sight": train_sight.SEED, "target": train_target.SEED, "draft": train_draft.SEED},
+        "stages": stages,
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "note": "shared with other work; wall times are upper bounds"},
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow")},
+        "parts_sha256": {name: hashlib.sha256(parts.path(name).read_bytes()).hexdigest() for name in parts.NAMES},
+    }
+    (parts.FOLDER / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
