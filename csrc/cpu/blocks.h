@@ -5,91 +5,105 @@
 
 namespace {
 
+// Rows of a register block, and lanes of 16 columns beside each other: with few rows more lanes, so that enough sums
+// are under way to hide the latency of one.
 #if defined(__AVX512F__)
-constexpr int kRows = 6, kColumns = 4;  // 24 of 32 registers accumulate
+constexpr int kRows = 12;
+constexpr int lanes_at_once(int rows) { return rows <= 5 ? 4 : 2; }
 #elif defined(__AVX2__)
-constexpr int kRows = 6, kColumns = 1;  // 12 of 16
+constexpr int kRows = 6;
+constexpr int lanes_at_once(int rows) { return rows <= 2 ? 2 : 1; }
 #else
-constexpr int kRows = 4, kColumns = 1;
+constexpr int kRows = 4;
+constexpr int lanes_at_once(int) { return 1; }
 #endif
 
-// How one step of a sum is computed. A word of the dot product is a pair of bf16.
+// How one step of a sum is computed: a word of `a` times a row of `b`, which is widened as it is loaded.
 struct Fused {
   typedef float Word;
   typedef Lanes Factor;
+  static constexpr int kDepth = 1;  // rows of b that one step takes
   static Factor spread(float x) { return broadcast(x); }
-  static Factor get(const float* p) { return load(p); }
+  template <int C, class T>
+  static void get(const T* b, int64_t, Factor* to) {
+    for (int c = 0; c < C; c++) to[c] = load(b + 16 * c);
+  }
   static Lanes step(const Factor& a, const Factor& b, const Lanes& sum) { return fma(a, b, sum); }
+  template <int C>
+  static void load_sums(const float* p, Lanes* sums) {
+    for (int c = 0; c < C; c++) sums[c] = load(p + 16 * c);
+  }
+  template <int C>
+  static void store_sums(float* p, const Lanes* sums) {
+    for (int c = 0; c < C; c++) store(p + 16 * c, sums[c]);
+  }
 };
+
 struct Separate : Fused {
   static Lanes step(const Factor& a, const Factor& b, const Lanes& sum) { return a * b + sum; }
 };
-#if defined(__AVX512BF16__)
-struct Dot {
-  typedef uint32_t Word;
-  typedef __m512i Factor;
-  static Factor spread(uint32_t x) { return _mm512_set1_epi32((int)x); }
-  static Factor get(const uint32_t* p) { return _mm512_loadu_si512(p); }
-  static Lanes step(Factor a, Factor b, Lanes sum) { return {_mm512_dpbf16_ps(sum.v, (__m512bh)a, (__m512bh)b)}; }
-};
-#endif
 
-template <class Step>
+// rows x depth words of a, either kRows-wise side by side (word k of row r at a[k * rows + r]) or row by row.
+template <class Step, class T>
 struct Product {
   const typename Step::Word* a;
-  int64_t a_stride;
-  const typename Step::Word* b;
+  int64_t a_stride;  // 0: side by side
+  const T* b;
   int64_t b_stride;
   float* c;
   int64_t c_stride;
-  int64_t depth;
+  int64_t depth;     // in words
   bool add;
 };
 
-template <class Step, int R, int C>
-inline void block(const Product<Step>& p) {
-  Lanes sum[R][C];
-  for (int r = 0; r < R; r++)
-    for (int c = 0; c < C; c++) sum[r][c] = p.add ? load(p.c + r * p.c_stride + 16 * c) : broadcast(0.0f);
-  for (int64_t k = 0; k < p.depth; k++) {
-    typename Step::Factor b[C];
-    for (int c = 0; c < C; c++) b[c] = Step::get(p.b + k * p.b_stride + 16 * c);
-    for (int r = 0; r < R; r++) {
-      const typename Step::Factor a = Step::spread(p.a[r * p.a_stride + k]);
-      for (int c = 0; c < C; c++) sum[r][c] = Step::step(a, b[c], sum[r][c]);
-    }
+template <class Step, class T, int R, int C, bool kBeside>
+__attribute__((noinline)) void block(const Product<Step, T>& p) {
+  Lanes sums[R][C];
+  for (int r = 0; r < R; r++) {
+    if (p.add) Step::template load_sums<C>(p.c + r * p.c_stride, sums[r]);
+    else
+      for (int c = 0; c < C; c++) sums[r][c] = broadcast(0.0f);
   }
-  for (int r = 0; r < R; r++)
-    for (int c = 0; c < C; c++) store(p.c + r * p.c_stride + 16 * c, sum[r][c]);
+  const int64_t stride = p.a_stride, b_stride = p.b_stride;
+  const T* b = p.b;
+  const typename Step::Word *a = p.a, *half = p.a + (kBeside ? 0 : 6 * stride);
+  for (int64_t k = p.depth; k > 0; k--) {
+    typename Step::Factor row[C];
+    Step::template get<C>(b, b_stride, row);
+    b += Step::kDepth * b_stride;
+    for (int r = 0; r < R; r++) {
+      const typename Step::Factor factor = Step::spread(kBeside ? a[r] : r < 6 ? a[r * stride] : half[(r - 6) * stride]);
+      for (int c = 0; c < C; c++) sums[r][c] = Step::step(factor, row[c], sums[r][c]);
+    }
+    a += kBeside ? R : 1;
+    half += 1;
+  }
+  for (int r = 0; r < R; r++) Step::template store_sums<C>(p.c + r * p.c_stride, sums[r]);
 }
 
-template <class Step, int R>
-void block_of_rows(Product<Step> p, int64_t lanes) {
-  while (lanes > 0) {
-    const int64_t step = smaller(lanes, kColumns);
-    if (step == 1) block<Step, R, 1>(p);
-    if constexpr (kColumns > 1) {
-      if (step == 2) block<Step, R, 2>(p);
-      else if (step == 3) block<Step, R, 3>(p);
-      else if (step == 4) block<Step, R, 4>(p);
-    }
-    p.b += 16 * step;
-    p.c += 16 * step;
-    lanes -= step;
+template <class Step, class T, int R, int C>
+void strip(Product<Step, T>& p, int64_t& lanes) {
+  for (; lanes >= C; lanes -= C) {
+    if (p.a_stride) block<Step, T, R, C, false>(p);
+    else block<Step, T, R, C, true>(p);
+    p.b += 16 * C;
+    p.c += 16 * C;
   }
+}
+
+template <class Step, class T, int R>
+void block_of_rows(Product<Step, T> p, int64_t lanes) {
+  constexpr int most = lanes_at_once(R);
+  if constexpr (most >= 4) strip<Step, T, R, 4>(p, lanes);
+  if constexpr (most >= 2) strip<Step, T, R, 2>(p, lanes);
+  strip<Step, T, R, 1>(p, lanes);
 }
 
 // rows <= kRows; `lanes` columns of 16.
-template <class Step>
-void multiply(const Product<Step>& p, int64_t rows, int64_t lanes) {
-  switch (rows) {
-    case 1: return block_of_rows<Step, 1>(p, lanes);
-    case 2: return block_of_rows<Step, 2>(p, lanes);
-    case 3: return block_of_rows<Step, 3>(p, lanes);
-    case 4: return block_of_rows<Step, 4>(p, lanes);
-    case 5: return block_of_rows<Step, 5>(p, lanes);
-    case 6: return block_of_rows<Step, 6>(p, lanes);
-  }
+template <class Step, class T, int R = kRows>
+void multiply(const Product<Step, T>& p, int64_t rows, int64_t lanes) {
+  if (rows == R) block_of_rows<Step, T, R>(p, lanes);
+  else if constexpr (R > 1) multiply<Step, T, R - 1>(p, rows, lanes);
 }
 
 }  // namespace

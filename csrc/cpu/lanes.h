@@ -43,7 +43,6 @@ struct Lanes {
 inline Lanes broadcast(float x) { return {_mm512_set1_ps(x)}; }
 inline Lanes load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float* p, Lanes a) { _mm512_storeu_ps(p, a.v); }
-inline void store(float* p, Lanes a, int64_t n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a.v); }
 inline Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline Lanes fnma(Lanes a, Lanes b, Lanes c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
 inline Lanes operator*(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -65,18 +64,6 @@ inline Lanes load(const Bf16* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
 }
 inline Lanes load(const Half* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
-inline Lanes load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p)}; }
-inline __m256i load_words(const void* p, int64_t n) { return _mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p); }
-inline Lanes load(const Bf16* p, int64_t n) {
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_words(p, n)), 16))};
-}
-inline Lanes load(const Half* p, int64_t n) { return {_mm512_cvtph_ps(load_words(p, n))}; }
-// The first (which = 0) or second elements of n pairs.
-inline Lanes load_pairs(const Bf16* p, int64_t n, int64_t which) {
-  const __m512i pairs = _mm512_maskz_loadu_epi32((__mmask16)((1u << n) - 1), p);
-  return {_mm512_castsi512_ps(which ? _mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000u))
-                                    : _mm512_slli_epi32(pairs, 16))};
-}
 
 #elif defined(__AVX2__)
 
@@ -119,12 +106,6 @@ inline Lanes load(const Bf16* p) {
 inline Lanes load(const Half* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
 }
-inline Lanes load_pairs_all(const Bf16* p, int64_t which) {
-  const __m256i x = _mm256_loadu_si256((const __m256i*)p), y = _mm256_loadu_si256((const __m256i*)(p + 16));
-  const __m256i high = _mm256_set1_epi32((int)0xffff0000u);
-  return which ? Lanes{_mm256_castsi256_ps(_mm256_and_si256(x, high)), _mm256_castsi256_ps(_mm256_and_si256(y, high))}
-               : Lanes{_mm256_castsi256_ps(_mm256_slli_epi32(x, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(y, 16))};
-}
 
 #else
 
@@ -161,30 +142,8 @@ inline float widen(Half h) {
 }
 inline Lanes load(const Bf16* p) { SPECVLM_EACH(widen(p[i])); }
 inline Lanes load(const Half* p) { SPECVLM_EACH(widen(p[i])); }
-inline Lanes load_pairs_all(const Bf16* p, int64_t which) { SPECVLM_EACH(widen(p[2 * i + which])); }
 #undef SPECVLM_EACH
 
-#endif
-
-#if !defined(__AVX512F__)
-// Partial loads and stores by way of a full array; lanes past n are 0.
-inline void store(float* p, Lanes a, int64_t n) {
-  float all[16];
-  store(all, a);
-  memcpy(p, all, (size_t)n * sizeof(float));
-}
-template <class T>
-inline Lanes load(const T* p, int64_t n) {
-  T all[16] = {};
-  memcpy(all, p, (size_t)n * sizeof(T));
-  return load(all);
-}
-inline Lanes load_pairs(const Bf16* p, int64_t n, int64_t which) {
-  if (n == 16) return load_pairs_all(p, which);
-  Bf16 all[32] = {};
-  memcpy(all, p, (size_t)n * 2 * sizeof(Bf16));
-  return load_pairs_all(all, which);
-}
 #endif
 
 // The order of vLLM's AVX-512 builds: halves folded onto each other.
@@ -231,40 +190,6 @@ inline Lanes library_exp(Lanes a) {
   store(x, a);
   for (int i = 0; i < 16; i++) x[i] = expf(x[i]);
   return load(x);
-}
-
-// Results, 16 at a time. bf16: to nearest even with denormals flushed, as vcvtneps2bf16 does, or cut off.
-inline void narrow(float* p, Lanes a, bool) { store(p, a); }
-inline uint16_t nearest_bf16(uint32_t bits) {
-  const uint32_t magnitude = bits & 0x7fffffffu, top = bits >> 16;
-  const uint32_t rounded = (bits + 0x7fffu + (top & 1u)) >> 16;
-  return (uint16_t)(magnitude > 0x7f800000u ? top | 0x40u : magnitude < 0x00800000u ? top & 0x8000u : rounded);
-}
-inline void narrow(Bf16* p, Lanes a, bool nearest) {
-  float x[16];
-  store(x, a);
-  if (nearest)
-    for (int i = 0; i < 16; i++) p[i].bits = nearest_bf16(as_bits(x[i]));
-  else
-    for (int i = 0; i < 16; i++) p[i].bits = (uint16_t)(as_bits(x[i]) >> 16);
-}
-inline void narrow(Half* p, Lanes a, bool) {
-#if defined(__AVX512F__)
-  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-#elif defined(__AVX2__)
-  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(a.a, _MM_FROUND_TO_NEAREST_INT));
-  _mm_storeu_si128((__m128i*)(p + 8), _mm256_cvtps_ph(a.b, _MM_FROUND_TO_NEAREST_INT));
-#else
-  for (int i = 0; i < 16; i++) {
-    const uint32_t bits = as_bits(a.x[i]), magnitude = bits & 0x7fffffffu;
-    uint32_t half;
-    if (magnitude > 0x7f800000u) half = 0x7e00u | (magnitude >> 13 & 0x3ffu);
-    else if (magnitude >= 0x477ff000u) half = 0x7c00u;
-    else if (magnitude < 0x38800000u) half = (uint32_t)nearbyintf(as_float(magnitude) * 0x1p24f);
-    else half = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
-    p[i].bits = (uint16_t)((bits >> 16 & 0x8000u) | half);
-  }
-#endif
 }
 
 }  // namespace

@@ -1,0 +1,53 @@
+// What one work item needs: its row blocks, and its buffers cut out of scratch memory.
+#pragma once
+
+#include "blocks.h"
+#include "cache.h"
+#include "softmax.h"
+
+namespace {
+
+// Row blocks of nearly equal size, none above kRows.
+struct RowBlocks {
+  int64_t rows, count;
+  explicit RowBlocks(int64_t n) : rows(n), count((n + kRows - 1) / kRows) {}
+  int64_t begin(int64_t i) const { return i * rows / count; }
+  int64_t size(int64_t i) const { return begin(i + 1) - begin(i); }
+};
+
+template <class T>
+struct Workspace {
+  int64_t rows, paged = 0, logit_stride, dense_stride, bytes;
+  float *query, *sums, *logits, *dense_logits;
+  T* tile;
+  RowState* state;
+
+  Workspace(const specvlm_tree_attention& p, const specvlm_item& item, int64_t dense, void* scratch) {
+    const int64_t group = p.query_heads / p.heads;
+    for (int64_t token = item.first_row / group; token <= (item.last_row - 1) / group; token++)
+      paged = larger(paged, p.paged_keys[p.requests[item.request].first_listed + token]);
+    rows = item.last_row - item.first_row;
+    // Products write whole lanes, up to 15 columns too many. An odd multiple of 16 floats keeps the rows of a block
+    // apart in the first-level cache.
+    logit_stride = (round_up(smaller(p.tile, paged + dense), 16) + 16) | 16;
+    dense_stride = round_up(dense, 16);
+    char* next = (char*)scratch;
+    query = take<float>(next, rows * p.head_size);
+    sums = take<float>(next, rows * p.head_size);
+    tile = take<T>(next, kRun * p.head_size);
+    logits = take<float>(next, rows * logit_stride);
+    dense_logits = take<float>(next, rows * dense_stride);
+    state = take<RowState>(next, rows);
+    bytes = next - (char*)scratch;
+  }
+
+ private:
+  template <class U>
+  static U* take(char*& next, int64_t count) {
+    U* const at = (U*)next;
+    next += round_up(count * (int64_t)sizeof(U), 64);
+    return at;
+  }
+};
+
+}  // namespace
