@@ -24,17 +24,22 @@ def walk(tree: TokenTree, row_tokens: Sequence[int]) -> Accepted:
     Raises ValueError if the number of row tokens does not fit the tree.
 
     Lossless, by induction over the emitted tokens. The first one is `row_tokens[0]`, whatever was drafted. Suppose
-    that the tokens emitted so far end at the accepted node v. The next one is v's row token, and it was obtained from
-    the target's logits given exactly the text that ends at v, by the rule that plain decoding uses: argmax if greedy,
-    or a draw from the target's processed law. The draft only decides whether the walk can go on, that is, how many of
-    these tokens one forward pass yields; it never chooses or rejects one. In the sampled case this needs one thing
-    more: v is reached because of the draws at v's ancestors, so v's own draw must be independent of those. It is
-    independent if rows on one path use different uniforms (`draw.uniforms` is keyed by output position, and positions
-    grow along a path). Siblings and cousins may share a uniform, as at most one of them is on the path. The tree must
-    not depend on the uniforms of this step either, which a drafter with its own purpose or none at all satisfies.
+    that the tokens emitted so far end at the accepted node v. The next one is v's row token, which was obtained from
+    the target's logits given exactly the text that ends at v, by the rule of plain decoding. The draft decides only how
+    many tokens one forward pass yields; it never chooses one and never rejects one.
+
+    Greedy: the rule is argmax, so the text is plain decoding's.
+
+    Sampled: let v's row token be `draw(target's law at v, u)` with the uniform u of the output position after v
+    (`draw.uniforms`). Then each emitted token is the one that plain decoding draws there with the same uniforms: the
+    text is a function of them and of the target, the same for every tree, even for one that knows them. As the
+    uniforms of different positions are independent, its law is the target's. Siblings and cousins share a uniform,
+    which is harmless, as one of them at most is on the path. If rows were drawn by other means, two things would be
+    needed: draws along a path independent of each other, and a tree that does not depend on this step's draws.
 
     The rule is naive sampling over a tree as in SpecInfer (Miao et al. 2024) and SpecExec (Svirschevski et al. 2024).
-    For a tree fixed before the draws no lossless rule accepts more: P(path of v accepted) <= target's P(path of v).
+    No lossless rule accepts more of a tree fixed before the draws: node v can be on the accepted path only if the text
+    runs through v, and here it is whenever the text does.
     """
     tokens, parents = tree.tokens, tree.parents
     if len(row_tokens) != len(tokens) + 1:

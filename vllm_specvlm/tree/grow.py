@@ -201,6 +201,8 @@ class _Best(_Growth):
             self.new.append(child)
 
     def next_level(self) -> list[tuple[int, int]]:
+        if not self.new:
+            return []
         scores, best = self.scores, self.best
         # Below a full heap's worst score neither a node nor a child of it is among the best.
         floor = best[0][0] if len(best) >= self.budget else _NO_CANDIDATE
