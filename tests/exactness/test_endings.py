@@ -1,0 +1,73 @@
+"""A request ends inside an accepted path exactly where plain decoding ends it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from vllm import LLM, SamplingParams
+
+from tests.exactness.engines import answers, engine, target_of
+from tests.tiny.prompts import prompts
+
+
+@pytest.fixture(scope="module")
+def engines() -> tuple[LLM, LLM]:
+    target = target_of("llava")
+    return engine(target), engine(target, {"model": str(target), "num_speculative_tokens": 6, "tree": "chain"})
+
+
+def endings(llm: LLM, params: Any) -> list[tuple[Any, ...]]:
+    outputs = [output.outputs[0] for output in answers(llm, prompts("llava"), params)]
+    return [(tuple(o.token_ids), o.text, o.finish_reason, o.stop_reason) for o in outputs]
+
+
+@pytest.mark.parametrize("length", range(1, 12))
+def test_max_tokens(engines: tuple[LLM, LLM], length: int) -> None:
+    plain, ours = engines
+    params = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True)
+    assert endings(ours, params) == endings(plain, params)
+
+
+@pytest.mark.parametrize("at", [3, 6, 8, 13])
+def test_stop_token(engines: tuple[LLM, LLM], at: int) -> None:
+    """Each request stops at a token of its own answer, somewhere inside what one step accepts."""
+    plain, ours = engines
+    free = endings(plain, SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True))
+    params = [
+        SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, stop_token_ids=[answer[0][at]])
+        for answer in free
+    ]
+    reference = endings(plain, params)
+    assert endings(ours, params) == reference
+    assert all(reason == "stop" and len(ids) <= at + 1 for ids, _, reason, _ in reference)
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_stop_string(engines: tuple[LLM, LLM], include: bool) -> None:
+    plain, ours = engines
+    free = endings(plain, SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True))
+    params = [
+        SamplingParams(
+            temperature=0.0, max_tokens=30, stop=[text[7:11]], include_stop_str_in_output=include, ignore_eos=True
+        )
+        for _, text, _, _ in free
+    ]
+    reference = endings(plain, params)
+    assert endings(ours, params) == reference
+    assert any(reason == "stop" for _, _, reason, _ in reference)
+
+
+def test_end_of_sequence(engines: tuple[LLM, LLM]) -> None:
+    """An end-of-sequence token that the model really emits: the one the first answer contains."""
+    plain, ours = engines
+    free = endings(plain, SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True))
+    wanted = free[0][0][9]
+    found = []
+    for llm in (plain, ours):
+        ids = {**llm.llm_engine.model_config.try_get_generation_config(), "eos_token_id": wanted}
+        params = SamplingParams(temperature=0.0, max_tokens=30)
+        params.update_from_generation_config(ids, wanted)
+        found.append(endings(llm, params))
+    assert found[0] == found[1]
+    assert found[0][0][2] == "stop"

@@ -1,0 +1,131 @@
+"""What is not supported is refused when the engine is configured, in one sentence that says what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from vllm import LLM, EngineArgs
+
+from tests.exactness.engines import target_of
+from tests.tiny.checkpoints import build
+from vllm_specvlm.engine import plugin
+
+
+@pytest.fixture(autouse=True)
+def _plugin() -> None:
+    plugin.register()
+
+
+def configure(speculative: dict[str, Any], **options: Any) -> Any:
+    model = options.pop("model", str(target_of("llava")))
+    arguments = {"model": model, "dtype": "float32", "enforce_eager": True, "max_model_len": 512, **options}
+    return EngineArgs(**arguments, speculative_config={"method": "specvlm", **speculative}).create_engine_config()
+
+
+@pytest.mark.parametrize(
+    ("speculative", "says"),
+    [
+        ({"num_speculative_tokens": 0}, "'num_speculative_tokens' is 0; write a whole number from 1 to 127"),
+        ({"num_speculative_tokens": 128}, "'num_speculative_tokens' is 128"),
+        ({"num_speculative_tokens": -1}, "'num_speculative_tokens' is -1"),
+        ({"num_speculative_tokens": "8"}, "'num_speculative_tokens' is '8'"),
+        ({"num_speculative_tokens": True}, "'num_speculative_tokens' is True"),
+        ({"nodes": 8}, "Unknown speculative-config option 'nodes'"),
+        ({"tree": "bush"}, "Option 'tree' is 'bush'"),
+        ({"paths": [[0], [1, 0]]}, "Tree path (1, 0) does not fit"),
+        ({"paths": 3}, "Option 'paths' is 3"),
+        ({"paths": [[0]], "tree": "chain"}, "exclude each other"),
+        ({"width": 0}, "'width' is 0"),
+        ({"text_only_draft": "yes"}, "Option 'text_only_draft' is 'yes'; write true or false"),
+        ({"model": ""}, "Option 'model' is ''"),
+        ({"model": "/no/such/draft"}, "The draft '/no/such/draft' cannot be read"),
+        ({"lookup_min_match": 9, "lookup_max_match": 3}, "'lookup_min_match' is 9, above"),
+    ],
+)
+def test_options(speculative: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match="(?s).+") as caught:
+        configure(speculative)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"pipeline_parallel_size": 2}, "pipeline parallelism 2"),
+        ({"data_parallel_size": 2}, "data parallelism 2"),
+        ({"tensor_parallel_size": 2, "decode_context_parallel_size": 2}, "decode context parallelism 2"),
+        ({"async_scheduling": True}, "asynchronous scheduling"),
+        ({"enable_dbo": True}, "dual-batch overlap"),
+        ({"kv_cache_dtype": "fp8"}, "KV cache type 'fp8'"),
+        ({"enable_lora": True}, "LoRA"),
+        ({"worker_cls": "some.other.Worker"}, "worker class 'some.other.Worker'"),
+    ],
+)
+def test_engine_features(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match="Method 'specvlm' does not run") as caught:
+        configure({}, **options)
+    assert says in str(caught.value)
+
+
+def test_sliding_window_model() -> None:
+    with pytest.raises(ValueError, match="sliding"):
+        configure({}, model=str(build("gemma3")))
+
+
+def test_draft_with_another_tokenizer() -> None:
+    with pytest.raises(ValueError, match=r"another tokenizer than the target: \d+ tokens differ"):
+        configure({"model": str(build("llava", seed=3, tokenizer="other"))})
+
+
+def test_text_only_draft_needs_the_option() -> None:
+    draft = str(build("llava", text_only=True))
+    with pytest.raises(ValueError, match="cannot see pictures"):
+        configure({"model": draft})
+    configure({"model": draft, "text_only_draft": True})
+    with pytest.raises(ValueError, match="is a VLM; leave 'text_only_draft' out"):
+        configure({"model": str(target_of("llava")), "text_only_draft": True})
+
+
+def test_draft_of_another_family() -> None:
+    with pytest.raises(ValueError, match="draft"):
+        configure({"model": str(build("qwen2_5_vl"))})
+
+
+def test_padded_vocabulary_is_accepted() -> None:
+    configure({"model": str(build("llava", seed=3, vocab_padding=64))})
+
+
+def test_translation() -> None:
+    config = configure({"num_speculative_tokens": 16})
+    assert config.speculative_config.method == "custom_class"
+    assert config.speculative_config.num_speculative_tokens == 16
+    assert config.parallel_config.worker_cls == "vllm_specvlm.engine.worker.TreeCPUWorker"
+    assert config.additional_config["specvlm"]["model"] is None
+
+
+def test_short_flags() -> None:
+    arguments = {"model": str(target_of("llava")), "dtype": "float32", "max_model_len": 512}
+    config = EngineArgs(**arguments, spec_method="specvlm", spec_tokens=5).create_engine_config()
+    assert config.speculative_config.num_speculative_tokens == 5
+
+
+def test_other_methods_are_untouched() -> None:
+    """With the plugin installed, an engine that does not ask for it is configured as without."""
+    from tests.exactness import stock_configuration as stock
+
+    ours = stock.configurations(with_plugin=True)
+    assert ours == stock.configurations(with_plugin=False)
+    assert "vllm_specvlm" not in repr(ours)
+
+
+def test_engine_without_the_method_has_stock_classes() -> None:
+    llm = LLM(model=str(target_of("llava")), dtype="float32", enforce_eager=True, max_model_len=256,
+              kv_cache_memory_bytes=32 << 20, block_size=32)
+    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    layers = worker.vllm_config.compilation_config.static_forward_context.values()
+    classes = {type(x).__module__ for x in (worker, worker.model_runner, *(layer.impl for layer in layers))}
+    assert classes and not any(name.startswith("vllm_specvlm") for name in classes)
+    from tests.exactness import engines
+
+    engines._kept["stock"] = llm

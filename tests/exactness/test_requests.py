@@ -1,0 +1,142 @@
+"""Requests of every kind beside each other: features decoded plainly, aborts, crowds, evicted pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from vllm import LLM, SamplingParams
+from vllm.sampling_params import StructuredOutputsParams
+
+from tests.exactness.engines import GREEDY, answers, engine, runner, tally, target_of, tokens
+from tests.tiny.checkpoints import build
+from tests.tiny.prompts import prompts
+from tests.tiny.sizes import DRAFT
+
+PLAIN_FEATURES: tuple[dict[str, Any], ...] = (
+    {"repetition_penalty": 1.3},
+    {"frequency_penalty": 0.8},
+    {"presence_penalty": 0.8},
+    {"bad_words": ["tree"]},
+    {"min_tokens": 5},
+    {"logprobs": 2},
+    {"allowed_token_ids": list(range(40, 300))},
+    {"structured_outputs": StructuredOutputsParams(choice=["red", "blue"])},
+)
+
+
+@pytest.fixture(scope="module")
+def engines() -> tuple[LLM, LLM]:
+    target = target_of("llava")
+    return engine(target), engine(target, {"model": str(target), "num_speculative_tokens": 10})
+
+
+@pytest.mark.parametrize("feature", PLAIN_FEATURES, ids=lambda f: next(iter(f)))
+def test_unsupported_features_are_decoded_plainly(feature: dict[str, Any], engines: tuple[LLM, LLM]) -> None:
+    """The request that uses the feature gets plain vLLM's answer, and its neighbours keep their trees."""
+    plain, ours = engines
+    batch = prompts("llava")
+    params = [SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, **feature), *([GREEDY] * (len(batch) - 1))]
+    before = tally(ours)["accepted"]
+    reference, outputs = answers(plain, batch, params), answers(ours, batch, params)
+    assert tokens(outputs) == tokens(reference)
+    assert tally(ours)["accepted"] > before + 50
+    if "logprobs" in feature:
+        for a, b in zip(outputs[0].outputs[0].logprobs or (), reference[0].outputs[0].logprobs or (), strict=True):
+            assert a.keys() == b.keys()
+            assert all(abs(a[key].logprob - b[key].logprob) < 1e-4 for key in a)
+
+
+def test_prompt_logprobs(engines: tuple[LLM, LLM]) -> None:
+    plain, ours = engines
+    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True, prompt_logprobs=1)
+    reference, outputs = answers(plain, prompts("llava")[:2], params), answers(ours, prompts("llava")[:2], params)
+    assert tokens(outputs) == tokens(reference)
+    assert [len(o.prompt_logprobs or ()) for o in outputs] == [len(o.prompt_logprobs or ()) for o in reference]
+
+
+def test_several_answers_to_one_prompt(engines: tuple[LLM, LLM]) -> None:
+    _, ours = engines
+    params = SamplingParams(n=3, temperature=1.0, seed=5, max_tokens=20, ignore_eos=True)
+    first, second = (answers(ours, prompts("llava")[:2], params) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        texts = [tuple(o.token_ids) for o in a.outputs]
+        assert texts == [tuple(o.token_ids) for o in b.outputs]
+        assert len(set(texts)) == 3
+
+
+def test_aborted_requests_leave_the_others_alone(engines: tuple[LLM, LLM]) -> None:
+    plain, ours = engines
+    batch = prompts("llava")
+    reference = tokens(answers(plain, batch))
+    finished: dict[str, tuple[int, ...]] = {}
+    core = ours.llm_engine
+    for i, prompt in enumerate(batch):
+        core.add_request(f"abort-test-{i}", prompt.request(), GREEDY)
+    steps = 0
+    while core.has_unfinished_requests():
+        for output in core.step():
+            if output.finished:
+                finished[output.request_id] = tuple(output.outputs[0].token_ids)
+        steps += 1
+        if steps == 3:
+            core.abort_request(["abort-test-1", "abort-test-4"])
+    kept = [i for i in range(len(batch)) if i not in (1, 4)]
+    assert [finished[f"abort-test-{i}"] for i in kept] == [reference[i] for i in kept]
+    speculator = runner(ours).drafter
+    ours.generate([prompts("llava")[0].request()], GREEDY, use_tqdm=False)
+    assert not any(request_id.startswith("abort-test") for request_id in speculator._known), "aborted ids are kept"
+
+
+def test_a_crowd_with_repeated_pictures() -> None:
+    """More than 64 requests at once over few pictures, half of them repeated."""
+    target, draft = target_of("llava"), build("llava", seed=7, size=DRAFT)
+    options = {"max_num_seqs": 96, "kv_cache_memory_bytes": 192 << 20}
+    batch = prompts("llava") * 14
+    reference = tokens(answers(engine(target, **options), batch))
+    ours = engine(target, {"model": str(draft), "num_speculative_tokens": 8}, **options)
+    assert tokens(answers(ours, batch)) == reference
+    assert runner(ours).drafter.tally.trees > 98
+
+
+def test_pictures_evicted_from_the_drafts_cache() -> None:
+    """A cache too small for one picture: every one is encoded again when it is needed, and none is missed."""
+    target = target_of("llava")
+    speculative = {"model": str(target), "num_speculative_tokens": 4, "tree": "chain", "vision_cache_mib": 0}
+    llm = engine(target, speculative, max_num_batched_tokens=40, max_num_seqs=3)
+    before = tally(llm)
+    reference = tokens(answers(engine(target, max_num_batched_tokens=40, max_num_seqs=3), prompts("llava") * 2))
+    assert tokens(answers(llm, prompts("llava") * 2)) == reference
+    after = tally(llm)
+    assert after["accepted"] - before["accepted"] == after["nodes"] - before["nodes"] > 50
+    assert not runner(llm).drafter._vlm._vision._cache
+
+
+def test_text_only_draft_goes_blind_but_stays_exact() -> None:
+    target, draft = target_of("llava"), build("llava", text_only=True, seed=7)
+    speculative = {"model": str(draft), "num_speculative_tokens": 8, "text_only_draft": True}
+    ours = engine(target, speculative)
+    assert tokens(answers(ours, prompts("llava"))) == tokens(answers(engine(target), prompts("llava")))
+    assert tally(ours)["trees"] > 0
+
+
+@pytest.mark.parametrize("speculative", [{"tree": "chain"}, {"paths": [[0], [1], [0, 0], [0, 1], [1, 0], [0, 0, 0]]}])
+def test_chain_and_fixed_tree(speculative: dict[str, Any], engines: tuple[LLM, LLM]) -> None:
+    target = target_of("llava")
+    ours = engine(target, {"model": str(target), **speculative})
+    assert tokens(answers(ours, prompts("llava"))) == tokens(answers(engines[0], prompts("llava")))
+    counted = tally(ours)
+    assert counted["accepted"] > counted["trees"]
+
+
+def test_shared_lookup() -> None:
+    """Other requests' answers help the second time, and change nothing."""
+    target = target_of("llava")
+    ours = engine(target, {"lookup_shared_tokens": 4096, "num_speculative_tokens": 6})
+    reference = tokens(answers(engine(target), prompts("llava")))
+    accepted = []
+    for _ in range(2):
+        before = tally(ours)["accepted"]
+        assert tokens(answers(ours, prompts("llava"))) == reference
+        accepted.append(tally(ours)["accepted"] - before)
+    assert accepted[1] > accepted[0]

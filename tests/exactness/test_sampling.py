@@ -1,0 +1,112 @@
+"""Sampled answers follow the target's own law, and depend on the request's seed alone, not on the trees."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import chi2_contingency
+from vllm import LLM, SamplingParams
+
+from tests.exactness.engines import answers, engine, target_of, tokens
+from tests.tiny.prompts import prompts
+
+SAMPLES = 2048
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"temperature": 1.0},
+    {"temperature": 0.7, "top_p": 0.8},
+    {"temperature": 1.3, "top_k": 5},
+    {"temperature": 1.0, "top_k": 20, "top_p": 0.9},
+)
+# Random weights give flat laws; with few prompts and a low temperature a handful of texts carries the mass.
+PROMPT = 1
+
+
+def sample(llm: LLM, setting: dict[str, Any], count: int = SAMPLES) -> Counter[tuple[int, ...]]:
+    """How often each three-token answer came."""
+    params = SamplingParams(max_tokens=3, ignore_eos=True, **setting)
+    outputs = answers(llm, [prompts("llava")[PROMPT]] * count, params)
+    return Counter(tokens(outputs))
+
+
+def p_value(ours: Counter[tuple[int, ...]], theirs: Counter[tuple[int, ...]]) -> float:
+    """Of a chi-square test that both samples have one law; rare answers are pooled by their first tokens' order."""
+    keys = sorted(ours.keys() | theirs.keys())
+    table: list[list[int]] = []
+    pool = np.zeros(2, dtype=int)
+    for key in keys:
+        cell = np.array([ours[key], theirs[key]])
+        pool += cell
+        if pool.sum() >= 20:
+            table.append(pool.tolist())
+            pool = np.zeros(2, dtype=int)
+    table[-1] = (np.array(table[-1]) + pool).tolist()
+    assert len(table) > 5, "too few different answers to tell laws apart"
+    return float(chi2_contingency(np.array(table)).pvalue)
+
+
+@pytest.fixture(scope="module")
+def plain() -> LLM:
+    return engine(target_of("llava"), max_num_seqs=64)
+
+
+@pytest.fixture(scope="module")
+def chain() -> LLM:
+    """The draft is the target itself: its likeliest token is proposed first, so trees do get accepted."""
+    speculative = {"model": str(target_of("llava")), "num_speculative_tokens": 12}
+    return engine(target_of("llava"), speculative, max_num_seqs=64)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_same_law_as_plain(setting: dict[str, Any], plain: LLM, chain: LLM) -> None:
+    assert p_value(sample(chain, setting), sample(plain, setting)) > 1e-3
+
+
+def test_the_test_can_fail(plain: LLM, chain: LLM) -> None:
+    """Control: a slightly different temperature is found out."""
+    assert p_value(sample(chain, {"temperature": 0.85}), sample(plain, {"temperature": 1.0})) < 1e-6
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_seeded_text_does_not_depend_on_the_tree(setting: dict[str, Any], chain: LLM) -> None:
+    """With one seed, the big tree, lookup's trees and hardly any tree give one text."""
+
+    def seeded(llm: LLM) -> Sequence[tuple[int, ...]]:
+        batch = prompts("llava")
+        params = [SamplingParams(max_tokens=40, ignore_eos=True, seed=i, **setting) for i in range(len(batch))]
+        return tokens(answers(llm, batch, params))
+
+    target = target_of("llava")
+    reference = seeded(chain)
+    assert len(set(reference)) == len(reference)
+    assert seeded(engine(target, {})) == reference
+    assert seeded(engine(target, {"num_speculative_tokens": 1, "lookup_min_match": 16})) == reference
+
+
+def test_greedy_and_sampled_in_one_batch(plain: LLM, chain: LLM) -> None:
+    """Greedy neighbours are untouched by sampled ones, and sampled ones repeat under their seed."""
+    batch = prompts("llava")
+    greedy = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
+    sampled = SamplingParams(temperature=1.0, seed=11, max_tokens=30, ignore_eos=True)
+    mixed = [greedy if i % 2 else sampled for i in range(len(batch))]
+    first, second = tokens(answers(chain, batch, mixed)), tokens(answers(chain, batch, mixed))
+    alone = tokens(answers(plain, batch, greedy))
+    assert first == second
+    assert first[1::2] == alone[1::2]
+    assert first[0::2] != alone[0::2]
+
+
+def test_unseeded_requests_differ(chain: LLM) -> None:
+    assert len(sample(chain, {"temperature": 1.0}, 64)) > 10
+
+
+def test_no_probability_is_nan_without_top_k(chain: LLM) -> None:
+    """Regression of a prototype's NaN at T=1 without top-k: every draw is a token, over many steps and pictures."""
+    batch = prompts("llava") * 4
+    params = SamplingParams(temperature=1.0, max_tokens=120, ignore_eos=True)
+    vocabulary = chain.llm_engine.model_config.get_vocab_size()
+    for text in tokens(answers(chain, batch, params)):
+        assert len(text) == 120 and all(0 <= token < vocabulary for token in text)
