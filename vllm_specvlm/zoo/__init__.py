@@ -1,4 +1,5 @@
-"""The reference models embedded in the project: a small vision-language target and its draft, and pictures to ask them about.
+"""The reference models embedded in the project: a small vision-language target and its draft, and pictures to ask them
+about.
 
 >>> from vllm_specvlm import zoo
 >>> pair = zoo.reference_pair()          # built on the first call, found on later ones

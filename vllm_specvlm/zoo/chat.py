@@ -1,7 +1,9 @@
-"""Plain text questions, answered by SmolLM2 itself, so that learning about pictures does not cost the target its general language.
+"""Plain text questions, answered by SmolLM2 itself, so that learning about pictures does not cost the target its
+general language.
 
-``python -m vllm_specvlm.zoo.chat --work DIR`` writes ``DIR/chat.json``: greedy answers of the untouched language model. A twelfth of
-the training sequences are such conversations without a picture; the draft, far too small for free text, sees them too.
+``python -m vllm_specvlm.zoo.chat --work DIR`` writes ``DIR/chat.json``: greedy answers of the untouched language model.
+A twelfth of the training sequences are such conversations without a picture; the draft, far too small for free text,
+sees them too.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from vllm_specvlm.zoo.gguf_file import GgufFile
 from vllm_specvlm.zoo.language_model import IM_END
 from vllm_specvlm.zoo.pictures import Split
 
-_TOPICS = """the sun; the moon; rain; snow; the ocean; rivers; mountains; volcanoes; deserts; forests; bees; cats; dogs; horses; whales;
-eagles; spiders; ants; elephants; penguins; bread; cheese; coffee; tea; rice; apples; chocolate; salt; sugar; honey; trains; bicycles;
-airplanes; ships; bridges; castles; clocks; maps; books; libraries; music; pianos; guitars; painting; dancing; football; chess; swimming;
-running; sleep; dreams; friendship; patience; courage; money; trade; schools; teachers; doctors; farmers; computers; robots; the internet;
-telephones; cameras; mirrors; magnets; electricity; gravity; light; sound; ice; fire; wind; gold; iron; glass; paper; winter; summer;
-gardens; trees; flowers; mushrooms; cities; villages; rockets; stars; planets; numbers; circles; triangles; colors; painting a wall;
-cooking soup; planting a tree; writing a letter; learning a language; saving water; staying healthy"""
+_TOPICS = """the sun; the moon; rain; snow; the ocean; rivers; mountains; volcanoes; deserts; forests; bees; cats; dogs;
+horses; whales; eagles; spiders; ants; elephants; penguins; bread; cheese; coffee; tea; rice; apples; chocolate; salt;
+sugar; honey; trains; bicycles; airplanes; ships; bridges; castles; clocks; maps; books; libraries; music; pianos;
+guitars; painting; dancing; football; chess; swimming; running; sleep; dreams; friendship; patience; courage; money;
+trade; schools; teachers; doctors; farmers; computers; robots; the internet; telephones; cameras; mirrors; magnets;
+electricity; gravity; light; sound; ice; fire; wind; gold; iron; glass; paper; winter; summer; gardens; trees; flowers;
+mushrooms; cities; villages; rockets; stars; planets; numbers; circles; triangles; colors; painting a wall; cooking
+soup; planting a tree; writing a letter; learning a language; saving water; staying healthy"""
 _ASKS = (
     "Tell me something about {topic}.",
     "Why do people care about {topic}?",
@@ -54,7 +57,9 @@ def chat_ids(tokenizer: PreTrainedTokenizerFast, question: str) -> list[int]:
 
 
 def load(path: Path, tokenizer: PreTrainedTokenizerFast) -> list[Conversation]:
-    """The training conversations of ``path``, as written by :func:`main`. An answer cut at MAX_ANSWER has no end token."""
+    """The training conversations of ``path``, as written by :func:`main`. An answer cut at MAX_ANSWER has no end
+    token.
+    """
     conversations = []
     for entry in json.loads(path.read_text()):
         before = chat_ids(tokenizer, entry["question"])

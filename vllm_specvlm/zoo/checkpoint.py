@@ -1,7 +1,8 @@
 """Write a reference model as a standard ``LlavaForConditionalGeneration`` folder, for transformers and vLLM alike.
 
-Tensors carry the names of LLaVA checkpoints on the Hub (``vision_tower.vision_model...``, ``language_model.model...``): transformers 5
-reads them, and vLLM reads nothing else (``save_pretrained`` of transformers 5 drops ``vision_model.``, which vLLM refuses).
+Tensors carry the names of LLaVA checkpoints on the Hub (``vision_tower.vision_model...``, ``language_model.model...``):
+transformers 5 reads them, and vLLM reads nothing else (``save_pretrained`` of transformers 5 drops ``vision_model.``,
+which vLLM refuses).
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ _USER, _ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 
 @dataclass(frozen=True)
 class Conversation:
-    """Token ids of one picture's conversation; ``spoken[i]`` says that token i belongs to an answer (its end token included)."""
+    """Token ids of one picture's conversation; ``spoken[i]`` says that token i belongs to an answer (its end token
+    included).
+    """
 
     ids: list[int]
     spoken: list[bool]

@@ -1,7 +1,8 @@
 """Long answers: describe the whole picture.
 
-Five choices in the question fix five choices in the answer: courtesy (its lead), the verb (opening sentence and shape of the
-clauses), the noun (echoed, and the closing sentence), the amount of detail, and the order. Verbs of place and the closing also depend on the picture.
+Five choices in the question fix five choices in the answer: courtesy (its lead), the verb (opening sentence and shape
+of the clauses), the noun (echoed, and the closing sentence), the amount of detail, and the order. Verbs of place and
+the closing also depend on the picture.
 """
 
 from __future__ import annotations
@@ -74,7 +75,11 @@ _DETAILS: tuple[tuple[str, bool, bool], ...] = (  # suffix, sizes, places
     (" with all sizes", True, True),
     (" briefly", False, False),
 )
-_ORDERS: tuple[tuple[str, str], ...] = (("", "reading"), (" from bottom to top", "reverse"), (" from left to right", "columns"))
+_ORDERS: tuple[tuple[str, str], ...] = (
+    ("", "reading"),
+    (" from bottom to top", "reverse"),
+    (" from left to right", "columns"),
+)
 CHOICES = (len(_COURTESIES), len(_VERB_TABLE), len(NOUNS), len(_DETAILS), len(_ORDERS))
 
 

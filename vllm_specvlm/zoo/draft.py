@@ -1,7 +1,8 @@
 """The reference draft while it is trained: a very small LLaVA that shares the target's words.
 
-Its embedding is ``E @ P`` and its head ``E @ Q``, with ``E`` the target's table ``[49152, 576]`` and ``P``, ``Q`` ``[576, hidden]``: two
-small matrices are trained and shipped instead of two tables of 9.4 million numbers each. In the built checkpoint they are plain tables.
+Its embedding is ``E @ P`` and its head ``E @ Q``, with ``E`` the target's table ``[49152, 576]`` and ``P``, ``Q``
+``[576, hidden]``: two small matrices are trained and shipped instead of two tables of 9.4 million numbers each. In the
+built checkpoint they are plain tables.
 """
 
 from __future__ import annotations
@@ -47,14 +48,20 @@ class DraftModel(nn.Module):
         self.register_buffer("table", table.to(torch.bfloat16), persistent=False)
         self.eye = Eye(DRAFT.tower, DRAFT.hidden)
         # The decoder's own table is never used: inputs are embedded here.
-        self.decoder = LlamaModel(LlamaConfig(**(text_config() | {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None})))
+        self.decoder = LlamaModel(
+            LlamaConfig(
+                **(text_config() | {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None})
+            )
+        )
         scale = 1.0 / (table.float().std().item() * HIDDEN**0.5)
         self.embed_in = nn.Parameter(torch.randn(HIDDEN, DRAFT.hidden) * scale)  # P: rows of E @ P have unit spread
         self.embed_out = nn.Parameter(torch.randn(HIDDEN, DRAFT.hidden) * scale * 0.05)  # Q
 
     def trained(self) -> dict[str, torch.Tensor]:
         """Everything this project trains: ``eye.*``, ``decoder.*``, ``embed_in``, ``embed_out``."""
-        return {name: value.detach() for name, value in self.state_dict().items() if name != "decoder.embed_tokens.weight"}
+        return {
+            name: value.detach() for name, value in self.state_dict().items() if name != "decoder.embed_tokens.weight"
+        }
 
     def load_trained(self, parts: dict[str, torch.Tensor]) -> None:
         """Take over what :meth:`trained` gave."""

@@ -2,11 +2,11 @@
 
 On held-out pictures and held-out wordings, with the right picture, another's picture, and none:
 
-* ``facts``: share of the facts (strings every right answer contains) found in the greedy answer; ``exact``: share of answers that are
-  the right one word for word;
+* ``facts``: share of the facts (strings every right answer contains) found in the greedy answer; ``exact``: share of
+  answers that are the right one word for word;
 * ``nll``: nats per right answer, teacher-forced, with the right and with another's picture;
-* ``acceptance``: tokens per verification, the bonus token counted, were the draft to propose chains of four greedily. Computed off
-  line from the target's own greedy answers; the engine must reproduce it.
+* ``acceptance``: tokens per verification, the bonus token counted, were the draft to propose chains of four greedily.
+  Computed off line from the target's own greedy answers; the engine must reproduce it.
 
 Everything runs in bfloat16, the dtype the checkpoints are stored in.
 """
@@ -59,7 +59,9 @@ class Speaker:
         return dict(made)
 
     @torch.no_grad()
-    def answers(self, questions: Sequence[str], pictures: Sequence[Image.Image] | None, limit: int = 128) -> list[list[int]]:
+    def answers(
+        self, questions: Sequence[str], pictures: Sequence[Image.Image] | None, limit: int = 128
+    ) -> list[list[int]]:
         """Greedy answers, as token ids with the end token."""
         said: list[list[int]] = []
         for start in range(0, len(questions), _BATCH):
@@ -95,9 +97,9 @@ def found(facts: Iterable[str], answer: str) -> float:
 def verification_cycles(matches: Sequence[bool], chain: int = CHAIN) -> tuple[int, int]:
     """Tokens and verification cycles of one greedy answer.
 
-    ``matches[i]`` says that the draft, given the true prefix, would have proposed token i. Token 0 comes from the prefill. A cycle
-    accepts the next run of matches, at most ``chain``, and adds the target's own token. For greedy decoding this is exact: as long as
-    proposals are accepted, the draft's prefix is the true one.
+    ``matches[i]`` says that the draft, given the true prefix, would have proposed token i. Token 0 comes from the
+    prefill. A cycle accepts the next run of matches, at most ``chain``, and adds the target's own token. For greedy
+    decoding this is exact: as long as proposals are accepted, the draft's prefix is the true one.
     """
     position, cycles = 1, 0
     while position < len(matches):
@@ -166,7 +168,9 @@ def evaluate(pair: ReferencePair, count: int, seed: int = 0) -> dict[str, Any]:
             scores = target.logits(prompt.question, picture, wanted)
             nll[name].append(F.cross_entropy(scores, torch.tensor(wanted), reduction="sum").item())
     report["nll"] = {name: _mean(values) for name, values in nll.items()}
-    report["nll"]["right_is_lower"] = _mean(float(r < w) for r, w in zip(nll["right_picture"], nll["wrong_picture"], strict=True))
+    report["nll"]["right_is_lower"] = _mean(
+        float(r < w) for r, w in zip(nll["right_picture"], nll["wrong_picture"], strict=True)
+    )
 
     answered = list(zip(asked, spoken["right_picture"], strict=True))
     acceptance = {"all": _acceptance(draft, [(p.question, p.picture, ids) for p, ids in answered])}
@@ -177,12 +181,17 @@ def evaluate(pair: ReferencePair, count: int, seed: int = 0) -> dict[str, Any]:
     )
     talk = chat.questions("test")[:24]
     plain = target.answers(talk, None, limit=chat.MAX_ANSWER)
-    acceptance["plain_text"] = _acceptance(draft, [(question, None, ids) for question, ids in zip(talk, plain, strict=True)])
+    acceptance["plain_text"] = _acceptance(
+        draft, [(question, None, ids) for question, ids in zip(talk, plain, strict=True)]
+    )
     report["acceptance"] = acceptance
     report["examples"] = [
-        {"question": prompt.question, "right": prompt.answer, "said": target.text(ids)} for prompt, ids in answered[:: max(1, count // 12)]
+        {"question": prompt.question, "right": prompt.answer, "said": target.text(ids)}
+        for prompt, ids in answered[:: max(1, count // 12)]
     ]
-    report["plain_text_examples"] = [{"question": q, "said": target.text(ids)} for q, ids in list(zip(talk, plain, strict=True))[:3]]
+    report["plain_text_examples"] = [
+        {"question": q, "said": target.text(ids)} for q, ids in list(zip(talk, plain, strict=True))[:3]
+    ]
     return report
 
 

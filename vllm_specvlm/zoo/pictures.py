@@ -1,8 +1,8 @@
 """Pictures that the project draws itself: one to six coloured shapes on a 3 x 3 board of places.
 
-A :class:`Scene` is what a picture shows; :func:`draw` renders it. Everything depends on the ``random.Random`` passed in, so a
-seed fixes a picture to the last pixel. A scene belongs to the training or to the test split by a hash of its contents: no test
-scene is ever trained on, whatever the seeds.
+A :class:`Scene` is what a picture shows; :func:`draw` renders it. Everything depends on the ``random.Random`` passed
+in, so a seed fixes a picture to the last pixel. A scene belongs to the training or to the test split by a hash of its
+contents: no test scene is ever trained on, whatever the seeds.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """Items in reading order; no two share a place, or both colour and shape. ``layout`` is "free" or how they are arranged."""
+    """Items in reading order; no two share a place, or both colour and shape. ``layout`` is "free" or how they are
+    arranged.
+    """
 
     items: tuple[Item, ...]
     layout: str
@@ -124,7 +126,9 @@ def _paint(canvas: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float
     elif shape == "star":
         reach = [r if i % 2 == 0 else r * 0.42 for i in range(10)]
         angles = [i * math.pi / 5 for i in range(10)]
-        canvas.polygon([(x + d * math.sin(a), y - d * math.cos(a)) for d, a in zip(reach, angles, strict=True)], fill=fill)
+        canvas.polygon(
+            [(x + d * math.sin(a), y - d * math.cos(a)) for d, a in zip(reach, angles, strict=True)], fill=fill
+        )
     elif shape == "cross":
         arm = r * 0.33
         canvas.rectangle([x - arm, y - r, x + arm, y + r], fill=fill)
@@ -160,7 +164,9 @@ def _background(rng: random.Random) -> Image.Image:
 
 
 def draw(scene: Scene, rng: random.Random) -> Image.Image:
-    """Render ``scene`` as an RGB picture of SIDE x SIDE pixels; ``rng`` gives ground, jitter of place, size, colour, and noise."""
+    """Render ``scene`` as an RGB picture of SIDE x SIDE pixels; ``rng`` gives ground, jitter of place, size, colour,
+    and noise.
+    """
     picture = _background(rng)
     canvas = ImageDraw.Draw(picture)
     for item in scene.items:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from vllm_specvlm.zoo.pictures import Split
 
-_SAMPLE_QUESTION = "Could you describe this picture in detail?"
+SAMPLE_SEED = "sample/188"  # a test scene with five different shapes
+_SAMPLE_QUESTION = "Please describe this picture in detail."
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ def prompts(count: int, seed: int, split: Split = "test") -> list[Prompt]:
 
 
 def sample_picture() -> Path:
-    """A picture that ships with the package (PNG), of a scene that was never trained on."""
-    return Path(__file__).parent / "parts" / "sample.png"
+    """A picture that ships with the package (PNG), of a scene that was never trained on. ``export`` draws it."""
+    return Path(__file__).parent / "assets" / "sample.png"
 
 
 def sample_question() -> str:
-    """A question about :func:`sample_picture`, answered in some forty words."""
+    """A question about :func:`sample_picture`, in words never trained on; the answer has some forty words."""
     return _SAMPLE_QUESTION

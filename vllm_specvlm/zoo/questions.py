@@ -1,7 +1,8 @@
 """Questions about a scene, and their one right answer.
 
-Every question is composed of choices (lead, wording, noun, naming of places); the same choices and the scene fix the answer's
-wording. One in eight combinations of choices is held out for the test split, so test questions are phrasings never trained on.
+Every question is composed of choices (lead, wording, noun, naming of places); the same choices and the scene fix the
+answer's wording. One in eight combinations of choices is held out for the test split, so test questions are phrasings
+never trained on.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class _Choice:
         return PLACE_NAMES[self.naming][place]
 
 
-Short = tuple[str, str, tuple[str, ...]]  # question and answer (in lower case at the start where a lead may stand), facts
+Short = tuple[
+    str, str, tuple[str, ...]
+]  # question and answer (in lower case at the start where a lead may stand), facts
 
 
 def _place(scene: Scene, choice: _Choice, rng: random.Random) -> Short:
@@ -143,7 +146,13 @@ def _where(scene: Scene, choice: _Choice, rng: random.Random) -> Short:
         f"the {thing} is in the {where}. It is {item.size}.",
         f"it is in the {where}. In the same row there is {company}.",
     )[choice.wording]
-    extra = (item.size,) if choice.wording in (3, 4) else tuple(name(other) for other in beside) if choice.wording == 5 else ()
+    extra = (
+        (item.size,)
+        if choice.wording in (3, 4)
+        else tuple(name(other) for other in beside)
+        if choice.wording == 5
+        else ()
+    )
     return ask, answer, (where, *extra)
 
 
@@ -316,18 +325,28 @@ def _describe(scene: Scene, rng: random.Random, split: Split) -> Turn:
     while True:
         choice = tuple(rng.randrange(count) for count in describe.CHOICES)
         if _held_out("describe", *choice) == (split == "test"):
-            return Turn(describe.question(choice), describe.answer(choice, scene), "describe", describe.facts(choice, scene))
+            return Turn(
+                describe.question(choice), describe.answer(choice, scene), "describe", describe.facts(choice, scene)
+            )
+
+
+def _short_choice(kind: str, rng: random.Random, split: Split) -> _Choice:
+    while True:
+        choice = _Choice(rng.randrange(len(_LEADS)), rng.randrange(6), rng.choice(NOUNS), rng.randrange(2))
+        if _held_out(kind, choice.lead, choice.wording, choice.noun, choice.naming) == (split == "test"):
+            return choice
 
 
 def ask(scene: Scene, rng: random.Random, split: Split, kind: str | None = None) -> Turn:
-    """One question about ``scene``, of ``kind`` (one of KINDS) or of a kind drawn by weight, worded as ``split`` may word it."""
+    """One question about ``scene``, of ``kind`` (one of KINDS) or of a kind drawn by weight, worded as ``split`` may
+    word it.
+    """
     while True:
+        # The kind is drawn before the wording, so that both splits mix the kinds alike.
         drawn = kind or rng.choices(KINDS, _WEIGHTS)[0]
         if drawn == "describe":
             return _describe(scene, rng, split)
-        choice = _Choice(rng.randrange(len(_LEADS)), rng.randrange(6), rng.choice(NOUNS), rng.randrange(2))
-        if _held_out(drawn, choice.lead, choice.wording, choice.noun, choice.naming) != (split == "test"):
-            continue
+        choice = _short_choice(drawn, rng, split)
         short = _SHORT[drawn](scene, choice, rng)
         if short is None:
             if kind:

@@ -1,8 +1,9 @@
 """First stage of either model: teach the tower to see, from the renderer's own labels.
 
-Each of the nine places is four patches. Linear heads on their mean must name size, colour and shape (or nothing); for the target,
-the projector's tokens are also regressed onto the sum of the word embeddings that name what is there and where. This is far
-stronger supervision than captions give, and it is what lets the whole pair be trained on two CPU cores in an hour.
+Each of the nine places is four patches. Linear heads on their mean must name size, colour and shape (or nothing); for
+the target, the projector's tokens are also regressed onto the sum of the word embeddings that name what is there and
+where. This is far stronger supervision than captions give, and it is what lets the whole pair be trained on two CPU
+cores in an hour.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ PLACE_OF_PATCH = torch.tensor(
 
 
 def batch(rng: random.Random, size: int, split: Split = "train") -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures ``[size, 3, 96, 96]`` and labels ``[size, 9, 3]`` (size, colour, shape; the last class of each is "nothing")."""
+    """Pictures ``[size, 3, 96, 96]`` and labels ``[size, 9, 3]`` (size, colour, shape; the last class of each is
+    "nothing").
+    """
     scenes = [sample_scene(rng, split) for _ in range(size)]
     images = torch.stack([pixels(draw(scene, rng)) for scene in scenes])
     return images, torch.stack([labels(scene) for scene in scenes])
@@ -41,7 +44,9 @@ def labels(scene: Scene) -> torch.Tensor:
 
 
 class Labeller(nn.Module):
-    """Linear heads that read size, colour and shape off the patch features of each place. Thrown away after this stage."""
+    """Linear heads that read size, colour and shape off the patch features of each place. Thrown away after this
+    stage.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -81,7 +86,9 @@ class WordTargets:
         self.scale = table.std()
         nothing = table[token_of["empty"]]
         self._tables = [torch.stack([*(table[token_of[name]] for name in names), nothing]) for names in _ATTRIBUTES]
-        self._where = torch.stack([table[token_of[row]] + table[token_of[column]] for row in _ROW_WORDS for column in _COLUMN_WORDS])
+        self._where = torch.stack(
+            [table[token_of[row]] + table[token_of[column]] for row in _ROW_WORDS for column in _COLUMN_WORDS]
+        )
 
     @staticmethod
     def words() -> list[str]:
@@ -90,7 +97,9 @@ class WordTargets:
 
     def loss(self, tokens: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """Mean squared error, in units of the embedding's spread, of projector outputs ``[B, 36, hidden]``."""
-        said = self._where + sum((table[classes[..., i]] for i, table in enumerate(self._tables)), start=torch.zeros(()))
+        said = self._where + sum(
+            (table[classes[..., i]] for i, table in enumerate(self._tables)), start=torch.zeros(())
+        )
         return F.mse_loss(tokens / self.scale, said[:, PLACE_OF_PATCH] / self.scale)
 
 

@@ -20,7 +20,11 @@ class ModelSize:
     intermediate: int
 
 
-TARGET = ModelSize(TowerSize(width=192, layers=4, heads=3), hidden=576, layers=30, heads=9, kv_heads=3, head_dim=64, intermediate=1536)
-DRAFT = ModelSize(TowerSize(width=128, layers=2, heads=2), hidden=192, layers=2, heads=3, kv_heads=3, head_dim=64, intermediate=512)
+TARGET = ModelSize(
+    TowerSize(width=192, layers=4, heads=3), hidden=576, layers=30, heads=9, kv_heads=3, head_dim=64, intermediate=1536
+)
+DRAFT = ModelSize(
+    TowerSize(width=128, layers=2, heads=2), hidden=192, layers=2, heads=3, kv_heads=3, head_dim=64, intermediate=512
+)
 LORA_RANK = 16
 LORA_SCALE = 2.0

@@ -30,7 +30,8 @@ def speak(
 ) -> list[list[int]]:
     """Answers (token ids, the end token included) to one question per picture.
 
-    ``limit`` bounds an answer's tokens; ``temperature`` 0 is greedy. Prompts are padded on the left, with positions and mask to match.
+    ``limit`` bounds an answer's tokens; ``temperature`` 0 is greedy. Prompts are padded on the left, with positions and
+    mask to match.
     """
     prompts = [prompt_ids(tokenizer, question) for question in questions]
     longest = max(map(len, prompts))
@@ -38,7 +39,9 @@ def speak(
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     embedded = target.embed(ids, torch.stack([pixels(picture) for picture in pictures]))
-    out = target.lm(inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+    out = target.lm(
+        inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
+    )
     said: list[torch.Tensor] = []
     done = torch.zeros(len(prompts), dtype=torch.bool)
     position = positions[:, -1:]
@@ -55,14 +58,20 @@ def speak(
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         position = position + 1
         out = target.lm(
-            input_ids=last[:, None], attention_mask=mask, position_ids=position, past_key_values=out.past_key_values, use_cache=True
+            input_ids=last[:, None],
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=out.past_key_values,
+            use_cache=True,
         )
     rows = torch.stack(said, 1).tolist()
     return [row[: row.index(IM_END) + 1] if IM_END in row else row for row in rows]
 
 
 def answers(target: TargetModel, tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int) -> Batch:
-    """``size`` pictures with one question each, answered by the target itself: half greedily, half sampled at temperature 1."""
+    """``size`` pictures with one question each, answered by the target itself: half greedily, half sampled at
+    temperature 1.
+    """
     scenes = [sample_scene(rng, "train") for _ in range(size)]
     pictures = [draw(scene, rng) for scene in scenes]
     questions = [ask(scene, rng, "train").question for scene in scenes]

@@ -31,7 +31,9 @@ class Adapter(nn.Module):
 
 
 def place_images(embedded: torch.Tensor, ids: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """``embedded [B, T, H]`` with the rows of image tokens in ``ids [B, T]`` replaced by ``tokens [B, 36, H]``, in order."""
+    """``embedded [B, T, H]`` with the rows of image tokens in ``ids [B, T]`` replaced by ``tokens [B, 36, H]``, in
+    order.
+    """
     mask = (ids == IMAGE_TOKEN_ID)[..., None].expand_as(embedded)
     return embedded.masked_scatter(mask, tokens.to(embedded.dtype))
 
@@ -74,7 +76,9 @@ class TargetModel(nn.Module):
                 parameter.copy_(parts[f"lora.{name}"])
 
     def embed(self, ids: torch.Tensor, images: torch.Tensor | None) -> torch.Tensor:
-        """Input embeddings ``[B, T, 576]`` of ``ids [B, T]`` with ``images [B, 3, 96, 96]`` in place of the image tokens."""
+        """Input embeddings ``[B, T, 576]`` of ``ids [B, T]`` with ``images [B, 3, 96, 96]`` in place of the image
+        tokens.
+        """
         embedded: torch.Tensor = self.lm.get_input_embeddings()(ids)
         return embedded if images is None else place_images(embedded, ids, self.eye(images))
 

@@ -1,8 +1,9 @@
 """Teach the draft to speak like the target: ``python -m vllm_specvlm.zoo.train_draft words|distil --work DIR``.
 
-``words`` starts from ``DIR/draft_sight.pt`` and learns the right answers' tokens (cross-entropy over the tokens in use and random
-others). It needs no target, so it runs beside the target's training. ``distil`` then minimises the Kullback-Leibler divergence to the
-target's own law over the whole vocabulary, computed on line, on right answers and on answers that the target itself sampled.
+``words`` starts from ``DIR/draft_sight.pt`` and learns the right answers' tokens (cross-entropy over the tokens in use
+and random others). It needs no target, so it runs beside the target's training. ``distil`` then minimises the
+Kullback-Leibler divergence to the target's own law over the whole vocabulary, computed on line, on right answers and on
+answers that the target itself sampled.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def words_loss(model: DraftModel, batch: Batch, used: torch.Tensor) -> tuple[tor
 
 
 def distil_loss(model: DraftModel, target: TargetModel, batch: Batch) -> tuple[torch.Tensor, float]:
-    """Divergence of the draft's law from the target's over the answers' positions, and how often their best tokens agree."""
+    """Divergence of the draft's law from the target's over the answers' positions, and how often their best tokens
+    agree.
+    """
     spoken = batch.spoken[:, 1:]
     with torch.no_grad():
         teacher = target.logits(target.states(batch.ids, batch.images)[:, :-1][spoken]).log_softmax(-1)
@@ -51,7 +54,9 @@ def distil_loss(model: DraftModel, target: TargetModel, batch: Batch) -> tuple[t
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True), agree
 
 
-def train(rank: int, ranks: int, *, stage: str, work: Path, home: Path, steps: int, size: int, learning_rate: float) -> None:
+def train(
+    rank: int, ranks: int, *, stage: str, work: Path, home: Path, steps: int, size: int, learning_rate: float
+) -> None:
     """Run or resume ``stage`` in process ``rank`` of ``ranks``."""
     torch.manual_seed(SEED[stage] + rank)
     gguf = GgufFile(language_model.find_gguf(home))
@@ -72,7 +77,9 @@ def train(rank: int, ranks: int, *, stage: str, work: Path, home: Path, steps: i
         first = state["step"]
     elif stage == "words":
         seen = load_state(work / "draft_sight.pt")["eye"]
-        model.eye.tower.load_state_dict({n.removeprefix("tower."): v for n, v in seen.items() if n.startswith("tower.")})
+        model.eye.tower.load_state_dict(
+            {n.removeprefix("tower."): v for n, v in seen.items() if n.startswith("tower.")}
+        )
     else:
         model.load_trained(load_state(work / "draft_words.pt")["parts"])
     if ranks > 1:  # the stages' random initial values must agree
@@ -91,7 +98,11 @@ def train(rank: int, ranks: int, *, stage: str, work: Path, home: Path, steps: i
             loss, hits = words_loss(model, sample_batch(tokenizer, rng, size, extra=few), used)
         else:
             # The last half of the steps learns from what the target says itself, right or wrong.
-            batch = answers(target, tokenizer, rng, size) if step >= steps // 2 else sample_batch(tokenizer, rng, size, extra=few)
+            batch = (
+                answers(target, tokenizer, rng, size)
+                if step >= steps // 2
+                else sample_batch(tokenizer, rng, size, extra=few)
+            )
             loss, hits = distil_loss(model, target, batch)
         optimizer.zero_grad()
         loss.backward()
@@ -109,14 +120,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("words", "distil"))
     parser.add_argument("--work", type=Path, required=True, help="folder of training states and curves")
-    parser.add_argument("--home", type=Path, default=Path.home() / ".cache" / "vllm_specvlm", help="where downloads are kept")
+    parser.add_argument(
+        "--home", type=Path, default=Path.home() / ".cache" / "vllm_specvlm", help="where downloads are kept"
+    )
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=24, help="pictures per process and step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--processes", type=int, default=1)
     args = parser.parse_args()
     run = partial(
-        train, stage=args.stage, work=args.work, home=args.home, steps=args.steps, size=args.batch, learning_rate=args.lr
+        train,
+        stage=args.stage,
+        work=args.work,
+        home=args.home,
+        steps=args.steps,
+        size=args.batch,
+        learning_rate=args.lr,
     )
     launch(run, args.processes)
 

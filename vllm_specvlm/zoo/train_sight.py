@@ -56,7 +56,12 @@ def train(which: str, work: Path, steps: int, size: int, learning_rate: float, h
         optimizer.step()
         if (step + 1) % 50 == 0:
             curve.row(
-                step=step + 1, loss=loss.item(), regression=regression.item(), size=hits[0], colour=hits[1], shape=hits[2]
+                step=step + 1,
+                loss=loss.item(),
+                regression=regression.item(),
+                size=hits[0],
+                colour=hits[1],
+                shape=hits[2],
             )
         if (step + 1) % 250 == 0 or step + 1 == steps:
             held_out = sight.accuracy(eye, labeller, seed=1)
@@ -76,7 +81,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("which", choices=("target", "draft"))
     parser.add_argument("--work", type=Path, required=True, help="folder of training states and curves")
-    parser.add_argument("--home", type=Path, default=Path.home() / ".cache" / "vllm_specvlm", help="where downloads are kept")
+    parser.add_argument(
+        "--home", type=Path, default=Path.home() / ".cache" / "vllm_specvlm", help="where downloads are kept"
+    )
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)

@@ -1,7 +1,7 @@
 """Teach the target to talk about what it sees: ``python -m vllm_specvlm.zoo.train_target --work DIR``.
 
-Needs ``DIR/target_sight.pt`` and ``DIR/chat.json``. Loss: cross-entropy of the right answers' tokens, several questions per picture. Trained: eye and
-adapters. State and curve are left in DIR; a killed run goes on where it was.
+Needs ``DIR/target_sight.pt`` and ``DIR/chat.json``. Loss: cross-entropy of the right answers' tokens, several questions
+per picture. Trained: eye and adapters. State and curve are left in DIR; a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from vllm_specvlm.zoo.training import Curve, average_gradients, launch, load_sta
 SEED = 201
 
 
-def train(rank: int, ranks: int, *, work: Path, home: Path, steps: int, size: int, eye_rate: float, lora_rate: float) -> None:
+def train(
+    rank: int, ranks: int, *, work: Path, home: Path, steps: int, size: int, eye_rate: float, lora_rate: float
+) -> None:
     """Run or resume the stage in process ``rank`` of ``ranks``."""
     torch.manual_seed(SEED)
     gguf = GgufFile(language_model.find_gguf(home))
@@ -31,7 +33,9 @@ def train(rank: int, ranks: int, *, work: Path, home: Path, steps: int, size: in
     model = TargetModel(language_model.load_tensors(gguf))
     eye, adapters = list(model.eye.parameters()), list(model.adapters().values())
     optimizer = torch.optim.AdamW(
-        [{"params": eye, "base": eye_rate}, {"params": adapters, "base": lora_rate}], weight_decay=0.0, betas=(0.9, 0.98)
+        [{"params": eye, "base": eye_rate}, {"params": adapters, "base": lora_rate}],
+        weight_decay=0.0,
+        betas=(0.9, 0.98),
     )
     path, first = work / "target.pt", 0
     if path.exists():
@@ -59,7 +63,9 @@ def train(rank: int, ranks: int, *, work: Path, home: Path, steps: int, size: in
         optimizer.step()
         if rank == 0 and (step + 1) % 5 == 0:
             hits = (logits.argmax(-1) == wanted).float().mean().item()
-            curve.row(step=step + 1, loss=loss.item(), accuracy=hits, tokens=int(batch.ids.numel()), answers=int(spoken.sum()))
+            curve.row(
+                step=step + 1, loss=loss.item(), accuracy=hits, tokens=int(batch.ids.numel()), answers=int(spoken.sum())
+            )
         if rank == 0 and ((step + 1) % 50 == 0 or step + 1 == steps):
             save_state(path, parts=model.trained(), optimizer=optimizer.state_dict(), step=step + 1)
 
@@ -68,7 +74,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of training states and curves")
-    parser.add_argument("--home", type=Path, default=Path.home() / ".cache" / "vllm_specvlm", help="where downloads are kept")
+    parser.add_argument(
+        "--home", type=Path, default=Path.home() / ".cache" / "vllm_specvlm", help="where downloads are kept"
+    )
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=5, help="pictures per process and step")
     parser.add_argument("--eye-lr", type=float, default=3e-4)
@@ -76,7 +84,13 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     run = partial(
-        train, work=args.work, home=args.home, steps=args.steps, size=args.batch, eye_rate=args.eye_lr, lora_rate=args.lora_lr
+        train,
+        work=args.work,
+        home=args.home,
+        steps=args.steps,
+        size=args.batch,
+        eye_rate=args.eye_lr,
+        lora_rate=args.lora_lr,
     )
     launch(run, args.processes)
 

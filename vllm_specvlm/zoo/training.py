@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 
 def rate(step: int, steps: int, warmup: int = 50, decay: float = 0.3) -> float:
@@ -33,7 +34,7 @@ class Curve:
         self._path = path
         self._started = time.time()
 
-    def row(self, **values: float | int | str) -> None:
+    def row(self, **values: float | str) -> None:
         """Write one row (adding ``seconds`` since this process started) and echo it."""
         full = {**values, "seconds": round(time.time() - self._started, 1)}
         new = not self._path.exists()
@@ -42,7 +43,11 @@ class Curve:
             if new:
                 writer.writeheader()
             writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in full.items()})
-        print(self._path.stem, " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in full.items()), flush=True)
+        print(
+            self._path.stem,
+            " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in full.items()),
+            flush=True,
+        )
 
 
 def save_state(path: Path, **state: Any) -> None:
@@ -67,7 +72,10 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     flat = torch.cat([g.flatten() for g in gradients])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)])
+    torch._foreach_copy_(
+        gradients,
+        [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)],
+    )
 
 
 def _one(rank: int, ranks: int, port: int, run: Callable[[int, int], None]) -> None:
@@ -93,4 +101,4 @@ def launch(run: Callable[[int, int], None], ranks: int) -> None:
     if ranks == 1:
         _one(0, 1, 0, run)
         return
-    torch.multiprocessing.spawn(_one, args=(ranks, _free_port(), run), nprocs=ranks)
+    spawn(_one, args=(ranks, _free_port(), run), nprocs=ranks)

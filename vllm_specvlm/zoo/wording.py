@@ -11,12 +11,36 @@ NOUNS = ("picture", "image", "drawing", "scene")
 
 # Two ways to name the nine places; a question uses one and its answer the same.
 PLACE_NAMES: tuple[tuple[str, ...], ...] = (
-    ("top left", "top middle", "top right", "middle left", "center", "middle right", "bottom left", "bottom middle", "bottom right"),
-    ("upper left", "upper middle", "upper right", "left", "middle", "right", "lower left", "lower middle", "lower right"),
+    (
+        "top left",
+        "top middle",
+        "top right",
+        "middle left",
+        "center",
+        "middle right",
+        "bottom left",
+        "bottom middle",
+        "bottom right",
+    ),
+    (
+        "upper left",
+        "upper middle",
+        "upper right",
+        "left",
+        "middle",
+        "right",
+        "lower left",
+        "lower middle",
+        "lower right",
+    ),
 )
-ROW_NAMES: tuple[tuple[str, ...], ...] = (("top row", "middle row", "bottom row"), ("upper row", "center row", "lower row"))
+ROW_NAMES: tuple[tuple[str, ...], ...] = (
+    ("top row", "middle row", "bottom row"),
+    ("upper row", "center row", "lower row"),
+)
 
-# The verb that says a shape is somewhere depends on the shape: something to look at the picture for, even in plain words.
+# The verb that says a shape is somewhere depends on the shape: something to look at the picture for, even in plain
+# words.
 VERBS = {
     "circle": "sits",
     "ring": "sits",
