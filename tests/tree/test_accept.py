@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tree.random_tree import paths, random_tree
@@ -56,6 +56,7 @@ def by_definition(tree: TokenTree, row_tokens: list[int]) -> Accepted:
         tokens.append(row_tokens[1 + here])
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32))
 def test_walk_is_the_walk_by_definition(seed: int) -> None:
     rng = np.random.default_rng(seed)

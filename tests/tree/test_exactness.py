@@ -46,7 +46,7 @@ def emitted_law(
 
 
 def merged_cells(target: ToyLaw, tree: TokenTree) -> list[list[tuple[int, float]]]:
-    """Per depth: one cell for each joint outcome of that depth's rows, with its probability; few enough to enumerate."""
+    """Per depth: one cell for each joint outcome of that depth's rows, with its probability. They are few."""
     tokens = row_tokens_at(target, tree)
     depths = np.array([0, *tree.depths])
     merged = []

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tree.random_tree import trees
@@ -11,6 +11,7 @@ from vllm_specvlm.tree.token_tree import MAX_NODES, TokenTree
 VOCABULARIES = [1000, 1024, 1025, 32064, 152064, 2**24]
 
 
+@settings(deadline=None)
 @given(trees(), st.sampled_from(VOCABULARIES))
 def test_round_trip_and_every_prefix(tree: TokenTree, vocab: int) -> None:
     code = FlatCode(vocab)
@@ -21,6 +22,7 @@ def test_round_trip_and_every_prefix(tree: TokenTree, vocab: int) -> None:
         assert code.decode(codes[:n]) == tree.prefix(n)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-1, 999), max_size=MAX_NODES))
 def test_plain_tokens_and_placeholders_are_chains(tokens: list[int]) -> None:
     code = FlatCode(1000)
@@ -28,6 +30,7 @@ def test_plain_tokens_and_placeholders_are_chains(tokens: list[int]) -> None:
     assert code.encode(TokenTree.chain(tokens)) == tokens
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=MAX_NODES), st.sampled_from(VOCABULARIES))
 def test_garbage_is_refused_or_is_the_code_of_what_it_decodes_to(codes: list[int], vocab: int) -> None:
     code = FlatCode(vocab)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tree.random_tree import trees
@@ -23,6 +23,7 @@ def bits(words: np.ndarray) -> set[int]:
     return {64 * word + bit for word in range(2) for bit in range(64) if int(words[word]) >> bit & 1}
 
 
+@settings(deadline=None)
 @given(trees())
 def test_masks_and_depths_follow_the_parents(tree: TokenTree) -> None:
     masks, rooted = tree.ancestor_masks(), tree.ancestor_masks(rooted=True)
@@ -43,6 +44,7 @@ def test_the_largest_tree_fills_both_mask_words() -> None:
     assert chain.ancestor_masks()[63].tolist() == [2**64 - 1, 0]
 
 
+@settings(deadline=None)
 @given(trees(), st.integers(0, MAX_NODES + 1))
 def test_a_prefix_is_a_tree(tree: TokenTree, n: int) -> None:
     cut = tree.prefix(n)
