@@ -19,10 +19,5 @@ def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
         (folder / "config.json").write_text("{}")
         folders[name] = str(folder)
 
-    def resolve(name: str) -> Path:
-        if name not in folders:
-            raise ValueError(f"There is no model {name}: use {' or '.join(folders)}.")
-        return Path(folders[name])
-
-    monkeypatch.setattr(zoo, "resolve", resolve, raising=False)
+    monkeypatch.setattr(zoo, "resolve", lambda name: folders.get(name, name))
     return folders

@@ -42,8 +42,10 @@ REQUIRED = {
 
 
 @pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch, models: dict[str, str]) -> SimpleNamespace:
+def engines(monkeypatch: pytest.MonkeyPatch, models: dict[str, str], tmp_path: Path) -> SimpleNamespace:
     """Engines that answer at once: `.asked` collects the requests, `.specvlm` is what the second one answers."""
+    picture = tmp_path / "sample.png"
+    Image.new("RGB", (8, 8)).save(picture)
     state = SimpleNamespace(asked=[], specvlm=FAST)
 
     def run_measurement(request: Request, verbose: bool) -> Measurement:
@@ -52,8 +54,7 @@ def engines(monkeypatch: pytest.MonkeyPatch, models: dict[str, str]) -> SimpleNa
         return PLAIN if request.speculative is None else state.specvlm
 
     monkeypatch.setattr(demo, "run_measurement", run_measurement)
-    monkeypatch.setattr(zoo, "sample_picture", lambda: Image.new("RGB", (8, 8)), raising=False)
-    monkeypatch.setattr(zoo, "sample_question", lambda: "What is there?", raising=False)
+    monkeypatch.setattr(zoo, "sample_picture", lambda: picture)
     return state
 
 

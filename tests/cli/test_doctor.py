@@ -115,6 +115,17 @@ def test_a_broken_torchvision_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "torchvision::nms" in check.detail
 
 
+def test_a_media_package_that_cannot_be_loaded_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def import_module(name: str) -> ModuleType:
+        if name == "torchaudio":
+            raise OSError("Could not load this library")
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    (check,) = checkup.check_media()
+    assert (check.title, check.ok, check.remedy) == ("torchaudio", False, "pip uninstall torchaudio")
+
+
 def test_kernels_that_compute_something_else_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def right(out: Any, query: Any, *rest: Any) -> None:
         out.copy_(query)

@@ -96,6 +96,19 @@ def check_torchvision() -> list[Check]:
     return [Check("torchvision", True, str(module.__version__))]
 
 
+def check_media() -> list[Check]:
+    """What vLLM installs for sound and video: it does without them, but not with one that cannot be loaded."""
+    checks = []
+    for name in ("torchaudio", "torchcodec"):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+        except (ImportError, OSError, RuntimeError) as error:
+            checks.append(Check(name, False, f"cannot be loaded: {_first_line(error)}", f"pip uninstall {name}"))
+    return checks
+
+
 def check_kernels() -> list[Check]:
     """The native library: loaded, and its attention compared with the torch reference on a small tree."""
     from vllm_specvlm import ops
@@ -182,6 +195,7 @@ CHECKS: dict[str, Callable[[], list[Check]]] = {
     "Python": check_python,
     "versions": check_versions,
     "torchvision": check_torchvision,
+    "media packages": check_media,
     "plugin": check_plugin,
     "kernels": check_kernels,
     "vLLM's symbols": check_symbols,

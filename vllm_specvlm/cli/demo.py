@@ -21,6 +21,7 @@ from vllm_specvlm.cli.console import UserError, bold, say
 from vllm_specvlm.cli.measurement import Measurement, Request
 from vllm_specvlm.cli.model_names import resolve
 
+REFERENCE_TARGET = "specvlm/reference-target"
 REFERENCE_DRAFT = "specvlm/reference-draft"
 MAX_NODES = 127
 
@@ -179,30 +180,25 @@ def main(argv: Sequence[str]) -> int:
     from vllm_specvlm import zoo
 
     say("preparing the reference models (built once, then found again)")
-    target = resolve("specvlm/reference-target")
     draft = {} if options.draft == "lookup" else {"model": resolve(options.draft)}
-    with tempfile.TemporaryDirectory(prefix="specvlm-demo-") as folder:
-        if picture is None:
-            picture = str(Path(folder) / "sample.png")
-            zoo.sample_picture().save(picture)
-        plain_request = Request(
-            target=target,
-            picture=picture,
-            prompt=options.prompt or zoo.sample_question(),
-            dtype=options.dtype,
-            max_tokens=options.max_tokens,
-            runs=options.repeat,
-        )
-        speculative = {"method": "specvlm", "num_speculative_tokens": options.nodes} | draft
-        request = dataclasses.replace(plain_request, speculative=speculative)
-        try:
-            say("plain vLLM answers")
-            plain = run_measurement(plain_request, options.verbose)
-            say("specvlm answers")
-            specvlm = run_measurement(request, options.verbose)
-        except RuntimeError as error:
-            say(f"{error}\nspecvlm demo: the engine above failed; `specvlm doctor` may know why.")
-            return 1
+    plain_request = Request(
+        target=resolve(REFERENCE_TARGET),
+        picture=picture or str(zoo.sample_picture()),
+        prompt=options.prompt or zoo.sample_question(),
+        dtype=options.dtype,
+        max_tokens=options.max_tokens,
+        runs=options.repeat,
+    )
+    speculative = {"method": "specvlm", "num_speculative_tokens": options.nodes} | draft
+    request = dataclasses.replace(plain_request, speculative=speculative)
+    try:
+        say("plain vLLM answers")
+        plain = run_measurement(plain_request, options.verbose)
+        say("specvlm answers")
+        specvlm = run_measurement(request, options.verbose)
+    except RuntimeError as error:
+        say(f"{error}\nspecvlm demo: the engine above failed; `specvlm doctor` may know why.")
+        return 1
     result = result_of(request, plain, specvlm)
     print(json.dumps(result) if options.json else report(result))
     return 0 if result["identical"] or result["dtype"] != "float32" else 1

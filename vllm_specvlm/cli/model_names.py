@@ -1,6 +1,8 @@
-"""The models that come with the plugin, by name: `specvlm/reference-target` and `specvlm/reference-draft`."""
+"""The models that come with the plugin, by name, for the command line."""
 
 from __future__ import annotations
+
+from vllm_specvlm.cli.console import UserError
 
 PREFIX = "specvlm/"
 
@@ -13,9 +15,11 @@ def resolve(name: str) -> str:
     if not name.startswith(PREFIX):
         return name
     from vllm_specvlm import zoo
-    from vllm_specvlm.cli.console import UserError
 
     try:
-        return str(zoo.resolve(name))
-    except (RuntimeError, ValueError, KeyError) as error:
+        folder = zoo.resolve(name)
+    except zoo.ZooError as error:
         raise UserError(str(error)) from error
+    if folder == name:
+        raise UserError(f"There is no model {name}: use {PREFIX}reference-target or {PREFIX}reference-draft.")
+    return folder
