@@ -25,13 +25,13 @@ def speak(
     questions: Sequence[str],
     *,
     limit: int = 128,
-    temperature: float = 0.0,
+    temperatures: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> list[list[int]]:
     """Answers (token ids, the end token included) to one question per picture.
 
-    ``limit`` bounds an answer's tokens; ``temperature`` 0 is greedy. Prompts are padded on the left, with positions and
-    mask to match.
+    ``limit`` bounds an answer's tokens; ``temperatures [len(questions)]`` is 0 for greedy rows (the default).
+    Prompts are padded on the left, with positions and mask to match.
     """
     prompts = [prompt_ids(tokenizer, question) for question in questions]
     longest = max(map(len, prompts))
@@ -47,10 +47,10 @@ def speak(
     position = positions[:, -1:]
     for _ in range(limit):
         scores = out.logits[:, -1].float()
-        if temperature > 0:
-            last = torch.multinomial((scores / temperature).softmax(-1), 1, generator=generator)[:, 0]
-        else:
-            last = scores.argmax(-1)
+        if temperatures is not None:  # adding Gumbel noise and taking the best is sampling; without noise it is greedy
+            uniform = torch.rand(scores.shape, generator=generator).clamp(min=1e-20)
+            scores = scores - temperatures[:, None] * uniform.log().neg().log()
+        last = scores.argmax(-1)
         said.append(last)
         done |= last == IM_END
         if done.all():
@@ -76,10 +76,8 @@ def answers(target: TargetModel, tokenizer: PreTrainedTokenizerFast, rng: random
     pictures = [draw(scene, rng) for scene in scenes]
     questions = [ask(scene, rng, "train").question for scene in scenes]
     generator = torch.Generator().manual_seed(rng.getrandbits(40))
-    half = size // 2
-    said = speak(target, tokenizer, pictures[:half], questions[:half]) + speak(
-        target, tokenizer, pictures[half:], questions[half:], temperature=1.0, generator=generator
-    )
+    temperatures = torch.tensor([float(row % 2) for row in range(size)])
+    said = speak(target, tokenizer, pictures, questions, temperatures=temperatures, generator=generator)
     conversations = []
     for question, answer in zip(questions, said, strict=True):
         before = prompt_ids(tokenizer, question)

@@ -97,12 +97,9 @@ def train(
         if target is None:
             loss, hits = words_loss(model, sample_batch(tokenizer, rng, size, extra=few), used)
         else:
-            # The last half of the steps learns from what the target says itself, right or wrong.
-            batch = (
-                answers(target, tokenizer, rng, size)
-                if step >= steps // 2
-                else sample_batch(tokenizer, rng, size, extra=few)
-            )
+            # Every third step learns from what the target says itself, right or wrong.
+            own = step % 3 == 2
+            batch = answers(target, tokenizer, rng, size) if own else sample_batch(tokenizer, rng, size, extra=few)
             loss, hits = distil_loss(model, target, batch)
         optimizer.zero_grad()
         loss.backward()
