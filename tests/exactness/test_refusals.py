@@ -68,9 +68,14 @@ def test_engine_features(options: dict[str, Any], says: str) -> None:
     assert says in str(caught.value)
 
 
-def test_sliding_window_model() -> None:
-    with pytest.raises(ValueError, match="sliding"):
-        configure({}, model=str(build("gemma3")))
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [({"sliding_window": 64}, "sliding window of 64"), ({"attn_logit_softcapping": 50.0}, "soft-caps its attention")],
+)
+def test_model_features(override: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match="Method 'specvlm' does not run") as caught:
+        configure({}, hf_overrides={"text_config": override})
+    assert says in str(caught.value)
 
 
 def test_draft_with_another_tokenizer() -> None:
@@ -120,8 +125,14 @@ def test_other_methods_are_untouched() -> None:
 
 
 def test_engine_without_the_method_has_stock_classes() -> None:
-    llm = LLM(model=str(target_of("llava")), dtype="float32", enforce_eager=True, max_model_len=256,
-              kv_cache_memory_bytes=32 << 20, block_size=32)
+    llm = LLM(
+        model=str(target_of("llava")),
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=256,
+        kv_cache_memory_bytes=32 << 20,
+        block_size=32,
+    )
     worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
     layers = worker.vllm_config.compilation_config.static_forward_context.values()
     classes = {type(x).__module__ for x in (worker, worker.model_runner, *(layer.impl for layer in layers))}

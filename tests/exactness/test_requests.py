@@ -36,7 +36,10 @@ def test_unsupported_features_are_decoded_plainly(feature: dict[str, Any], engin
     """The request that uses the feature gets plain vLLM's answer, and its neighbours keep their trees."""
     plain, ours = engines
     batch = prompts("llava")
-    params = [SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, **feature), *([GREEDY] * (len(batch) - 1))]
+    params = [
+        SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, **feature),
+        *([GREEDY] * (len(batch) - 1)),
+    ]
     before = tally(ours)["accepted"]
     reference, outputs = answers(plain, batch, params), answers(ours, batch, params)
     assert tokens(outputs) == tokens(reference)
