@@ -1,7 +1,7 @@
 // Small dense products held in registers: c[r][16 C] (+)= a[r][k] b[k][16 C], each sum one chain over k in order.
 #pragma once
 
-#include "lanes.h"
+#include "softmax.h"
 
 namespace {
 
@@ -18,7 +18,8 @@ constexpr int kRows = 4;
 constexpr int lanes_at_once(int) { return 1; }
 #endif
 
-// How one step of a sum is computed: a word of `a` times a row of `b`, which is widened as it is loaded.
+// How one step of a sum is computed: a word of `a` times a row of `b`, which is widened as it is loaded. Fused follows
+// vLLM's AVX-512 builds, Separate its AVX2 build.
 struct Fused {
   typedef float Word;
   typedef Lanes Factor;
@@ -37,10 +38,25 @@ struct Fused {
   static void store_sums(float* p, const Lanes* sums) {
     for (int c = 0; c < C; c++) store(p + 16 * c, sums[c]);
   }
+  // The same step outside of products, and the elements that words hold.
+  static Lanes single(const Lanes& a, const Lanes& b, const Lanes& sum) { return fma(a, b, sum); }
+  static const float* elements(const float* words) { return words; }
+
+  static float softmax(float* logits, int64_t n, RowState& state, const specvlm_tree_attention&) {
+    return softmax_row(logits, n, state, false, [](const Lanes& x) { return x; },
+                       [](const Lanes& x) { return fast_exp(x); },
+                       [=](int64_t i, const Lanes& x) { store(logits + i, x); });
+  }
 };
 
 struct Separate : Fused {
   static Lanes step(const Factor& a, const Factor& b, const Lanes& sum) { return a * b + sum; }
+  static Lanes single(const Lanes& a, const Lanes& b, const Lanes& sum) { return a * b + sum; }
+  static float softmax(float* logits, int64_t n, RowState& state, const specvlm_tree_attention&) {
+    return softmax_row(logits, n, state, true, [](const Lanes& x) { return x; },
+                       [](const Lanes& x) { return library_exp(x); },
+                       [=](int64_t i, const Lanes& x) { store(logits + i, x); });
+  }
 };
 
 // rows x depth words of a, either kRows-wise side by side (word k of row r at a[k * rows + r]) or row by row.

@@ -37,11 +37,6 @@ class DenseRows {
     return {tile, kRun, n};
   }
 
-  int64_t ancestors(int64_t listed) const {
-    const uint64_t* mask = p_.ancestors + 2 * listed;
-    return __builtin_popcountll(mask[0]) + __builtin_popcountll(mask[1]);
-  }
-
   // logits, one for each of the `count` rows, become those of the listed token's ancestors, side by side.
   void keep_ancestors(int64_t listed, float* logits) const {
     int64_t kept = 0;

@@ -51,6 +51,18 @@ struct Dot {
         _mm512_storeu_ps(p + 16 * c + 16, _mm512_permutex2var_ps(sums[c].v, high, sums[c + 1].v));
       }
   }
+
+  static Lanes single(Lanes a, Lanes b, Lanes sum) { return fma(a, b, sum); }
+  static const Bf16* elements(const uint32_t* words) { return (const Bf16*)words; }
+
+  // Queries were not scaled, so logits are; probabilities become bf16 in place, never overtaking what is still read.
+  static float softmax(float* logits, int64_t n, RowState& state, const specvlm_tree_attention& p) {
+    const Lanes scale = broadcast(p.scale);
+    return softmax_row(logits, n, state, false, [=](Lanes x) { return x * scale; }, [](Lanes x) { return fast_exp(x); },
+                       [=](int64_t i, Lanes x) {
+                         _mm256_storeu_si256((__m256i*)((uint16_t*)logits + i), (__m256i)_mm512_cvtneps_pbh(x.v));
+                       });
+  }
 };
 
 }  // namespace

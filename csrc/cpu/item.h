@@ -7,6 +7,12 @@
 
 namespace {
 
+// A row of the item: its softmax so far, and what the tables say about its token.
+struct Row {
+  RowState state;
+  int64_t token, listed, query_head, paged, dense;
+};
+
 // Row blocks of nearly equal size, none above kRows.
 struct RowBlocks {
   int64_t rows, count;
@@ -20,7 +26,7 @@ struct Workspace {
   int64_t rows, paged = 0, logit_stride, dense_stride, bytes;
   float *query, *sums, *logits, *dense_logits;
   T* tile;
-  RowState* state;
+  Row* row;
 
   Workspace(const specvlm_tree_attention& p, const specvlm_item& item, int64_t dense, void* scratch) {
     const int64_t group = p.query_heads / p.heads;
@@ -37,8 +43,21 @@ struct Workspace {
     tile = take<T>(next, kRun * p.head_size);
     logits = take<float>(next, rows * logit_stride);
     dense_logits = take<float>(next, rows * dense_stride);
-    state = take<RowState>(next, rows);
+    row = take<Row>(next, rows);
     bytes = next - (char*)scratch;
+  }
+
+  void fill_rows(const specvlm_tree_attention& p, const specvlm_item& item) const {
+    const int64_t group = p.query_heads / p.heads;
+    const specvlm_request& request = p.requests[item.request];
+    int64_t token = item.first_row / group, head = item.first_row % group;
+    for (int64_t r = 0; r < rows; r++) {
+      const int64_t listed = request.first_listed + token;
+      const uint64_t* mask = p.ancestors + 2 * listed;
+      row[r] = {RowState(), request.first_token + token, listed, item.head * group + head, p.paged_keys[listed],
+                __builtin_popcountll(mask[0]) + __builtin_popcountll(mask[1])};
+      if (++head == group) head = 0, token++;
+    }
   }
 
  private:

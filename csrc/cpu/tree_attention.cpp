@@ -18,16 +18,16 @@ class Attention {
  public:
   Attention(const specvlm_tree_attention& p, const specvlm_item& item, void* scratch)
       : p_(p), item_(item), request_(p.requests[item.request]), pages_(p, request_, item.head), dense_(p, item),
-        w_(p, item, dense_.count, scratch), blocks_(w_.rows), D_(p.head_size), group_(p.query_heads / p.heads) {}
+        w_(p, item, dense_.count, scratch), blocks_(w_.rows), D_(p.head_size) {}
 
   static int64_t bytes(const specvlm_tree_attention& p, const specvlm_item& item) {
     return Workspace<T>(p, item, DenseRows<T>(p, item).count, nullptr).bytes;
   }
 
   void run() {
+    w_.fill_rows(p_, item_);
     for (int64_t b = 0; b < blocks_.count; b++) load_queries(b);
     for (int64_t i = 0; i < w_.rows * D_; i++) w_.sums[i] = 0.0f;
-    for (int64_t r = 0; r < w_.rows; r++) w_.state[r] = RowState();
     dense_products();
     // Keys are taken in order: paged by index, then dense; a tile may hold both.
     const int64_t all = w_.paged + dense_.count;
@@ -41,12 +41,8 @@ class Attention {
   }
 
  private:
-  int64_t token(int64_t r) const { return (item_.first_row + r) / group_; }
-  int64_t listed(int64_t r) const { return request_.first_listed + token(r); }
-  int64_t query_head(int64_t r) const { return item_.head * group_ + (item_.first_row + r) % group_; }
-  int64_t paged(int64_t r) const { return p_.paged_keys[listed(r)]; }
   // Paged keys of row r in the tile that starts at index low.
-  int64_t paged_here(int64_t r, int64_t low) const { return larger(0, smaller(paged(r) - low, p_.tile)); }
+  int64_t paged_here(int64_t r, int64_t low) const { return larger(0, smaller(w_.row[r].paged - low, p_.tile)); }
   Word* queries(int64_t block) const { return (Word*)w_.query + blocks_.begin(block) * D_ / kWord; }
 
   // The queries of a row block, word by word beside each other.
@@ -54,8 +50,8 @@ class Attention {
     const int64_t first = blocks_.begin(block), rows = blocks_.size(block);
     Word* const to = queries(block);
     for (int64_t r = 0; r < rows; r++) {
-      const T* from = (const T*)p_.query + (request_.first_token + token(first + r)) * p_.query_token_stride +
-                      query_head(first + r) * p_.query_head_stride;
+      const T* from = (const T*)p_.query + w_.row[first + r].token * p_.query_token_stride +
+                      w_.row[first + r].query_head * p_.query_head_stride;
       float scaled[16];
       for (int64_t d = 0; d < D_; d += 16) {
         if constexpr (kFast) {
@@ -79,7 +75,7 @@ class Attention {
       const Run<T> run = dense_.keys(first, smaller(kRun, dense_.count - first), w_.tile);
       for (int64_t b = 0; b < blocks_.count; b++) products(b, run, run.count, w_.dense_logits + first, w_.dense_stride);
     }
-    for (int64_t r = 0; r < w_.rows; r++) dense_.keep_ancestors(listed(r), w_.dense_logits + r * w_.dense_stride);
+    for (int64_t r = 0; r < w_.rows; r++) dense_.keep_ancestors(w_.row[r].listed, w_.dense_logits + r * w_.dense_stride);
   }
 
   void paged_products(int64_t low) {
@@ -98,26 +94,19 @@ class Attention {
 
   // Keys of row r in the tile at low: the paged ones, then what of the dense ones falls into it.
   int64_t keys_here(int64_t r, int64_t low) const {
-    return larger(0, smaller(p_.tile, paged(r) + dense_.ancestors(listed(r)) - low));
+    return larger(0, smaller(p_.tile, w_.row[r].paged + w_.row[r].dense - low));
   }
 
   void probabilities(int64_t r, int64_t low) {
     const int64_t in_pages = paged_here(r, low), n = keys_here(r, low);
     if (n == 0) return;
     float* const row = w_.logits + r * w_.logit_stride;
-    const float* const dense = w_.dense_logits + r * w_.dense_stride + larger(0, low - paged(r));
+    const float* const dense = w_.dense_logits + r * w_.dense_stride + larger(0, low - w_.row[r].paged);
     for (int64_t i = in_pages; i < n; i++) row[i] = dense[i - in_pages];
-    if constexpr (kFast)
-      for (int64_t i = 0; i < n; i += 16) store(row + i, load(row + i) * broadcast(p_.scale));
-    const float factor = softmax_row(row, n, w_.state[r], p_.arithmetic);
+    const float factor = Step::softmax(row, n, w_.row[r].state, p_);
     if (low > 0 && factor != 1.0f)
       for (int64_t d = 0; d < D_; d += 16)
         store(w_.sums + r * D_ + d, load(w_.sums + r * D_ + d) * broadcast(factor));
-#if defined(__AVX512BF16__)
-    if constexpr (kFast)  // in place: what is written never overtakes what is read
-      for (int64_t i = 0; i < n; i += 16)
-        _mm256_storeu_si256((__m256i*)((uint16_t*)row + i), (__m256i)_mm512_cvtneps_pbh(load(row + i).v));
-#endif
   }
 
   const Word* weights(int64_t r) const { return (const Word*)(w_.logits + r * w_.logit_stride); }
@@ -125,29 +114,27 @@ class Attention {
   // sums of row r += weights [first, first + count) times the rows that row(i) points at, one by one.
   template <class Rows>
   void add_rows(int64_t r, int64_t first, int64_t count, const Rows& row) {
-    typedef decltype(weight_type((Word*)nullptr)) Weight;
-    typedef decltype(step_type((Word*)nullptr)) Single;
-    const Weight* const weight = (const Weight*)weights(r) + first;
+    const auto* const weight = Step::elements(weights(r)) + first;
     float* const sums = w_.sums + r * D_;
-    for (int64_t d = 0; d < D_;) {
-      const int64_t lanes = D_ - d >= 64 ? 4 : 1;
-      Lanes sum[4];
-      for (int64_t c = 0; c < lanes; c++) sum[c] = load(sums + d + 16 * c);
-      for (int64_t i = 0; i < count; i++) {
-        const Lanes spread = broadcast(as_number(weight[i]));
-        for (int64_t c = 0; c < lanes; c++) sum[c] = Single::step(spread, load(row(i) + d + 16 * c), sum[c]);
-      }
-      for (int64_t c = 0; c < lanes; c++) store(sums + d + 16 * c, sum[c]);
-      d += 16 * lanes;
+    int64_t d = 0;
+    for (; d + 64 <= D_; d += 64) add_rows<4>(weight, count, row, d, sums + d);
+    for (; d < D_; d += 16) add_rows<1>(weight, count, row, d, sums + d);
+  }
+  template <int C, class Weight, class Rows>
+  static void add_rows(const Weight* weight, int64_t count, const Rows& row, int64_t d, float* to) {
+    Lanes sum[C];
+    for (int c = 0; c < C; c++) sum[c] = load(to + 16 * c);
+    for (int64_t i = 0; i < count; i++) {
+      const Lanes spread = broadcast(as_number(weight[i]));
+      for (int c = 0; c < C; c++) sum[c] = Step::single(spread, load(row(i) + d + 16 * c), sum[c]);
     }
+    for (int c = 0; c < C; c++) store(to + 16 * c, sum[c]);
   }
 
   void paged_sums(int64_t low) {
     const int64_t here = smaller(p_.tile, w_.paged - low), most = 32 * 1024 / (D_ * (int64_t)sizeof(T));
     for (int64_t k = 0; k < here;) {
-      // Pairs of probabilities start at even places.
-      int64_t wanted = smaller(most, here - k);
-      const Run<T> run = pages_.values(low + k, wanted, w_.tile);
+      const Run<T> run = pages_.values(low + k, smaller(most, here - k), w_.tile);
       for (int64_t b = 0; b < blocks_.count; b++) add_run(b, low, k, run);
       k += run.count;
     }
@@ -175,15 +162,14 @@ class Attention {
     const int64_t in_pages = paged_here(r, low), count = keys_here(r, low) - in_pages;
     if (count == 0) return;
     const T* rows[kDense];
-    dense_.values(listed(r), rows);
-    const T** const begin = rows + larger(0, low - paged(r));
+    dense_.values(w_.row[r].listed, rows);
+    const T** const begin = rows + larger(0, low - w_.row[r].paged);
     add_rows(r, in_pages, count, [&](int64_t i) { return begin[i]; });
   }
 
   void finish(int64_t r) {
-    T* const to = (T*)p_.out + (request_.first_token + token(r)) * p_.out_token_stride +
-                  query_head(r) * p_.out_head_stride;
-    const float sum = w_.state[r].sum;
+    T* const to = (T*)p_.out + w_.row[r].token * p_.out_token_stride + w_.row[r].query_head * p_.out_head_stride;
+    const float sum = w_.row[r].state.sum;
     const Lanes inverse = broadcast(sum == 0.0f ? 0.0f : 1.0f / sum);
     for (int64_t d = 0; d < D_; d += 16)
       narrow(to + d, inverse * load(w_.sums + r * D_ + d), p_.arithmetic == SPECVLM_AVX512_BF16);
@@ -191,10 +177,6 @@ class Attention {
 
   static float as_number(float x) { return x; }
   static float as_number(Bf16 x) { return as_float((uint32_t)x.bits << 16); }
-  static float weight_type(float*);
-  static Bf16 weight_type(uint32_t*);
-  static Step step_type(float*);
-  static Fused step_type(uint32_t*);
 
   const specvlm_tree_attention& p_;
   const specvlm_item& item_;
@@ -203,7 +185,7 @@ class Attention {
   const DenseRows<T> dense_;
   const Workspace<T> w_;
   const RowBlocks blocks_;
-  const int64_t D_, group_;
+  const int64_t D_;
 };
 
 template <class T>
