@@ -23,7 +23,8 @@ for speculative in (None, ngram):
     spec = config.speculative_config
     found.append([
         config.parallel_config.worker_cls, config.additional_config, config.scheduler_config.async_scheduling,
-        str(config.scheduler_config.scheduler_cls), None if spec is None else [spec.method, spec.num_speculative_tokens],
+        str(config.scheduler_config.scheduler_cls),
+        None if spec is None else [spec.method, spec.num_speculative_tokens],
         config.compute_hash(),
     ])
 print(json.dumps(found))

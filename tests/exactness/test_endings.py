@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,14 +61,17 @@ def test_stop_string(engines: tuple[LLM, LLM], include: bool) -> None:
     assert any(reason == "stop" for _, _, reason, _ in reference)
 
 
-def test_end_of_sequence(engines: tuple[LLM, LLM]) -> None:
+def test_end_of_sequence(engines: tuple[LLM, LLM], tmp_path: Path) -> None:
     """An end-of-sequence token that the model really emits: the one the first answer contains."""
     plain, _ = engines
     free = endings(plain, SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True))
-    target = target_of("llava")
-    options = {"override_generation_config": {"eos_token_id": [free[0][0][9]]}}
+    target = tmp_path / "target"
+    shutil.copytree(target_of("llava"), target)
+    settings = json.loads((target / "generation_config.json").read_text())
+    settings["eos_token_id"] = [free[0][0][9]]
+    (target / "generation_config.json").write_text(json.dumps(settings))
     params = SamplingParams(temperature=0.0, max_tokens=30)
     speculative = {"model": str(target), "num_speculative_tokens": 6, "tree": "chain"}
-    reference = endings(engine(target, **options), params)
-    assert endings(engine(target, speculative, **options), params) == reference
+    reference = endings(engine(target), params)
+    assert endings(engine(target, speculative), params) == reference
     assert reference[0][2] == "stop" and len(reference[0][0]) <= 10

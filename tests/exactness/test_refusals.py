@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -44,9 +45,8 @@ def configure(speculative: dict[str, Any], **options: Any) -> Any:
     ],
 )
 def test_options(speculative: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match="(?s).+") as caught:
+    with pytest.raises(ValueError, match=re.escape(says)):
         configure(speculative)
-    assert says in str(caught.value)
 
 
 @pytest.mark.parametrize(

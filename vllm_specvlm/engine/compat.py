@@ -1,4 +1,4 @@
-"""The ledger: every vLLM symbol we call, override or wrap, with the reason, checked at start and by `specvlm doctor`."""
+"""The ledger: every vLLM symbol we call, override or wrap, and why; checked at start and by `specvlm doctor`."""
 
 from __future__ import annotations
 

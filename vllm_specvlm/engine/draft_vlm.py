@@ -17,6 +17,7 @@ from vllm_specvlm.engine.draft_network import DraftNetwork
 from vllm_specvlm.engine.draft_vision import DraftVision, place
 from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.pair import draft_model_config
+from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
 from vllm_specvlm.tree.grow import Frontier, LevelProposal
 from vllm_specvlm.tree.token_tree import MAX_NODES
@@ -74,11 +75,12 @@ class DraftVLM:
     request that has not caught up has no tree yet.
     """
 
-    def __init__(self, vllm_config: VllmConfig, options: SpecVLMOptions) -> None:
+    def __init__(self, vllm_config: VllmConfig, options: SpecVLMOptions, tally: Tally) -> None:
         """Read the draft's configuration; weights come with `load`."""
         assert options.model is not None
         self._config = vllm_config
         self._options = options
+        self._tally = tally
         self._depth = options.shape().depth
         self._model_config = draft_model_config(options.model, vllm_config.model_config)
         self._vocabulary = min(self._model_config.get_vocab_size(), vllm_config.model_config.get_vocab_size())
@@ -244,7 +246,7 @@ class DraftVLM:
     # -- growing -------------------------------------------------------------------------------------------------
 
     def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
-        """Children of the frontier's nodes; rows of requests that have not caught up, or whose segment is full, get none."""
+        """Children of the frontier's nodes; requests not caught up, or with a full segment, get none."""
         proposal = LevelProposal(
             np.zeros((len(frontier.node), top_k), dtype=np.int64),
             np.full((len(frontier.node), top_k), -np.inf, dtype=np.float32),
@@ -253,7 +255,9 @@ class DraftVLM:
         taken, hidden = self._roots(frontier) if is_root else self._level(frontier)
         if len(taken):
             assert hidden is not None
-            found = self._network.candidates(hidden, top_k, self._vocabulary)
+            self._tally.levels += 1
+            with self._tally.clock("draft_model"):
+                found = self._network.candidates(hidden, top_k, self._vocabulary)
             proposal.tokens[taken, : found.tokens.shape[1]] = found.tokens
             proposal.log_probs[taken, : found.tokens.shape[1]] = found.log_probs
         return proposal
@@ -275,7 +279,9 @@ class DraftVLM:
         """Run the frontier through the draft: rows taken, and their hidden states."""
         masks = self._masks[frontier.parent_row]
         self._masks = masks
-        rows, taken, positions = [], [], []
+        rows: list[TreeRows] = []
+        taken: list[int] = []
+        positions: list[np.ndarray] = []
         for index in dict.fromkeys(frontier.request.tolist()):
             growing = self._growing[index]
             mine = np.flatnonzero(frontier.request == index)[: SEGMENT - growing.dense_rows]
@@ -318,15 +324,16 @@ class DraftVLM:
     ) -> torch.Tensor:
         step = TreeStep.build(rows, self._store, self._device, covers_batch=True, fast=self._options.fast_attention)
         table = self._runner.input_batch.block_table[self._group].get_device_tensor(self._runner.input_batch.num_reqs)
-        return self._network.forward(
-            self._ids(ids),
-            self._tensor(positions),
-            step,
-            table,
-            self._tensor(slots),
-            pictures,
-            None if is_picture is None else torch.from_numpy(is_picture),
-        )
+        with self._tally.clock("draft_model"):
+            return self._network.forward(
+                self._ids(ids),
+                self._tensor(positions),
+                step,
+                table,
+                self._tensor(slots),
+                pictures,
+                None if is_picture is None else torch.from_numpy(is_picture),
+            )
 
     def _rope_positions(self, request_id: str, positions: np.ndarray) -> np.ndarray:
         """int64 [n], or [3, n] with M-RoPE: the prompt's own positions, then all axes together."""

@@ -78,6 +78,12 @@ class TreeModelRunner(CPUModelRunner):
         self._verification = None
         if not self._trees:
             return prepared
+        with self.drafter.tally.clock("verify"):
+            self._verification = self._bend()
+        return prepared
+
+    def _bend(self) -> Verification:
+        """Turn the prepared linear step into trees."""
         requests = self.input_batch.num_reqs
         verification = Verification(
             self._trees,
@@ -92,16 +98,16 @@ class TreeModelRunner(CPUModelRunner):
             # Generated text advances all three axes together.
             self.mrope_positions.gpu[:, rows] += shift.to(self.mrope_positions.gpu.dtype)
         verification.divert_slots([table.slot_mapping.gpu for table in self.input_batch.block_table.block_tables])
-        self._verification = verification
-        return prepared
+        return verification
 
     def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
         """Hand the step's trees to the attention layers on top of vLLM's own metadata."""
         metadata, common = super()._build_attention_metadata(*args, **kwargs)
         if self._verification is not None:
-            step = self._verification.step(self.tree_store, self.device, fast=self.drafter.options.fast_attention)
-            for layer_metadata in {id(m): m for m in metadata.values()}.values():
-                layer_metadata.tree_step = step
+            with self.drafter.tally.clock("verify"):
+                step = self._verification.step(self.tree_store, self.device, fast=self.drafter.options.fast_attention)
+                for layer_metadata in {id(m): m for m in metadata.values()}.values():
+                    layer_metadata.tree_step = step
         return metadata, common
 
     def _sample(self, logits: torch.Tensor, spec_decode_metadata: SpecDecodeMetadata | None) -> SamplerOutput:
@@ -109,6 +115,7 @@ class TreeModelRunner(CPUModelRunner):
         verification, self._verification = self._verification, None
         metadata = self.input_batch.sampling_metadata
         ours = [self.drafter.verifies(request_id) for request_id in self.input_batch.req_ids]
+        self.drafter.observe_step(verification is not None)
         if verification is None and (metadata.all_greedy or not any(ours)):
             return super()._sample(logits, None)
 
@@ -125,14 +132,15 @@ class TreeModelRunner(CPUModelRunner):
             logprobs = stock.logprobs_tensors
 
         row_tokens = tokens.tolist()
-        emitted = [[row_tokens[row]] for row in first_row]
-        if verification is not None:
-            accepted = verification.accept(row_tokens, first_row.tolist())
-            for request, walked in accepted.items():
-                emitted[request] = list(walked.tokens)
-            self._commit(verification.commit_slots(accepted))
-            self.drafter.observe_accepted(verification.places, accepted)
-        return _sampler_output(emitted, logprobs, self.device)
+        with self.drafter.tally.clock("verify"):
+            emitted = [[row_tokens[row]] for row in first_row]
+            if verification is not None:
+                accepted = verification.accept(row_tokens, first_row.tolist())
+                for request, walked in accepted.items():
+                    emitted[request] = list(walked.tokens)
+                self._commit(verification.commit_slots(accepted))
+                self.drafter.observe_accepted(verification.places, accepted)
+            return _sampler_output(emitted, logprobs, self.device)
 
     def _target_tokens(
         self, logits: torch.Tensor, verification: Verification | None, rows_of: np.ndarray, first_row: np.ndarray

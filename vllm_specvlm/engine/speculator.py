@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm.config import VllmConfig
@@ -15,6 +13,7 @@ from vllm_specvlm.draft.lookup import LookupDrafter
 from vllm_specvlm.engine.draft_vlm import DraftVLM
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
 from vllm_specvlm.engine.sampling import plain_reason
+from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.tree.accept import Accepted
 from vllm_specvlm.tree.grow import grow
 from vllm_specvlm.tree.token_tree import TokenTree
@@ -26,22 +25,6 @@ if TYPE_CHECKING:
     from vllm_specvlm.engine.verification import TreePlace
 
 logger = init_logger(__name__)
-
-
-@dataclass(slots=True)
-class Tally:
-    """What this worker did since it started; `seconds` by activity, `levels` counts draft proposals."""
-
-    trees: int = 0
-    nodes: int = 0
-    accepted: int = 0
-    levels: int = 0
-    drafter_failures: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: {"draft": 0.0, "drafter": 0.0})
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 class Speculator:
@@ -61,7 +44,7 @@ class Speculator:
                 shared_tokens=self.options.lookup_shared_tokens,
             )
         else:
-            self._vlm = DraftVLM(vllm_config, self.options)
+            self._vlm = DraftVLM(vllm_config, self.options, self.tally)
             self._drafter = self._vlm
         self._known: dict[str, int] = {}
         self._plain: dict[str, bool] = {}
@@ -116,6 +99,13 @@ class Speculator:
         if self._vlm is not None:
             self._vlm.observe_schedule(scheduled)
 
+    def observe_step(self, has_trees: bool) -> None:
+        """Every step: keep the tally."""
+        if has_trees:
+            self.tally.tree_steps += 1
+        else:
+            self.tally.plain_steps += 1
+
     def observe_accepted(self, places: Sequence[TreePlace], accepted: Mapping[int, Accepted]) -> None:
         """After acceptance: keep the tally."""
         self.tally.trees += len(places)
@@ -132,10 +122,9 @@ class Speculator:
         """
         if self._drafter is None:
             return {}
-        started = time.perf_counter()
-        batch = [(request_id, budget) for request_id, budget in self._budgets(sampled) if budget > 0]
-        trees = self._guard(lambda drafter: self._grow(drafter, batch)) if batch else None
-        self.tally.seconds["draft"] += time.perf_counter() - started
+        with self.tally.clock("draft"):
+            batch = [(request_id, budget) for request_id, budget in self._budgets(sampled) if budget > 0]
+            trees = self._guard(lambda drafter: self._grow(drafter, batch)) if batch else None
         return trees or {}
 
     def _budgets(self, sampled: Sequence[bool]) -> list[tuple[str, int]]:
@@ -161,8 +150,7 @@ class Speculator:
         for request_id in ids:
             self._tell(drafter, request_id)
         drafter.open(ids)
-        timed = _Timed(drafter, self.tally)
-        grown = grow(timed, self.shape, [budget for _, budget in batch], range(len(ids)))
+        grown = grow(drafter, self.shape, [budget for _, budget in batch], range(len(ids)))
         return {ids[index]: tree for index, tree in grown.items() if len(tree)}
 
     def _tell(self, drafter: Drafter, request_id: str) -> None:
@@ -189,18 +177,3 @@ class Speculator:
             self._drafter = None
             self._vlm = None
             return None
-
-
-class _Timed:
-    """A drafter's `propose_level`, timed."""
-
-    def __init__(self, drafter: Drafter, tally: Tally) -> None:
-        self._drafter = drafter
-        self._tally = tally
-
-    def propose_level(self, frontier: Any, top_k: int) -> Any:
-        started = time.perf_counter()
-        proposal = self._drafter.propose_level(frontier, top_k)
-        self._tally.levels += 1
-        self._tally.seconds["drafter"] += time.perf_counter() - started
-        return proposal

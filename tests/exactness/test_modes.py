@@ -1,0 +1,91 @@
+"""Identity in modes that need processes of their own: tensor parallel, the default multi-process engine, compiled."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+
+from tests.exactness.engines import target_of
+
+EQUAL_DRAFT = {"num_speculative_tokens": 4, "tree": "chain"}
+TREE_DRAFT = {"num_speculative_tokens": 12}
+TWO_RANKS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+
+
+@cache
+def _play(family: str, options: str, speculative: str, environment: str, sampling: str) -> Any:
+    command = [sys.executable, "-m", "tests.exactness.play", family, "--options", options]
+    done = subprocess.run(
+        [*command, "--speculative", speculative, "--sampling", sampling],
+        env={**os.environ, **json.loads(environment)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS ")]
+    assert done.returncode == 0 and lines, done.stdout[-3000:] + done.stderr[-6000:]
+    return json.loads(lines[-1].removeprefix("ANSWERS "))
+
+
+def play(
+    family: str,
+    options: dict[str, Any],
+    speculative: dict[str, Any] | None,
+    environment: dict[str, str],
+    sampling: dict[str, Any] | None = None,
+) -> Any:
+    """Answers of two rounds and the ranks' tallies."""
+    if speculative is not None:
+        speculative = {"model": str(target_of(family)), **speculative}
+    return _play(
+        family, json.dumps(options), json.dumps(speculative), json.dumps(environment), json.dumps(sampling or {})
+    )
+
+
+def _check(family: str, options: dict[str, Any], environment: dict[str, str]) -> None:
+    reference = play(family, options, None, environment)["rounds"]
+    chain = play(family, options, EQUAL_DRAFT, environment)
+    assert chain["rounds"] == reference
+    for tally in chain["tallies"]:
+        assert tally["accepted"] == tally["nodes"] > 50
+    tree = play(family, options, TREE_DRAFT, environment)
+    assert tree["rounds"] == reference
+    assert all(tally["accepted"] > tally["trees"] for tally in tree["tallies"])
+
+
+def test_tensor_parallel() -> None:
+    """Two ranks draft and accept alike."""
+    _check("llava", TWO_RANKS, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
+
+
+@pytest.mark.slow  # three more engines of two processes; M-RoPE under tensor parallelism
+def test_tensor_parallel_mrope() -> None:
+    _check("qwen2_5_vl", TWO_RANKS, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
+
+
+@pytest.mark.slow  # two engines of two processes each
+def test_tensor_parallel_sampling() -> None:
+    """Sampled texts are the same on one rank and on two: the uniforms depend on the seed alone."""
+    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    sampling = {"temperature": 1.0, "seed": 3}
+    two = play("llava", TWO_RANKS, TREE_DRAFT, environment, sampling)["rounds"]
+    one = play("llava", {}, TREE_DRAFT, environment, sampling)["rounds"]
+    assert two == one
+
+
+@pytest.mark.slow  # five engines of three processes
+def test_default_multi_process_engine() -> None:
+    _check("llava", {}, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
+
+
+@pytest.mark.slow  # compiling takes minutes
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_compiled(family: str) -> None:
+    _check(family, {"enforce_eager": False}, {"TORCHDYNAMO_DISABLE": "0"})
