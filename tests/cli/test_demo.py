@@ -26,9 +26,9 @@ PLAIN = Measurement(
     total_s=1.0,
     acceptance_length=1.0,
     drafts=0,
-    runs=3,
+    rates=[19.0, 20.0, 21.0],
 )
-FAST = replace(PLAIN, tokens_per_s=50.0, total_s=0.8, acceptance_length=3.25, drafts=8)
+FAST = replace(PLAIN, tokens_per_s=50.0, rates=[49.0, 50.0, 52.0], total_s=0.8, acceptance_length=3.25, drafts=8)
 OTHER = replace(FAST, text="A red square.", token_ids=[5, 6, 8])
 REQUIRED = {
     "identical": bool,
@@ -115,6 +115,14 @@ def test_a_difference_in_bfloat16_is_said_plainly(engines: SimpleNamespace, caps
     said = capsys.readouterr().out
     assert "The answers differ." in said
     assert "float32" in said
+
+
+def test_a_busy_machine_is_mentioned(engines: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main([]) == 0
+    assert "busy" not in capsys.readouterr().out
+    engines.specvlm = replace(FAST, rates=[20.0, 50.0, 52.0])
+    assert demo.main([]) == 0
+    assert "20.0 to 52.0 tokens/s" in capsys.readouterr().out
 
 
 def test_a_failed_engine_is_shown(

@@ -119,7 +119,9 @@ def result_of(request: Request, plain: Measurement, specvlm: Measurement) -> dic
         "specvlm_total_s": round(specvlm.total_s, 4),
         "tokens": len(specvlm.token_ids),
         "drafts": specvlm.drafts,
-        "runs": plain.runs,
+        "runs": len(plain.rates),
+        "plain_runs_tokens_per_s": [round(rate, 3) for rate in plain.rates],
+        "specvlm_runs_tokens_per_s": [round(rate, 3) for rate in specvlm.rates],
         "prompt": request.prompt,
         "dtype": request.dtype,
         "mode": "eager, one request at a time",
@@ -137,6 +139,15 @@ def verdict(result: dict[str, Any]) -> str:
             "--dtype float32 compares without rounding in the way."
         )
     return "The answers differ, which must not happen in float32: run `specvlm doctor` and report what it says."
+
+
+def unrest(result: dict[str, Any]) -> str:
+    """A warning if the runs of one engine differ by more than a quarter, else nothing."""
+    for which in ("plain", "specvlm"):
+        rates = result[f"{which}_runs_tokens_per_s"]
+        if max(rates) > 1.25 * min(rates):
+            return f" The runs differ much ({min(rates):.1f} to {max(rates):.1f} tokens/s): is this machine busy?"
+    return ""
 
 
 def report(result: dict[str, Any]) -> str:
@@ -165,7 +176,7 @@ def report(result: dict[str, Any]) -> str:
             f"  {'ratio':<10}  {result['speedup']:>17.2f}x  {'':>13}  {result['end_to_end_speedup']:>9.2f}x",
             "",
             f"Acceptance length {result['acceptance_length']:.2f}: tokens per check of the target, the one it adds"
-            f" itself counted. {result['dtype']}, {result['mode']}, median of {result['runs']}.",
+            f" itself counted. {result['dtype']}, {result['mode']}, median of {result['runs']}.{unrest(result)}",
         ]
     )
 
