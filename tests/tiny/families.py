@@ -19,7 +19,11 @@ _CHAT = (
 
 @dataclass(frozen=True)
 class Family:
-    """A family: its special tokens, what stands for a picture in a prompt, and how its model and processor are made."""
+    """A family: its special tokens, what stands for a picture in a prompt, and how its model and processor are made.
+
+    first_seed is added to the seed: chosen so that seed 0 answers the prompts of `prompts.py` without a near-tie of its
+    two best tokens, at which rounding would decide.
+    """
 
     make: Callable[[Any, int, Size, str], tuple[Any, Any]]
     placeholder: str
@@ -27,6 +31,7 @@ class Family:
     attributes: Mapping[str, str] = field(default_factory=dict)
     clip_names: bool = False
     mrope: bool = False
+    first_seed: int = 0
 
     @property
     def chat_template(self) -> str:
@@ -207,11 +212,11 @@ _INTERN = {
 }
 
 FAMILIES: dict[str, Family] = {
-    "llava": Family(_llava, "<image>", ["<image>"], clip_names=True),
-    "qwen2_5_vl": Family(_qwen2_5_vl, _QWEN_IMAGE, _QWEN, mrope=True),
+    "llava": Family(_llava, "<image>", ["<image>"], clip_names=True, first_seed=200),
+    "qwen2_5_vl": Family(_qwen2_5_vl, _QWEN_IMAGE, _QWEN, mrope=True, first_seed=100),
     "qwen3_vl": Family(_qwen3_vl, _QWEN_IMAGE, _QWEN, mrope=True),
-    "idefics3": Family(_idefics3, "<image>", _IDEFICS),
-    "smolvlm": Family(_smolvlm, "<image>", _IDEFICS),
+    "idefics3": Family(_idefics3, "<image>", _IDEFICS, first_seed=100),
+    "smolvlm": Family(_smolvlm, "<image>", _IDEFICS, first_seed=100),
     "internvl": Family(_internvl, "<IMG_CONTEXT>", attributes=_INTERN),
 }
 
