@@ -13,6 +13,9 @@ inline uint16_t nearest_bf16(uint32_t bits) {
   return (uint16_t)(magnitude > 0x7f800000u ? top | 0x40u : magnitude < 0x00800000u ? top & 0x8000u : rounded);
 }
 inline void narrow(Bf16* p, Lanes a, bool nearest) {
+#if defined(__AVX512BF16__)
+  if (nearest) return _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(a.v));
+#endif
   float x[16];
   store(x, a);
   if (nearest)
