@@ -31,8 +31,11 @@ class DraftNetwork:
         self.model_config = model_config
         layers = vllm_config.compilation_config.static_forward_context
         before = set(layers)
+        # The draft's compiled code names its own layers, so it needs a cache entry of its own even when draft and
+        # target are one checkpoint; `additional_config` is part of the key.
+        marked = {**vllm_config.additional_config, "specvlm_compiles": PREFIX}
         with set_model_tag(PREFIX):
-            config = replace(vllm_config, model_config=model_config, quant_config=None)
+            config = replace(vllm_config, model_config=model_config, quant_config=None, additional_config=marked)
             self._model: Any = get_model(vllm_config=config, prefix=PREFIX)
         self.layers = [name for name in layers if name not in before]
         self.sees = supports_multimodal(self._model)
