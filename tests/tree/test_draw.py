@@ -51,6 +51,15 @@ def test_never_a_token_of_probability_zero(vocab: int) -> None:
         assert (laws.gather(1, tokens[:, None]) > 0).all()
 
 
+@pytest.mark.parametrize("vocab", [300, 600, 1025])
+def test_rounding_at_the_end_of_the_interval_stays_inside_the_vocabulary(vocab: int) -> None:
+    """Probabilities of many magnitudes, so that a block may add up to less in another order."""
+    laws = torch.rand(3000, vocab, generator=torch.Generator().manual_seed(vocab)) ** 20
+    tokens = draw(laws, torch.full((3000,), BELOW_ONE, dtype=torch.float64))
+    assert int(tokens.max()) < vocab
+    assert (laws.gather(1, tokens[:, None]) > 0).all()
+
+
 def test_ends_give_the_first_and_the_last_token_with_mass() -> None:
     law = torch.zeros(2, 3000)
     law[:, 700], law[:, 1500], law[:, 2500] = 1e-30, 1.0, 1e-3
@@ -88,6 +97,22 @@ def test_large_vocabularies_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -
     whole = draw(laws, u).tolist()
     monkeypatch.setattr("vllm_specvlm.tree.draw._CHUNK_ELEMENTS", 7000)
     assert draw(laws, u).tolist() == whole
+
+
+def test_rows_of_a_wider_buffer() -> None:
+    buffer = torch.rand(8, 2000, generator=torch.Generator().manual_seed(5))
+    u = uniforms(torch.arange(8), torch.arange(8), PURPOSE_ACCEPT)
+    assert draw(buffer[:, :1100], u).tolist() == draw(buffer[:, :1100].contiguous(), u).tolist()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_device_draws_what_the_cpu_draws() -> None:
+    laws = torch.rand(64, 3000, generator=torch.Generator().manual_seed(6)).softmax(-1)
+    seeds, positions = torch.arange(64) << 40, torch.arange(64)
+    here = uniforms(seeds, positions, PURPOSE_ACCEPT)
+    there = uniforms(seeds.cuda(), positions.cuda(), PURPOSE_ACCEPT)
+    assert torch.equal(there.cpu(), here)
+    assert draw(laws.cuda(), there).tolist() == draw(laws, here).tolist()
 
 
 def test_no_rows() -> None:
