@@ -1,0 +1,104 @@
+"""The native code as built: sanitizers, symbols, and the build itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CXX = shutil.which(os.environ.get("CXX", "g++"))
+VARIANTS = {
+    "portable": [],
+    "avx2": ["-march=x86-64-v3"],
+    "avx512": ["-march=x86-64-v4"],
+    "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16"],
+}
+FLAGS = ["-std=c++20", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", "-w"]
+
+needs_compiler = pytest.mark.skipif(CXX is None, reason="no C++ compiler")
+
+
+def compile_kernels(folder: Path, flags: list[str]) -> list[str]:
+    """Object files of all variants."""
+    running = []
+    for name, machine in VARIANTS.items():
+        target = folder / f"{name}.o"
+        source = ROOT / "csrc" / "cpu" / "tree_attention.cpp"
+        command = [
+            str(CXX),
+            *FLAGS,
+            *flags,
+            *machine,
+            f"-DSPECVLM_VARIANT={name}",
+            "-c",
+            str(source),
+            "-o",
+            str(target),
+        ]
+        running.append((target, subprocess.Popen(command)))
+    assert all(process.wait() == 0 for _, process in running)
+    return [str(target) for target, _ in running]
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_sanitizers(tmp_path: Path) -> None:
+    flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    objects = compile_kernels(tmp_path, flags)
+    sources = [ROOT / "csrc" / "cpu" / "dispatch.cpp", ROOT / "csrc" / "common" / "plan.cpp"]
+    main = ROOT / "tests" / "kernels" / "sanitizer_main.cpp"
+    program = tmp_path / "sanitizer_main"
+    subprocess.run(
+        [str(CXX), "-std=c++20", *flags, str(main), *map(str, sources), *objects, "-o", str(program)], check=True
+    )
+    done = subprocess.run([str(program), "5"], capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("ok\n"), done.stdout + done.stderr[-4000:]
+    control = subprocess.run([str(program), "5", "short"], capture_output=True, text=True, check=False)
+    assert "heap-buffer-overflow" in control.stderr
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
+def test_variants_share_no_code(tmp_path: Path) -> None:
+    """A function that two variants define by one name could be taken from the wrong one by the linker."""
+    for path in compile_kernels(tmp_path, ["-O3"]):
+        listing = subprocess.run(
+            ["nm", "--defined-only", "-g", path], capture_output=True, text=True, check=True
+        ).stdout
+        symbols = [line.split()[-1] for line in listing.splitlines()]
+        assert symbols == [f"specvlm_cpu_variant_{Path(path).stem}"]
+
+
+def build_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "setup.py", "build_ext", *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_no_compiler_is_said_in_one_sentence(tmp_path: Path) -> None:
+    done = build_command("-b", str(tmp_path / "lib"), "-t", str(tmp_path / "temp"), CXX="no-such-compiler")
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].startswith("vllm_specvlm: no C++ compiler no-such-compiler found, install g++")
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_second_build_compiles_nothing(tmp_path: Path) -> None:
+    arguments = ("-b", str(tmp_path / "lib"), "-t", str(tmp_path / "temp"))
+    assert build_command(*arguments).returncode == 0
+    library = tmp_path / "lib" / "vllm_specvlm" / "ops" / "_lib" / "libspecvlm.so"
+    objects = {path: path.stat().st_mtime_ns for path in (tmp_path / "temp").rglob("*.o")}
+    assert library.is_file() and len(objects) == 7
+    assert build_command(*arguments).returncode == 0
+    assert objects == {path: path.stat().st_mtime_ns for path in (tmp_path / "temp").rglob("*.o")}
