@@ -11,6 +11,7 @@ import torch
 from vllm.config import VllmConfig
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
+from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.dense_store import DenseStore
 from vllm_specvlm.engine.draft_blocks import DraftBlocks
 from vllm_specvlm.engine.draft_network import DraftNetwork
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
-    from vllm_specvlm.engine.runner import TreeModelRunner
 
 # Dense rows per request: the root and every node ever expanded below it; the ancestor mask has a bit for each.
 SEGMENT = MAX_NODES + 1
@@ -95,7 +95,7 @@ class DraftVLM:
         """Load the draft's weights."""
         self._network = DraftNetwork(self._config, self._model_config)
 
-    def bind(self, runner: TreeModelRunner) -> None:
+    def bind(self, runner: Batch) -> None:
         """The runner whose batch, block tables and positions are used."""
         self._runner = runner
         self._device = runner.device

@@ -10,6 +10,7 @@ from vllm.logger import init_logger
 
 from vllm_specvlm.draft.drafter import Drafter
 from vllm_specvlm.draft.lookup import LookupDrafter
+from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.draft_vlm import DraftVLM
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
 from vllm_specvlm.engine.sampling import plain_reason
@@ -21,7 +22,6 @@ from vllm_specvlm.tree.token_tree import TokenTree
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
-    from vllm_specvlm.engine.runner import TreeModelRunner
     from vllm_specvlm.engine.verification import TreePlace
 
 logger = init_logger(__name__)
@@ -42,6 +42,7 @@ class Speculator:
                 min_match=self.options.lookup_min_match,
                 max_match=self.options.lookup_max_match,
                 shared_tokens=self.options.lookup_shared_tokens,
+                barrier_tokens=_placeholder_ids(vllm_config),
             )
         else:
             self._vlm = DraftVLM(vllm_config, self.options, self.tally)
@@ -54,7 +55,7 @@ class Speculator:
         if self._vlm is not None:
             self._vlm.load()
 
-    def bind(self, runner: TreeModelRunner) -> None:
+    def bind(self, runner: Batch) -> None:
         """Tell the runner whose batch is drafted for."""
         self._runner = runner
         if self._vlm is not None:
@@ -177,3 +178,10 @@ class Speculator:
             self._drafter = None
             self._vlm = None
             return None
+
+
+def _placeholder_ids(vllm_config: VllmConfig) -> set[int]:
+    """Token ids that stand for pictures and videos: a long run of them is no text to draw on."""
+    config = vllm_config.model_config.hf_config
+    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    return {token for name in names if isinstance(token := getattr(config, name, None), int)}
