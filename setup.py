@@ -85,13 +85,14 @@ def run(command: list[str]) -> None:
 
 
 def fingerprint(recipe: dict[Path, list[str]]) -> str:
-    """Hash of everything the library is made from: sources, commands, torch's and the compiler's version."""
-    digest = hashlib.sha256()
+    """Hash of everything the library is made from: this file, sources, commands, torch's version."""
+    digest = hashlib.sha256(Path(__file__).read_bytes())
     for path in sorted(SOURCES.rglob("*")):
         if path.suffix in (".cpp", ".h"):
             digest.update(path.name.encode() + path.read_bytes())
+    include = str(torch_include())  # a build environment of pip's has a new path every time
     for command in recipe.values():
-        digest.update(" ".join(command[:-1]).encode())
+        digest.update(" ".join(word for word in command[:-1] if word != include).encode())
     version = torch_include().parent / "version.py"
     digest.update(version.read_bytes() if version.is_file() else b"")
     return digest.hexdigest()
@@ -108,7 +109,7 @@ def build(objects: Path, library: Path) -> None:
             list(pool.map(run, recipe.values()))
         # No rpath: torch is always loaded before this library, which then shares the loaded one.
         torch = ["-L", str(torch_include().parent / "lib"), "-ltorch_cpu"]
-        run([compiler(), "-shared", "-o", str(made), *map(str, recipe), "-Wl,-O1", "-Wl,--as-needed", *torch])
+        run([compiler(), "-shared", "-o", str(made), *map(str, recipe), "-s", "-Wl,--as-needed", *torch])
         stamp.write_text(wanted)
     library.parent.mkdir(parents=True, exist_ok=True)
     beside = library.with_name(f"{library.name}.{os.getpid()}")
@@ -119,9 +120,14 @@ def build(objects: Path, library: Path) -> None:
 class BuildLibrary(build_ext):
     """`build_ext` whose one extension is the native library, put inside the package (or beside it with --inplace)."""
 
+    def finalize_options(self) -> None:
+        # Object files outlive the temporary folders of pip, unless --build-temp says otherwise.
+        self.objects = Path(self.build_temp or ROOT / "build").resolve() / "specvlm"
+        super().finalize_options()
+
     def run(self) -> None:
         package_root = ROOT if self.inplace or getattr(self, "editable_mode", False) else Path(self.build_lib)
-        build(Path(self.build_temp).resolve() / "specvlm", package_root / LIBRARY)
+        build(self.objects, package_root / LIBRARY)
 
     def get_outputs(self) -> list[str]:
         return [] if self.inplace else [str(Path(self.build_lib) / LIBRARY)]
