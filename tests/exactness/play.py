@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--sampling", default="{}", help="sampling parameters, JSON")
     arguments = parser.parse_args()
 
+    from torch._dynamo.utils import counters
     from vllm import SamplingParams
 
     from tests.exactness.engines import answers, engine, target_of, tokens
@@ -25,9 +26,11 @@ def main() -> None:
     params = SamplingParams(
         **{"temperature": 0.0, "max_tokens": 40, "ignore_eos": True, **json.loads(arguments.sampling)}
     )
+    compiled = counters["stats"]["unique_graphs"]
     rounds = [tokens(answers(llm, prompts(arguments.family), params)) for _ in range(2)]
     tallies = llm.collective_rpc("specvlm_tally") if arguments.speculative != "null" else []
-    print("ANSWERS " + json.dumps({"rounds": rounds, "tallies": tallies}), flush=True)
+    late = counters["stats"]["unique_graphs"] - compiled
+    print("ANSWERS " + json.dumps({"rounds": rounds, "tallies": tallies, "compiled_late": late}), flush=True)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def _check(family: str, options: dict[str, Any], environment: dict[str, str]) ->
     reference = play(family, options, None, environment)["rounds"]
     chain = play(family, options, EQUAL_DRAFT, environment)
     assert chain["rounds"] == reference
+    assert chain["compiled_late"] == 0
     for tally in chain["tallies"]:
         assert tally["accepted"] == tally["nodes"] > 50
     tree = play(family, options, TREE_DRAFT, environment)
@@ -88,4 +89,5 @@ def test_default_multi_process_engine() -> None:
 @pytest.mark.slow  # compiling takes minutes
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_compiled(family: str) -> None:
+    """Target and draft are compiled at start: no request pays for it."""
     _check(family, {"enforce_eager": False}, {"TORCHDYNAMO_DISABLE": "0"})
