@@ -27,6 +27,7 @@ struct Workspace {
   float *query, *sums, *logits, *dense_logits;
   T* tile;
   Row* row;
+  int64_t* bound;  // one a row block: how many keys of the tile some row (products) or every row (sums) sees
 
   Workspace(const specvlm_tree_attention& p, const specvlm_item& item, int64_t dense, void* scratch) {
     const int64_t group = p.query_heads / p.heads;
@@ -44,6 +45,7 @@ struct Workspace {
     logits = take<float>(next, rows * logit_stride);
     dense_logits = take<float>(next, rows * dense_stride);
     row = take<Row>(next, rows);
+    bound = take<int64_t>(next, RowBlocks(rows).count);
     bytes = next - (char*)scratch;
   }
 

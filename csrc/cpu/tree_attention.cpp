@@ -81,13 +81,15 @@ class Attention {
   void paged_products(int64_t low) {
     // What is used by several row blocks should stay in the first-level cache meanwhile.
     const int64_t here = smaller(p_.tile, w_.paged - low), most = sizeof(T) == 4 && blocks_.count > 1 ? kRun / 2 : kRun;
+    for (int64_t b = 0; b < blocks_.count; b++) {
+      w_.bound[b] = 0;
+      for (int64_t r = blocks_.begin(b); r < blocks_.begin(b + 1); r++)
+        w_.bound[b] = larger(w_.bound[b], paged_here(r, low));
+    }
     for (int64_t k = 0; k < here;) {
       const Run<T> run = pages_.keys(low + k, smaller(most, here - k), w_.tile);
-      for (int64_t b = 0; b < blocks_.count; b++) {
-        int64_t seen = 0;
-        for (int64_t r = blocks_.begin(b); r < blocks_.begin(b + 1); r++) seen = larger(seen, paged_here(r, low) - k);
-        if (seen > 0) products(b, run, smaller(seen, run.count), w_.logits + k, w_.logit_stride);
-      }
+      for (int64_t b = 0; b < blocks_.count; b++)
+        if (w_.bound[b] > k) products(b, run, smaller(w_.bound[b] - k, run.count), w_.logits + k, w_.logit_stride);
       k += run.count;
     }
   }
@@ -133,6 +135,11 @@ class Attention {
 
   void paged_sums(int64_t low) {
     const int64_t here = smaller(p_.tile, w_.paged - low), most = 32 * 1024 / (D_ * (int64_t)sizeof(T));
+    for (int64_t b = 0; b < blocks_.count; b++) {
+      w_.bound[b] = p_.tile;
+      for (int64_t r = blocks_.begin(b); r < blocks_.begin(b + 1); r++)
+        w_.bound[b] = smaller(w_.bound[b], paged_here(r, low));
+    }
     for (int64_t k = 0; k < here;) {
       const Run<T> run = pages_.values(low + k, smaller(most, here - k), w_.tile);
       for (int64_t b = 0; b < blocks_.count; b++) add_run(b, low, k, run);
@@ -144,14 +151,14 @@ class Attention {
   // not see never meets it, not even with weight 0.
   void add_run(int64_t b, int64_t low, int64_t k, const Run<T>& run) {
     const int64_t first = blocks_.begin(b), end = blocks_.begin(b + 1);
-    int64_t together = run.count;
-    for (int64_t r = first; r < end; r++) together = smaller(together, paged_here(r, low) - k);
+    int64_t together = smaller(run.count, w_.bound[b] - k);
     // A run that starts at an odd place splits a pair of probabilities.
     together = k % kWord ? 0 : larger(0, together) / kWord * kWord;
     if (together)
       multiply<Step, T>({weights(first) + k / kWord, w_.logit_stride, run.rows, run.stride, w_.sums + first * D_, D_,
                          together / kWord, true},
                         end - first, D_ / 16);
+    if (together == run.count) return;
     for (int64_t r = first; r < end; r++) {
       const int64_t rest = smaller(run.count, paged_here(r, low) - k) - together;
       if (rest > 0) add_rows(r, k + together, rest, [&](int64_t i) { return run.rows + (together + i) * run.stride; });
