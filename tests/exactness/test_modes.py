@@ -50,10 +50,12 @@ def play(
 
 
 def _check(family: str, options: dict[str, Any], environment: dict[str, str]) -> None:
-    reference = play(family, options, None, environment)["rounds"]
+    plain = play(family, options, None, environment)
+    reference = plain["rounds"]
     chain = play(family, options, EQUAL_DRAFT, environment)
     assert chain["rounds"] == reference
-    assert chain["compiled_late"] == 0
+    # vLLM compiles a small part of its own with the first picture; we may add nothing to that.
+    assert chain["compiled_late"] == plain["compiled_late"]
     for tally in chain["tallies"]:
         assert tally["accepted"] == tally["nodes"] > 50
     tree = play(family, options, TREE_DRAFT, environment)
