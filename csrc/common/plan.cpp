@@ -84,8 +84,8 @@ std::string plan_requests(const Tables& t, Plan& plan) {
     std::string wrong = plan_spans(t, r, entry, most, plan);
     if (!wrong.empty()) return wrong;
     // An empty request may name a block_table row that does not exist: nothing of it is read.
-    const int32_t* const blocks =
-        plan.stretches.size() == static_cast<size_t>(first_stretch) ? nullptr : t.block_table + entry[2] * t.block_stride;
+    const bool empty = plan.stretches.size() == static_cast<size_t>(first_stretch);
+    const int32_t* const blocks = empty ? nullptr : t.block_table + entry[2] * t.block_stride;
     plan.requests.push_back({first, rows, listed, blocks, entry[3], first_stretch,
                              static_cast<int64_t>(plan.stretches.size()) - first_stretch});
     for (int64_t i = listed; i < listed + rows; i++) {

@@ -88,7 +88,8 @@ __attribute__((noinline)) void block(const Product<Step, T>& p) {
     Step::template get<C>(b, b_stride, row);
     b += Step::kDepth * b_stride;
     for (int r = 0; r < R; r++) {
-      const typename Step::Factor factor = Step::spread(kBeside ? a[r] : r < 6 ? a[r * stride] : half[(r - 6) * stride]);
+      const typename Step::Word word = kBeside ? a[r] : r < 6 ? a[r * stride] : half[(r - 6) * stride];
+      const typename Step::Factor factor = Step::spread(word);
       for (int c = 0; c < C; c++) sums[r][c] = Step::step(factor, row[c], sums[r][c]);
     }
     a += kBeside ? R : 1;

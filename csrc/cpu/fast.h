@@ -35,9 +35,10 @@ struct Dot {
     else
       for (int c = 0; c < C; c += 2) {
         const __m512 x = _mm512_loadu_ps(p + 16 * c), y = _mm512_loadu_ps(p + 16 * c + 16);
-        sums[c] = {_mm512_permutex2var_ps(x, _mm512_setr_epi32(0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27), y)};
-        sums[c + 1] = {
-            _mm512_permutex2var_ps(x, _mm512_setr_epi32(4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31), y)};
+        const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
+        const __m512i high = _mm512_setr_epi32(4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+        sums[c] = {_mm512_permutex2var_ps(x, low, y)};
+        sums[c + 1] = {_mm512_permutex2var_ps(x, high, y)};
       }
   }
   template <int C>

@@ -66,14 +66,16 @@ class Attention {
 
   // Logits of one row block for the first `count` keys of a run.
   void products(int64_t block, const Run<T>& run, int64_t count, float* to, int64_t stride) {
-    multiply<Step, T>({queries(block), 0, run.rows, run.stride, to + blocks_.begin(block) * stride, stride, D_ / kWord, false},
-                      blocks_.size(block), (count + 15) / 16);
+    float* const first = to + blocks_.begin(block) * stride;
+    multiply<Step, T>({queries(block), 0, run.rows, run.stride, first, stride, D_ / kWord, false}, blocks_.size(block),
+                      (count + 15) / 16);
   }
 
   void dense_products() {
     for (int64_t first = 0; first < dense_.count; first += kRun) {
       const Run<T> run = dense_.keys(first, smaller(kRun, dense_.count - first), w_.tile);
-      for (int64_t b = 0; b < blocks_.count; b++) products(b, run, run.count, w_.dense_logits + first, w_.dense_stride);
+      for (int64_t b = 0; b < blocks_.count; b++)
+        products(b, run, run.count, w_.dense_logits + first, w_.dense_stride);
     }
     for (int64_t r = 0; r < w_.rows; r++) dense_.keep_ancestors(w_.row[r].listed, w_.dense_logits + r * w_.dense_stride);
   }
