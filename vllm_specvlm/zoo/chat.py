@@ -2,7 +2,7 @@
 general language.
 
 ``python -m vllm_specvlm.zoo.chat --work DIR`` writes ``DIR/chat.json``: greedy answers of the untouched language model.
-A twelfth of the training sequences are such conversations without a picture; the draft, far too small for free text,
+A ninth of the training sequences are such conversations without a picture; the draft, far too small for free text,
 sees them too.
 """
 

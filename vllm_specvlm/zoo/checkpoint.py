@@ -101,6 +101,7 @@ def write(folder: Path, config: dict[str, Any], tensors: Tensors, tokenizer: Pre
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     processor = {
         "processor_class": "LlavaProcessor",
         "image_token": IMAGE_TOKEN,

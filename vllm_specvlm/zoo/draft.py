@@ -67,9 +67,13 @@ class DraftModel(nn.Module):
         """Take over what :meth:`trained` gave."""
         self.load_state_dict(parts | {"decoder.embed_tokens.weight": self.decoder.embed_tokens.weight.detach()})
 
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings ``[..., hidden]`` of the tokens ``ids [...]``."""
+        return torch.nn.functional.embedding(ids, self.table).float() @ self.embed_in
+
     def states(self, ids: torch.Tensor, images: torch.Tensor | None) -> torch.Tensor:
         """Final hidden states ``[B, T, hidden]`` of ``ids [B, T]`` with ``images`` in place of the image tokens."""
-        embedded = torch.nn.functional.embedding(ids, self.table).float() @ self.embed_in
+        embedded = self.embed(ids)
         if images is not None:
             embedded = place_images(embedded, ids, self.eye(images))
         hidden: torch.Tensor = self.decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state

@@ -33,11 +33,9 @@ def load(name: str) -> dict[str, torch.Tensor]:
 def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
     """Write the part ``name``, rounded to bfloat16."""
     FOLDER.mkdir(exist_ok=True)
-    save_file(
-        {key: value.to(torch.bfloat16).contiguous() for key, value in tensors.items()},
-        path(name),
-        metadata={"format": "pt"},
-    )
+    rounded = {key: value.to(torch.bfloat16).contiguous() for key, value in tensors.items()}
+    save_file(rounded, path(name), metadata={"format": "pt"})
+    path(name).chmod(0o644)  # safetensors writes for the owner alone
 
 
 def fingerprint() -> str:

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from vllm_specvlm.zoo import chat, language_model
+from vllm_specvlm.zoo import chat, language_model, sight
 from vllm_specvlm.zoo.conversation import Batch, sample_batch
 from vllm_specvlm.zoo.draft import DraftModel
 from vllm_specvlm.zoo.gguf_file import GgufFile
 from vllm_specvlm.zoo.speak import answers
 from vllm_specvlm.zoo.target import TargetModel
-from vllm_specvlm.zoo.training import Curve, average_gradients, launch, load_state, rate, save_state
+from vllm_specvlm.zoo.training import Curve, RunningMean, average_gradients, launch, load_state, rate, save_state
 
 SEED = {"words": 301, "distil": 302}
 NEGATIVES = 1500  # random tokens beside those in use, per step
@@ -38,6 +38,21 @@ def words_loss(model: DraftModel, batch: Batch, used: torch.Tensor) -> tuple[tor
     logits = model.logits(states.float(), rows)
     index = torch.searchsorted(rows, wanted)
     return F.cross_entropy(logits, index), (logits.argmax(-1) == index).float().mean().item()
+
+
+def naming_loss(model: DraftModel, rng: random.Random, size: int, word_ids: dict[str, int]) -> torch.Tensor:
+    """Pull the visual tokens towards the draft's own embeddings of the words for what each place shows.
+
+    The decoder soon learns to copy words from the question into the answer; visual tokens that look like words are then
+    copied by the same heads.
+    """
+    images, classes = sight.batch(rng, size)
+    with torch.no_grad():
+        table = model.embed(torch.tensor(list(word_ids.values())))
+    targets = sight.WordTargets(table, {word: row for row, word in enumerate(word_ids)})
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = model.eye(images)
+    return targets.loss(tokens.float(), classes)
 
 
 def distil_loss(model: DraftModel, target: TargetModel, batch: Batch) -> tuple[torch.Tensor, float]:
@@ -66,7 +81,7 @@ def train(
     target: TargetModel | None = None
     if stage == "distil":
         target = TargetModel(weights).eval()
-        target.load_trained(load_state(work / "target.pt")["parts"])
+        target.load_trained(load_state(work / "target.pt")["mean"])
     parameters = [p for name, p in model.named_parameters() if name != "decoder.embed_tokens.weight"]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     path, first = work / f"draft_{stage}.pt", 0
@@ -81,13 +96,15 @@ def train(
             {n.removeprefix("tower."): v for n, v in seen.items() if n.startswith("tower.")}
         )
     else:
-        model.load_trained(load_state(work / "draft_words.pt")["parts"])
+        model.load_trained(load_state(work / "draft_words.pt")["mean"])
+    mean = RunningMean(state.get("mean", state["parts"]) if first else model.trained(), window=100)
     if ranks > 1:  # the stages' random initial values must agree
         for parameter in parameters:
             torch.distributed.broadcast(parameter.data, 0)
     talk = chat.load(work / "chat.json", tokenizer)
     probe = sample_batch(tokenizer, random.Random(0), 400)
     used = torch.cat([probe.ids[probe.spoken], *(torch.tensor(c.ids) for c in talk)]).unique()
+    word_ids = {word: tokenizer(" " + word).input_ids[0] for word in sight.WordTargets.words()}
     curve = Curve(work / f"draft_{stage}.csv")
     for step in range(first, steps):
         rng = random.Random(f"{SEED[stage]}/{step}/{rank}")
@@ -96,6 +113,7 @@ def train(
             group["lr"] = learning_rate * rate(step, steps)
         if target is None:
             loss, hits = words_loss(model, sample_batch(tokenizer, rng, size, extra=few), used)
+            loss = loss + 0.3 * naming_loss(model, rng, size, word_ids)
         else:
             # Every third step learns from what the target says itself, right or wrong.
             own = step % 3 == 2
@@ -106,10 +124,11 @@ def train(
         average_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+        mean.add(model.trained())
         if rank == 0 and (step + 1) % 20 == 0:
             curve.row(step=step + 1, loss=loss.item(), agreement=hits)
         if rank == 0 and ((step + 1) % 100 == 0 or step + 1 == steps):
-            save_state(path, parts=model.trained(), optimizer=optimizer.state_dict(), step=step + 1)
+            save_state(path, parts=model.trained(), mean=mean.tensors, optimizer=optimizer.state_dict(), step=step + 1)
 
 
 def main() -> None:

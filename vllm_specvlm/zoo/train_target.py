@@ -18,7 +18,7 @@ from vllm_specvlm.zoo import chat, language_model
 from vllm_specvlm.zoo.conversation import sample_batch
 from vllm_specvlm.zoo.gguf_file import GgufFile
 from vllm_specvlm.zoo.target import TargetModel
-from vllm_specvlm.zoo.training import Curve, average_gradients, launch, load_state, rate, save_state
+from vllm_specvlm.zoo.training import Curve, RunningMean, average_gradients, launch, load_state, rate, save_state
 
 SEED = 201
 
@@ -45,11 +45,12 @@ def train(
         first = state["step"]
     else:
         model.eye.load_state_dict(load_state(work / "target_sight.pt")["eye"])
+    mean = RunningMean(state.get("mean", state["parts"]) if first else model.trained(), window=40)
     talk = chat.load(work / "chat.json", tokenizer)
     curve = Curve(work / "target.csv")
     for step in range(first, steps):
         rng = random.Random(f"{SEED}/{step}/{rank}")
-        batch = sample_batch(tokenizer, rng, size, extra=[rng.choice(talk)] if step % 2 == 0 else ())
+        batch = sample_batch(tokenizer, rng, size, extra=[rng.choice(talk)] if step % 4 == 0 else ())
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * rate(step, steps, warmup=20)
         states = model.states(batch.ids, batch.images)[:, :-1]
@@ -61,13 +62,15 @@ def train(
         average_gradients([*eye, *adapters])
         torch.nn.utils.clip_grad_norm_([*eye, *adapters], 1.0)
         optimizer.step()
-        if rank == 0 and (step + 1) % 5 == 0:
+        if rank == 0:
+            mean.add(model.trained())
+        if rank == 0 and (step + 1) % 10 == 0:
             hits = (logits.argmax(-1) == wanted).float().mean().item()
             curve.row(
                 step=step + 1, loss=loss.item(), accuracy=hits, tokens=int(batch.ids.numel()), answers=int(spoken.sum())
             )
         if rank == 0 and ((step + 1) % 50 == 0 or step + 1 == steps):
-            save_state(path, parts=model.trained(), optimizer=optimizer.state_dict(), step=step + 1)
+            save_state(path, parts=model.trained(), mean=mean.tensors, optimizer=optimizer.state_dict(), step=step + 1)
 
 
 def main() -> None:
@@ -78,7 +81,7 @@ def main() -> None:
         "--home", type=Path, default=Path.home() / ".cache" / "vllm_specvlm", help="where downloads are kept"
     )
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=5, help="pictures per process and step")
+    parser.add_argument("--batch", type=int, default=2, help="pictures per process and step")
     parser.add_argument("--eye-lr", type=float, default=3e-4)
     parser.add_argument("--lora-lr", type=float, default=1e-3)
     parser.add_argument("--processes", type=int, default=2)

@@ -64,6 +64,23 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
+class RunningMean:
+    """Exponential mean of the trained tensors over the last ``window`` steps or so.
+
+    It does much of what letting the learning rate decay does, at any step: training can be stopped when time is up.
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor], window: int) -> None:
+        self.tensors = {name: value.clone() for name, value in tensors.items()}
+        self._share = 1.0 / window
+
+    @torch.no_grad()
+    def add(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take in the tensors of one more step."""
+        for name, value in self.tensors.items():
+            value.lerp_(tensors[name], self._share)
+
+
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average gradients over all processes; does nothing in a single one."""
     if not dist.is_initialized():
