@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from vllm import LLM, SamplingParams
+from vllm.sampling_params import StructuredOutputsParams
 
 from tests.exactness.engines import (
     SCENARIOS,
@@ -110,7 +111,7 @@ def test_other_families(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_multi_turn_with_speculation_off_in_between(family: str) -> None:
-    """Turn 2 asks for log-probs, which is decoded plainly: the draft is not fed, and must catch up in turn 3."""
+    """Turn 2 wants a grammar and is decoded plainly: the draft is not fed, and must catch up in turn 3."""
     target = target_of(family)
     speculative = {"model": str(target), "num_speculative_tokens": 4, "tree": "chain"}
 
@@ -118,7 +119,8 @@ def test_multi_turn_with_speculation_off_in_between(family: str) -> None:
         asked: Sequence[Prompt] = prompts(family)[:4]
         said, hits = [], []
         for turn in range(3):
-            params = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, logprobs=1 if turn == 1 else None)
+            grammar = StructuredOutputsParams(regex="[a-z ]{40,60}") if turn == 1 else None
+            params = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, structured_outputs=grammar)
             outputs = answers(llm, asked, params)
             said.append(tokens(outputs))
             hits.append(sum(output.num_cached_tokens or 0 for output in outputs))

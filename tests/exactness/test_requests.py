@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from vllm import LLM, SamplingParams
+from vllm import LLM, RequestOutput, SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
 from tests.exactness.engines import GREEDY, answers, engine, runner, tally, target_of, tokens
@@ -13,15 +13,21 @@ from tests.tiny.checkpoints import build
 from tests.tiny.prompts import prompts
 from tests.tiny.sizes import DRAFT
 
-PLAIN_FEATURES: tuple[dict[str, Any], ...] = (
+PATH_FEATURES: tuple[dict[str, Any], ...] = (
     {"repetition_penalty": 1.3},
     {"frequency_penalty": 0.8},
     {"presence_penalty": 0.8},
-    {"bad_words": ["tree"]},
-    {"min_tokens": 5},
+    {"bad_words": ["replaced by words of the answers"]},
+    {"min_tokens": 12, "stop_token_ids": list(range(100, 400))},
     {"logprobs": 2},
+    {"logprobs": 0},
     {"allowed_token_ids": list(range(40, 300))},
+    {"repetition_penalty": 1.1, "frequency_penalty": 0.3, "min_tokens": 5, "logprobs": 3},
+)
+PLAIN_FEATURES: tuple[dict[str, Any], ...] = (
     {"structured_outputs": StructuredOutputsParams(choice=["red", "blue"])},
+    {"structured_outputs": StructuredOutputsParams(regex="[a-z ]{4,20}"), "logprobs": 1},
+    {"logprob_token_ids": [40, 41, 42]},
 )
 
 
@@ -31,23 +37,67 @@ def engines() -> tuple[LLM, LLM]:
     return engine(target), engine(target, {"model": str(target), "num_speculative_tokens": 10})
 
 
-@pytest.mark.parametrize("feature", PLAIN_FEATURES, ids=lambda f: next(iter(f)))
+def same_logprobs(ours: RequestOutput, reference: RequestOutput) -> None:
+    """Token for token the same candidates, ranks and (nearly) the same log-probabilities."""
+    found, wanted = ours.outputs[0].logprobs, reference.outputs[0].logprobs
+    assert (found is None) == (wanted is None)
+    for a, b in zip(found or (), wanted or (), strict=True):
+        assert a.keys() == b.keys()
+        assert all(a[key].rank == b[key].rank and abs(a[key].logprob - b[key].logprob) < 1e-4 for key in a)
+
+
+@pytest.mark.parametrize("feature", PATH_FEATURES, ids=lambda f: " ".join(f))
+def test_features_of_the_path(feature: dict[str, Any], engines: tuple[LLM, LLM]) -> None:
+    """Each node sees its own path as history: answers are plain vLLM's, and trees are accepted."""
+    plain, ours = engines
+    batch = prompts("llava")
+    free = tokens(answers(plain, batch))
+    if "bad_words" in feature:
+        feature = {"bad_words": [plain.get_tokenizer().decode([answer[5]]) for answer in free]}
+    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, **feature)
+    before = tally(ours)["accepted"]
+    reference, outputs = answers(plain, batch, params), answers(ours, batch, params)
+    assert tokens(outputs) == tokens(reference)
+    for a, b in zip(outputs, reference, strict=True):
+        same_logprobs(a, b)
+    assert tally(ours)["accepted"] > before + 20
+    if not feature.keys() & {"logprobs", "min_tokens"}:
+        assert tokens(reference) != free, "the feature changed nothing"
+
+
+def test_features_beside_each_other(engines: tuple[LLM, LLM]) -> None:
+    """One batch, every request with another feature or none."""
+    plain, ours = engines
+    batch = prompts("llava") * 2
+    features = [*PATH_FEATURES, *PLAIN_FEATURES[:2], {}, {}, {}]
+    params = [SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, **feature) for feature in features]
+    reference, outputs = answers(plain, batch, params), answers(ours, batch, params)
+    assert tokens(outputs) == tokens(reference)
+    for a, b in zip(outputs, reference, strict=True):
+        same_logprobs(a, b)
+
+
+@pytest.mark.parametrize("feature", PATH_FEATURES, ids=lambda f: " ".join(f))
+def test_sampled_features_do_not_depend_on_the_tree(feature: dict[str, Any], engines: tuple[LLM, LLM]) -> None:
+    """With a seed, the draft's trees and lookup's give one text: every node had the right history."""
+    params = SamplingParams(temperature=0.8, seed=4, max_tokens=40, ignore_eos=True, **feature)
+    lookup = engine(target_of("llava"), {"num_speculative_tokens": 1, "lookup_min_match": 16})
+    assert tokens(answers(engines[1], prompts("llava"), params)) == tokens(answers(lookup, prompts("llava"), params))
+
+
+@pytest.mark.parametrize("feature", PLAIN_FEATURES, ids=lambda f: " ".join(f))
 def test_unsupported_features_are_decoded_plainly(feature: dict[str, Any], engines: tuple[LLM, LLM]) -> None:
     """The request that uses the feature gets plain vLLM's answer, and its neighbours keep their trees."""
     plain, ours = engines
     batch = prompts("llava")
-    params = [
-        SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, **feature),
-        *([GREEDY] * (len(batch) - 1)),
-    ]
+    featured = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, **feature)
+    params = [featured, *([GREEDY] * (len(batch) - 1))]
     before = tally(ours)["accepted"]
     reference, outputs = answers(plain, batch, params), answers(ours, batch, params)
     assert tokens(outputs) == tokens(reference)
+    for a, b in zip(outputs, reference, strict=True):
+        same_logprobs(a, b)
     assert tally(ours)["accepted"] > before + 50
-    if "logprobs" in feature:
-        for a, b in zip(outputs[0].outputs[0].logprobs or (), reference[0].outputs[0].logprobs or (), strict=True):
-            assert a.keys() == b.keys()
-            assert all(abs(a[key].logprob - b[key].logprob) < 1e-4 for key in a)
 
 
 def test_prompt_logprobs(engines: tuple[LLM, LLM]) -> None:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from vllm.logger import init_logger
-from vllm.v1.outputs import DraftTokenIds, LogprobsTensors, SamplerOutput
+from vllm.v1.outputs import DraftTokenIds, SamplerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from vllm_specvlm.engine import attention_cpu
 from vllm_specvlm.engine.dense_store import DenseStore
-from vllm_specvlm.engine.sampling import request_seed, target_tokens
 from vllm_specvlm.engine.speculator import Speculator
+from vllm_specvlm.engine.tree_sampler import TreeSampler
 from vllm_specvlm.engine.verification import Verification
 from vllm_specvlm.tree.flat_code import FlatCode
 from vllm_specvlm.tree.token_tree import TokenTree
@@ -38,10 +38,10 @@ class TreeModelRunner(CPUModelRunner):
         """Finish the construction of a stock runner whose class has just become this one."""
         self.tree_code = FlatCode(self.model_config.get_vocab_size())
         self.tree_store = DenseStore()
+        self.tree_sampler = TreeSampler(self)
         self._trees: dict[str, TokenTree] = {}
         self._verification: Verification | None = None
         self._sampled: list[list[int]] | None = None
-        self._seeds: dict[str, int] = {}
         self.drafter.bind(self)
 
     def load_model(self, load_dummy_weights: bool = False) -> None:
@@ -63,7 +63,7 @@ class TreeModelRunner(CPUModelRunner):
         """Decode the trees the scheduler carried as flat integers; vLLM sees plain token ids from here on."""
         self.drafter.observe_schedule(scheduler_output)
         for request_id in scheduler_output.finished_req_ids:
-            self._seeds.pop(request_id, None)
+            self.tree_sampler.forget(request_id)
         drafts = scheduler_output.scheduled_spec_decode_tokens
         self._trees = {request_id: self.tree_code.decode(codes) for request_id, codes in drafts.items() if codes}
         if self._trees:
@@ -119,61 +119,12 @@ class TreeModelRunner(CPUModelRunner):
         if verification is None and (metadata.all_greedy or not any(ours)):
             return super()._sample(logits, None)
 
-        rows_of = np.ones(len(ours), dtype=np.int64)
-        for place in verification.places if verification is not None else ():
-            rows_of[place.request] += len(place.tree)
-        first_row = np.concatenate(([0], np.cumsum(rows_of)[:-1]))
-        tokens = self._target_tokens(logits, verification, rows_of, first_row)
-        logprobs = None
-        if not all(ours):
-            stock = self.sampler(logits=logits[torch.from_numpy(first_row)], sampling_metadata=metadata)
-            theirs = np.flatnonzero(~np.asarray(ours))
-            tokens[first_row[theirs]] = stock.sampled_token_ids[theirs, 0].to(tokens.dtype)
-            logprobs = stock.logprobs_tensors
-
-        row_tokens = tokens.tolist()
-        with self.drafter.tally.clock("verify"):
-            emitted = [[row_tokens[row]] for row in first_row]
-            if verification is not None:
-                accepted = verification.accept(row_tokens, first_row.tolist())
-                for request, walked in accepted.items():
-                    emitted[request] = list(walked.tokens)
+        output, accepted = self.tree_sampler.sample(logits, verification, ours)
+        if verification is not None:
+            with self.drafter.tally.clock("verify"):
                 self._commit(verification.commit_slots(accepted))
                 self.drafter.observe_accepted(verification.places, accepted)
-            return _sampler_output(emitted, logprobs, self.device)
-
-    def _target_tokens(
-        self, logits: torch.Tensor, verification: Verification | None, rows_of: np.ndarray, first_row: np.ndarray
-    ) -> torch.Tensor:
-        """int64 [rows]: the target's own token at every row (see `sampling.target_tokens`)."""
-        metadata = self.input_batch.sampling_metadata
-        request_of_row = np.repeat(np.arange(len(rows_of)), rows_of)
-        if metadata.all_greedy:
-            return logits.argmax(dim=-1)
-        # The token chosen at a row stands one position behind the row.
-        positions = self.optimistic_seq_lens_cpu.numpy()[: len(rows_of)].astype(np.int64)[request_of_row]
-        for place in verification.places if verification is not None else ():
-            start = first_row[place.request]
-            positions[start : start + len(place.tree) + 1] = (
-                place.root_position + 1 + np.asarray((0, *place.tree.depths))
-            )
-        seeds = np.asarray([self._seed(request_id) for request_id in self.input_batch.req_ids], dtype=np.int64)
-        return target_tokens(
-            logits,
-            torch.from_numpy(request_of_row).to(self.device),
-            metadata,
-            torch.from_numpy(seeds[request_of_row]).to(self.device),
-            torch.from_numpy(positions).to(self.device),
-        )
-
-    def _seed(self, request_id: str) -> int:
-        seed = self._seeds.get(request_id)
-        if seed is None:
-            params = self.requests[request_id].sampling_params
-            assert params is not None
-            seed = request_seed(request_id, params, self.model_config.seed)
-            self._seeds[request_id] = seed
-        return seed
+        return output
 
     def _commit(self, slots: list[torch.Tensor]) -> None:
         """Write accepted rows from the dense store to their linear slots, layer by layer."""
@@ -207,14 +158,3 @@ class TreeModelRunner(CPUModelRunner):
         trees = self.drafter.draft([bool(tokens) for tokens in sampled])
         codes = [self.tree_code.encode(tree) for tree in trees.values()]
         return DraftTokenIds(list(trees), codes)
-
-
-def _sampler_output(emitted: list[list[int]], logprobs: LogprobsTensors | None, device: torch.device) -> SamplerOutput:
-    """vLLM's output: int32 [requests, longest], padded with -1; log-probs one row per cell, as its parser expects."""
-    width = max(len(tokens) for tokens in emitted)
-    out = torch.full((len(emitted), width), -1, dtype=torch.int32)
-    for row, tokens in enumerate(emitted):
-        out[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
-    if logprobs is not None and width > 1:
-        logprobs = LogprobsTensors(*(None if t is None else t.repeat_interleave(width, dim=0) for t in logprobs))
-    return SamplerOutput(sampled_token_ids=out.to(device), logprobs_tensors=logprobs)

@@ -8,6 +8,7 @@ import torch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+from vllm.v1.sample.sampler import Sampler
 
 from vllm_specvlm.tree.draw import PURPOSE_ACCEPT, draw, uniforms
 
@@ -15,26 +16,21 @@ from vllm_specvlm.tree.draw import PURPOSE_ACCEPT, draw, uniforms
 GREEDY_BELOW = 1e-5
 
 
-def plain_reason(params: SamplingParams) -> str | None:
+def plain_reason(params: SamplingParams, logprobs_mode: str) -> str | None:
     """Why a request with these parameters is decoded without drafts, or None when trees are exact for it.
 
-    Named are the features whose outcome at a node depends on the path to it, or that return a value per token:
-    they need per-node processing, which this version does not have.
+    Args:
+        params: the request's sampling parameters.
+        logprobs_mode: vLLM's `--logprobs-mode`.
     """
     features = {
-        "repetition_penalty": params.repetition_penalty != 1.0,
-        "frequency_penalty": params.frequency_penalty != 0.0,
-        "presence_penalty": params.presence_penalty != 0.0,
-        "bad_words": bool(params.bad_words),
-        "min_tokens": params.min_tokens > 0,
-        "logprobs": params.logprobs is not None or params.logprob_token_ids is not None,
-        "allowed_token_ids": params.allowed_token_ids is not None,
         "structured_outputs": params.structured_outputs is not None,
         "thinking_token_budget": params.thinking_token_budget is not None,
+        "logprob_token_ids": params.logprob_token_ids is not None,
+        f"logprobs with --logprobs-mode {logprobs_mode}": params.logprobs is not None
+        and logprobs_mode != "raw_logprobs",
         "trace_decode_token_ids": params.trace_decode_token_ids is not None,
         "watermarking": bool(params.watermarking),
-        # Custom logits processors of a server read what they like from here.
-        "extra_args": bool(params.extra_args),
     }
     used = [name for name, on in features.items() if on]
     return ", ".join(used) if used else None
@@ -60,7 +56,7 @@ def target_tokens(
     seeds: torch.Tensor,
     positions: torch.Tensor,
 ) -> torch.Tensor:
-    """One token per row: the arg-max for greedy requests, else a draw from the request's processed distribution.
+    """One token per row: vLLM's arg-max for greedy requests, else a draw from the request's processed distribution.
 
     The draw at output position p of a request uses the one uniform that belongs to (seed, p). So the text of a
     sampled request is a function of its seed and the target's law, whatever trees were drafted.
@@ -75,7 +71,7 @@ def target_tokens(
     Returns:
         int64 [rows].
     """
-    tokens = logits.argmax(dim=-1)
+    tokens = Sampler.greedy_sample(logits.float()).long()
     if metadata.all_greedy:
         return tokens
     assert metadata.temperature is not None

@@ -35,6 +35,7 @@ class Speculator:
         self.options = SpecVLMOptions.parse(vllm_config.additional_config[METHOD])
         self.shape = self.options.shape()
         self.tally = Tally()
+        self._logprobs_mode: str = vllm_config.model_config.logprobs_mode
         self._vlm: DraftVLM | None = None
         self._drafter: Drafter | None
         if self.options.model is None:
@@ -83,7 +84,7 @@ class Speculator:
         plain = self._plain.get(request_id)
         if plain is None:
             params = self._runner.requests[request_id].sampling_params
-            reason = "no sampling parameters" if params is None else plain_reason(params)
+            reason = "no sampling parameters" if params is None else plain_reason(params, self._logprobs_mode)
             plain = reason is not None
             self._plain[request_id] = plain
             if plain:

@@ -97,12 +97,24 @@ class Verification:
                 rows.append(_decode_row(request, int(self._query_start[request]), position))
         return TreeStep.build(rows, store, device, covers_batch=covers, fast=fast)
 
-    def accept(self, row_tokens: Sequence[int], logits_row: Sequence[int]) -> dict[int, Accepted]:
-        """Walk every tree; `logits_row` [requests] is the first logits row of each request (its root)."""
+    def accept(self, row_tokens: Sequence[int], first_rows: Sequence[int], ours: Sequence[bool]) -> dict[int, Accepted]:
+        """Walk every tree.
+
+        Args:
+            row_tokens: the target's token at each logits row.
+            first_rows: per request its first logits row, the root's.
+            ours: per request whether its node rows were sampled; else the root's token is all it gets.
+
+        Returns:
+            The walk by request index.
+        """
         accepted = {}
         for place in self.places:
-            first = logits_row[place.request]
-            accepted[place.request] = walk(place.tree, row_tokens[first : first + len(place.tree) + 1])
+            first = first_rows[place.request]
+            if ours[place.request]:
+                accepted[place.request] = walk(place.tree, row_tokens[first : first + len(place.tree) + 1])
+            else:
+                accepted[place.request] = Accepted((), (row_tokens[first],))
         return accepted
 
     def commit_slots(self, accepted: Mapping[int, Accepted]) -> list[torch.Tensor]:

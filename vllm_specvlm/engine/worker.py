@@ -6,6 +6,7 @@ from typing import Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from vllm_specvlm import ops
 from vllm_specvlm.engine import compat
 from vllm_specvlm.engine.runner import TreeModelRunner
 
@@ -25,6 +26,7 @@ class TreeCPUWorker(CPUWorker):
                 f"Method 'specvlm' does not fit this vLLM: {broken[0].symbol} {broken[0].detail}; "
                 "run `specvlm doctor` and install a supported version."
             )
+        ops.load()
         super().init_device()
         self.model_runner.__class__ = TreeModelRunner
         self.model_runner.adopt()

@@ -1,0 +1,169 @@
+"""From the logits of a step's rows to the tokens each request emits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from vllm.v1.outputs import LogprobsTensors, SamplerOutput
+
+from vllm_specvlm.engine import row_features
+from vllm_specvlm.engine.row_features import FeatureRow
+from vllm_specvlm.engine.sampling import request_seed, target_tokens
+from vllm_specvlm.engine.verification import Verification
+from vllm_specvlm.tree.accept import Accepted
+
+if TYPE_CHECKING:
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.sample.metadata import SamplingMetadata
+
+    from vllm_specvlm.engine.runner import TreeModelRunner
+
+
+class TreeSampler:
+    """Chooses the target's token at every row, walks the trees, and collects what the requests asked to know.
+
+    Requests outside our support are sampled by vLLM itself, from their one row.
+    """
+
+    def __init__(self, runner: TreeModelRunner) -> None:
+        """`runner` owns the batch and vLLM's sampler."""
+        self._runner = runner
+        self._seeds: dict[str, int] = {}
+
+    def forget(self, request_id: str) -> None:
+        """The request is over."""
+        self._seeds.pop(request_id, None)
+
+    def sample(
+        self, logits: torch.Tensor, verification: Verification | None, ours: Sequence[bool]
+    ) -> tuple[SamplerOutput, dict[int, Accepted]]:
+        """Emit tokens for all requests.
+
+        Args:
+            logits: [rows, vocabulary]; each request's root row, then its nodes' rows.
+            verification: the step's trees, if there are any.
+            ours: per request, whether we choose its tokens.
+
+        Returns:
+            vLLM's output, int32 [requests, longest] padded with -1, and the walk of each tree by request index.
+        """
+        metadata = self._runner.input_batch.sampling_metadata
+        if metadata.logprob_token_ids:
+            # vLLM then returns log-probs of given tokens for the whole batch, one row per request: who wants any
+            # log-probs gets one token from vLLM in this step.
+            ours = [mine and self._params(i).logprobs is None for i, mine in enumerate(ours)]
+        rows_of = np.ones(len(ours), dtype=np.int64)
+        for place in verification.places if verification is not None else ():
+            rows_of[place.request] += len(place.tree)
+        first_row = np.concatenate(([0], np.cumsum(rows_of)[:-1]))
+
+        tokens = self._tokens(logits, verification, rows_of, first_row, ours)
+        stock = None
+        if not all(ours):
+            stock = self._runner.sampler(logits=logits[torch.from_numpy(first_row)], sampling_metadata=metadata)
+            theirs = np.flatnonzero(~np.asarray(ours))
+            tokens[first_row[theirs]] = stock.sampled_token_ids[theirs, 0].to(tokens.dtype)
+
+        row_tokens = tokens.tolist()
+        emitting = [[int(row)] for row in first_row]
+        accepted: dict[int, Accepted] = {}
+        if verification is not None:
+            with self._runner.drafter.tally.clock("verify"):
+                accepted = verification.accept(row_tokens, first_row.tolist(), ours)
+            for request, walked in accepted.items():
+                emitting[request] += [int(first_row[request]) + 1 + node for node in walked.path]
+        emitted = [[row_tokens[row] for row in rows] for rows in emitting]
+        logprobs = self._logprobs(logits, tokens, emitting, metadata, stock)
+        return _output(emitted, logprobs, self._runner.device), accepted
+
+    def _params(self, request: int) -> SamplingParams:
+        params: SamplingParams = self._runner.requests[self._runner.input_batch.req_ids[request]].sampling_params
+        return params
+
+    def _tokens(
+        self,
+        logits: torch.Tensor,
+        verification: Verification | None,
+        rows_of: np.ndarray,
+        first_row: np.ndarray,
+        ours: Sequence[bool],
+    ) -> torch.Tensor:
+        """int64 [rows]: the target's own token at every row (see `sampling.target_tokens`)."""
+        batch, metadata = self._runner.input_batch, self._runner.input_batch.sampling_metadata
+        featured = self._feature_rows(verification, first_row, ours)
+        if featured:
+            processed = row_features.process(self._runner.sampler, logits, featured, metadata)
+            logits = logits.float() if logits.dtype != torch.float32 else logits.clone()
+            logits[[row.row for row in featured]] = processed
+        request_of_row = np.repeat(np.arange(len(rows_of)), rows_of)
+        # The token chosen at a row stands one position behind the row.
+        positions = self._runner.optimistic_seq_lens_cpu.numpy()[: len(rows_of)].astype(np.int64)[request_of_row]
+        for place in verification.places if verification is not None else ():
+            depths = np.asarray((0, *place.tree.depths))
+            positions[first_row[place.request] :][: len(depths)] = place.root_position + 1 + depths
+        seeds = np.asarray([self._seed(request_id) for request_id in batch.req_ids], dtype=np.int64)
+        device = self._runner.device
+        return target_tokens(
+            logits,
+            torch.from_numpy(request_of_row).to(device),
+            metadata,
+            torch.from_numpy(seeds[request_of_row]).to(device),
+            torch.from_numpy(positions).to(device),
+        )
+
+    def _feature_rows(
+        self, verification: Verification | None, first_row: np.ndarray, ours: Sequence[bool]
+    ) -> list[FeatureRow]:
+        """Rows of the requests whose logits depend on their path."""
+        trees = {p.request: p.tree for p in verification.places} if verification is not None else {}
+        rows = []
+        for request, request_id in enumerate(self._runner.input_batch.req_ids):
+            params = self._params(request)
+            if not ours[request] or not row_features.uses_path(params):
+                continue
+            history = self._runner.requests[request_id].output_token_ids
+            paths: list[list[int]] = [list(history)]
+            tree = trees.get(request)
+            for token, parent in zip(tree.tokens, tree.parents, strict=True) if tree is not None else ():
+                paths.append([*paths[parent + 1], token])
+            rows += [FeatureRow(int(first_row[request]) + i, request, params, path) for i, path in enumerate(paths)]
+        return rows
+
+    def _seed(self, request_id: str) -> int:
+        seed = self._seeds.get(request_id)
+        if seed is None:
+            params = self._runner.requests[request_id].sampling_params
+            assert params is not None
+            seed = request_seed(request_id, params, self._runner.model_config.seed)
+            self._seeds[request_id] = seed
+        return seed
+
+    def _logprobs(
+        self,
+        logits: torch.Tensor,
+        tokens: torch.Tensor,
+        emitting: Sequence[Sequence[int]],
+        metadata: SamplingMetadata,
+        stock: SamplerOutput | None,
+    ) -> LogprobsTensors | None:
+        """One row per request and emission place (vLLM's parser of padded outputs takes them so), or None."""
+        width = max(len(rows) for rows in emitting)
+        if metadata.logprob_token_ids or self._runner.sampler.logprobs_mode != "raw_logprobs":
+            theirs = None if stock is None else stock.logprobs_tensors
+            if theirs is None or width == 1:
+                return theirs
+            return LogprobsTensors(*(None if t is None else t.repeat_interleave(width, dim=0) for t in theirs))
+        wants = [self._params(request).logprobs is not None for request in range(len(emitting))]
+        asked = [rows if wanted else () for rows, wanted in zip(emitting, wants, strict=True)]
+        return row_features.logprobs(self._runner.sampler, logits, tokens, asked, width, metadata)
+
+
+def _output(emitted: Sequence[Sequence[int]], logprobs: LogprobsTensors | None, device: torch.device) -> SamplerOutput:
+    width = max(len(tokens) for tokens in emitted)
+    out = torch.full((len(emitted), width), -1, dtype=torch.int32)
+    for row, tokens in enumerate(emitted):
+        out[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
+    return SamplerOutput(sampled_token_ids=out.to(device), logprobs_tensors=logprobs)
