@@ -53,7 +53,8 @@ def test_features_of_the_path(feature: dict[str, Any], engines: tuple[LLM, LLM])
     batch = prompts("llava")
     free = tokens(answers(plain, batch))
     if "bad_words" in feature:
-        feature = {"bad_words": [plain.get_tokenizer().decode([answer[5]]) for answer in free]}
+        words = [plain.get_tokenizer().decode([token]) for answer in free for token in answer[:12]]
+        feature = {"bad_words": [word for word in words if word.isalpha()]}
     params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, **feature)
     before = tally(ours)["accepted"]
     reference, outputs = answers(plain, batch, params), answers(ours, batch, params)
