@@ -64,6 +64,13 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, RuntimeError) as error:  # a refused setting, or an engine that did not start
         if os.environ.get("VLLM_LOGGING_LEVEL") == "DEBUG":
             raise
-        say(f"specvlm serve: {error}")
+        say(f"specvlm serve: {_reason(error)}")
         return 1
     return 0
+
+
+def _reason(error: Exception) -> str:
+    """The error in words; one that arose in another process of vLLM has only reached its log."""
+    if "See root cause above" not in str(error):
+        return str(error)
+    return "The engine did not start; the last line of the first traceback above, under 'failed to start', says why."
