@@ -97,7 +97,7 @@ def test_names_resolve(pair: zoo.ReferencePair) -> None:
 
 def test_building_anew_gives_the_same_files(pair: zoo.ReferencePair, gguf_path: Path, tmp_path: Path) -> None:
     (tmp_path / "downloads").mkdir()
-    (tmp_path / "downloads" / language_model.GGUF_NAME).symlink_to(gguf_path.resolve())
+    (tmp_path / "downloads" / parts.GGUF_NAME).symlink_to(gguf_path.resolve())
     again = zoo.reference_pair(tmp_path)
     for one, other in ((pair.target, again.target), (pair.draft, again.draft)):
         names = sorted(path.name for path in one.iterdir())
@@ -108,7 +108,7 @@ def test_building_anew_gives_the_same_files(pair: zoo.ReferencePair, gguf_path: 
 
 def test_a_damaged_download_is_refused(tmp_path: Path) -> None:
     (tmp_path / "downloads").mkdir()
-    (tmp_path / "downloads" / language_model.GGUF_NAME).write_bytes(b"not the file")
+    (tmp_path / "downloads" / parts.GGUF_NAME).write_bytes(b"not the file")
     with pytest.raises(zoo.ZooError, match="SHA-256"):
         zoo.reference_pair(tmp_path)
     assert not list((tmp_path / "reference").glob("*")) if (tmp_path / "reference").exists() else True
@@ -128,7 +128,7 @@ def test_no_network_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_failed_build_leaves_nothing(gguf_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "downloads").mkdir()
-    (tmp_path / "downloads" / language_model.GGUF_NAME).symlink_to(gguf_path.resolve())
+    (tmp_path / "downloads" / parts.GGUF_NAME).symlink_to(gguf_path.resolve())
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
@@ -144,7 +144,7 @@ def test_a_lost_race_is_no_error(
 ) -> None:
     """Another process finishes its build while ours is being written."""
     (tmp_path / "downloads").mkdir()
-    (tmp_path / "downloads" / language_model.GGUF_NAME).symlink_to(gguf_path.resolve())
+    (tmp_path / "downloads" / parts.GGUF_NAME).symlink_to(gguf_path.resolve())
     folder = tmp_path / "reference" / parts.fingerprint()
 
     def other_is_first(into: Path, *_: object) -> None:

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vllm_specvlm.zoo import language_model, parts, train_draft, train_sight, train_target
+from vllm_specvlm.zoo import parts, train_draft, train_sight, train_target
 from vllm_specvlm.zoo.pictures import DATA_VERSION, draw, sample_scene
 from vllm_specvlm.zoo.prompts import SAMPLE_SEED, sample_picture
 from vllm_specvlm.zoo.training import load_state
@@ -83,7 +83,7 @@ def main() -> None:
     provenance = {
         "data_version": DATA_VERSION,
         "chat_sha256": hashlib.sha256((work / "chat.json").read_bytes()).hexdigest(),
-        "language_model": {"package": language_model.PACKAGE, "gguf_sha256": language_model.GGUF_SHA256},
+        "language_model": {"package": parts.PACKAGE, "gguf_sha256": parts.GGUF_SHA256},
         "seeds": {"sight": train_sight.SEED, "target": train_target.SEED, "draft": train_draft.SEED},
         "stages": stages,
         "history": HISTORY,

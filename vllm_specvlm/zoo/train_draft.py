@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from vllm_specvlm.zoo import chat, language_model, sight
 from vllm_specvlm.zoo.conversation import Batch, sample_batch
 from vllm_specvlm.zoo.draft import DraftModel
+from vllm_specvlm.zoo.drill import drill_batch
 from vllm_specvlm.zoo.gguf_file import GgufFile
 from vllm_specvlm.zoo.speak import answers
 from vllm_specvlm.zoo.target import TargetModel
@@ -112,7 +113,11 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * rate(step, steps)
         if target is None:
-            loss, hits = words_loss(model, sample_batch(tokenizer, rng, size, extra=few), used)
+            if step % 3:
+                batch = drill_batch(tokenizer, rng, 2 * size)
+            else:
+                batch = sample_batch(tokenizer, rng, size, extra=few)
+            loss, hits = words_loss(model, batch, used)
             loss = loss + 0.3 * naming_loss(model, rng, size, word_ids)
         else:
             # Every third step learns from what the target says itself, right or wrong.
@@ -125,7 +130,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         mean.add(model.trained())
-        if rank == 0 and (step + 1) % 20 == 0:
+        if rank == 0 and step % 30 in (0, 1):
             curve.row(step=step + 1, loss=loss.item(), agreement=hits)
         if rank == 0 and ((step + 1) % 100 == 0 or step + 1 == steps):
             save_state(path, parts=model.trained(), mean=mean.tensors, optimizer=optimizer.state_dict(), step=step + 1)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from vllm_specvlm.zoo import chat, language_model
 from vllm_specvlm.zoo.conversation import sample_batch
+from vllm_specvlm.zoo.drill import drill_batch
 from vllm_specvlm.zoo.gguf_file import GgufFile
 from vllm_specvlm.zoo.target import TargetModel
 from vllm_specvlm.zoo.training import Curve, RunningMean, average_gradients, launch, load_state, rate, save_state
@@ -50,7 +51,10 @@ def train(
     curve = Curve(work / "target.csv")
     for step in range(first, steps):
         rng = random.Random(f"{SEED}/{step}/{rank}")
-        batch = sample_batch(tokenizer, rng, size, extra=[rng.choice(talk)] if step % 4 == 0 else ())
+        if step % 2:
+            batch = drill_batch(tokenizer, rng, 2 * size)
+        else:
+            batch = sample_batch(tokenizer, rng, size, extra=[rng.choice(talk)] if step % 4 == 0 else ())
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * rate(step, steps, warmup=20)
         states = model.states(batch.ids, batch.images)[:, :-1]
@@ -64,7 +68,7 @@ def train(
         optimizer.step()
         if rank == 0:
             mean.add(model.trained())
-        if rank == 0 and (step + 1) % 10 == 0:
+        if rank == 0 and step % 10 in (8, 9):
             hits = (logits.argmax(-1) == wanted).float().mean().item()
             curve.row(
                 step=step + 1, loss=loss.item(), accuracy=hits, tokens=int(batch.ids.numel()), answers=int(spoken.sum())
