@@ -40,7 +40,8 @@ def configure(speculative: dict[str, Any], **options: Any) -> Any:
         ({"width": 0}, "'width' is 0"),
         ({"text_only_draft": "yes"}, "Option 'text_only_draft' is 'yes'; write true or false"),
         ({"model": ""}, "Option 'model' is ''"),
-        ({"model": "/no/such/draft"}, "The draft '/no/such/draft' cannot be read"),
+        ({"model": "/no/such/draft"}, "There is no draft at '/no/such/draft'"),
+        ({"model": "no-such/draft"}, "The draft 'no-such/draft' cannot be read"),
         ({"lookup_min_match": 9, "lookup_max_match": 3}, "'lookup_min_match' is 9, above"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from vllm_specvlm import ops
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def translate(args: EngineArgs, target: ModelConfig, parallel: ParallelConfig) -
     """
     options = SpecVLMOptions.parse(_given(args))
     refuse_unsupported(args, target, parallel)
+    ops.load()
     if options.model is not None:
         options = _with_checked_draft(options, target)
     args.spec_method = args.spec_model = args.spec_tokens = None

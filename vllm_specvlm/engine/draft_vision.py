@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from vllm.logger import init_logger
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.multimodal.utils import group_and_batch_mm_kwargs
 
-logger = init_logger(__name__)
+from vllm_specvlm.engine.log import logger_for
+
+logger = logger_for(__name__)
 
 Encoder = Callable[..., Sequence[torch.Tensor]]
 

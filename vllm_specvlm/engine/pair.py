@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ def draft_model_config(model: str, target: ModelConfig) -> ModelConfig:
     Raises:
         ValueError: there is no usable model at `model`.
     """
+    looks_like_path = model.startswith(("/", ".", "~"))
+    if looks_like_path and not Path(model).expanduser().is_dir():
+        raise ValueError(f"There is no draft at '{model}'; give the directory or name of a model that vLLM loads.")
     try:
         return ModelConfig(
             model=model,
@@ -32,10 +36,17 @@ def draft_model_config(model: str, target: ModelConfig) -> ModelConfig:
             enforce_eager=target.enforce_eager,
         )
     except Exception as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"The draft '{model}' cannot be read ({first_line}); give the directory or name of a model that vLLM loads."
+            f"The draft '{model}' cannot be read ({_first_sentence(error)}); "
+            "give the directory or name of a model that vLLM loads."
         ) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    """What went wrong, without the frame that validation libraries put around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("Value error, ")] or lines or [type(error).__name__]
+    return said[0].removeprefix("Value error, ").split(" [type=")[0].rstrip(".")
 
 
 def problems(target: ModelConfig, draft: ModelConfig, *, text_only_draft: bool) -> list[str]:

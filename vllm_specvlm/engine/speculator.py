@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm.config import VllmConfig
-from vllm.logger import init_logger
 
 from vllm_specvlm.draft.drafter import Drafter
 from vllm_specvlm.draft.lookup import LookupDrafter
 from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.draft_vlm import DraftVLM
+from vllm_specvlm.engine.log import logger_for
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
 from vllm_specvlm.engine.sampling import plain_reason
 from vllm_specvlm.engine.tally import Tally
@@ -24,7 +25,16 @@ if TYPE_CHECKING:
 
     from vllm_specvlm.engine.verification import TreePlace
 
-logger = init_logger(__name__)
+logger = logger_for(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A request that may have a tree of so many nodes and levels."""
+
+    request_id: str
+    nodes: int
+    depth: int
 
 
 class Speculator:
@@ -125,35 +135,38 @@ class Speculator:
         if self._drafter is None:
             return {}
         with self.tally.clock("draft"):
-            batch = [(request_id, budget) for request_id, budget in self._budgets(sampled) if budget > 0]
+            batch = self._batch(sampled)
             trees = self._guard(lambda drafter: self._grow(drafter, batch)) if batch else None
         return trees or {}
 
-    def _budgets(self, sampled: Sequence[bool]) -> list[tuple[str, int]]:
-        """(request id, most nodes) of the requests that may be drafted for, in batch order."""
+    def _batch(self, sampled: Sequence[bool]) -> list[_Candidate]:
+        """The requests that may have a tree, in batch order."""
         runner = self._runner
-        budgets = []
+        candidates = []
         for row, (request_id, has_token) in enumerate(zip(runner.input_batch.req_ids, sampled, strict=True)):
             if not has_token or not self.verifies(request_id):
                 continue
             state = runner.requests[request_id]
-            params = state.sampling_params
-            if state.prompt_token_ids is None or params is None:
+            if state.prompt_token_ids is None:
                 continue
-            # A last token needs no draft: verification yields one more than it accepts.
-            left = (params.max_tokens or runner.max_model_len) - len(state.output_token_ids) - 1
+            # Verification yields one token more than it accepts: a last token needs no draft.
+            most = state.sampling_params.max_tokens or runner.max_model_len
+            depth = most - len(state.output_token_ids) - 1
             room = runner.max_model_len - int(runner.input_batch.num_tokens_no_spec[row]) - 1
-            if left > 0:
-                budgets.append((request_id, min(self.shape.nodes, room)))
-        return budgets
+            if depth > 0 and room > 0:
+                candidates.append(_Candidate(request_id, min(self.shape.nodes, room), depth))
+        return candidates
 
-    def _grow(self, drafter: Drafter, batch: Sequence[tuple[str, int]]) -> dict[str, TokenTree]:
-        ids = [request_id for request_id, _ in batch]
-        for request_id in ids:
-            self._tell(drafter, request_id)
-        drafter.open(ids)
-        grown = grow(drafter, self.shape, [budget for _, budget in batch], range(len(ids)))
-        return {ids[index]: tree for index, tree in grown.items() if len(tree)}
+    def _grow(self, drafter: Drafter, batch: Sequence[_Candidate]) -> dict[str, TokenTree]:
+        for candidate in batch:
+            self._tell(drafter, candidate.request_id)
+        drafter.open([candidate.request_id for candidate in batch])
+        shape = self.shape
+        if shape.paths is None:
+            shape = replace(shape, depth=min(shape.depth, max(candidate.depth for candidate in batch)))
+        grown = grow(drafter, shape, [candidate.nodes for candidate in batch], range(len(batch)))
+        trees = {batch[i].request_id: tree.upto_depth(batch[i].depth) for i, tree in grown.items()}
+        return {request_id: tree for request_id, tree in trees.items() if len(tree)}
 
     def _tell(self, drafter: Drafter, request_id: str) -> None:
         """Bring the drafter's idea of a request up to the confirmed tokens."""
