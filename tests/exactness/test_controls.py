@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.exactness.engines import SCENARIOS
+from tests.exactness.engines import Scenario
 from tests.exactness.test_identity import plain, play, with_oracle
 from vllm_specvlm.engine import verification
 from vllm_specvlm.engine.verification import Verification
@@ -42,7 +42,7 @@ def _causal_mask(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 @pytest.mark.parametrize("control", [_no_commit, _no_depth_positions, _causal_mask], ids=lambda f: f.__name__[1:])
 def test_without_it_answers_differ(family: str, control: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    scenario = SCENARIOS[0]
+    scenario = Scenario("long answers", max_tokens=150)
     llm = with_oracle(family, scenario, monkeypatch)
     control(monkeypatch)
     ours, theirs = play(llm, scenario, family)[0], plain(family, scenario)[0]
