@@ -234,3 +234,14 @@ def test_trees_are_in_order_of_probability() -> None:
     probabilities = list(lookup(text).values())
     assert len(probabilities) == 60
     assert all(a >= b for a, b in itertools.pairwise(probabilities)) and probabilities[0] < 1
+
+
+def test_ids_outside_the_vocabulary_are_never_drafted() -> None:
+    """A tokenizer may know ids that the model's logits do not have."""
+    drafter = LookupDrafter(min_match=1, vocabulary=100)
+    drafter.begin("a", [1, 2, 100, 1, 2, 101, 1, 2])
+    drafter.open(["a"])
+    assert grow(drafter, TreeShape(8, 4, 4, 4), [8], [0])[0].tokens == ()
+    drafter.begin("b", [1, 2, 99, 1, 2])
+    drafter.open(["b"])
+    assert grow(drafter, TreeShape(8, 4, 4, 4), [8], [0])[0].tokens[0] == 99

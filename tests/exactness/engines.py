@@ -87,6 +87,7 @@ SCENARIOS = (
     Scenario("batch"),
     Scenario("chunked prefill and prefix hits", {"max_num_batched_tokens": 40, "max_num_seqs": 3}, rounds=2),
     Scenario("preemption", {"num_gpu_blocks_override": 17, "max_num_seqs": 7}, copies=2, max_tokens=90),
+    Scenario("large blocks, no prefix caching", {"block_size": 128, "enable_prefix_caching": False}, copies=2),
     Scenario("to max_model_len", {"max_model_len": 384}, max_tokens=512),
 )
 

@@ -95,6 +95,17 @@ class TestScenarios:
         assert after["accepted"] - before["accepted"] == nodes, "a draft equal to its target was rejected"
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every inner dimension here is below the size where vLLM's linear layers round by the number of rows."""
+    scenario = Scenario("bfloat16", {"dtype": "bfloat16"}, max_tokens=80)
+    reference = plain(family, scenario)
+    assert play(with_oracle(family, scenario, monkeypatch), scenario, family) == reference
+    target = target_of(family)
+    chain = engine(target, {"model": str(target), "num_speculative_tokens": 4, "tree": "chain"}, **scenario.options)
+    assert play(chain, scenario, family) == reference
+
+
 @pytest.mark.parametrize("family", OTHER_FAMILIES)
 def test_other_families(family: str) -> None:
     scenario = SCENARIOS[1]

@@ -19,10 +19,10 @@ TWO_RANKS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
 
 
 @cache
-def _play(family: str, options: str, speculative: str, environment: str, sampling: str) -> Any:
+def _play(family: str, options: str, speculative: str, environment: str, sampling: str, *more: str) -> Any:
     command = [sys.executable, "-m", "tests.exactness.play", family, "--options", options]
     done = subprocess.run(
-        [*command, "--speculative", speculative, "--sampling", sampling],
+        [*command, "--speculative", speculative, "--sampling", sampling, *more],
         env={**os.environ, **json.loads(environment)},
         capture_output=True,
         text=True,
@@ -40,13 +40,13 @@ def play(
     speculative: dict[str, Any] | None,
     environment: dict[str, str],
     sampling: dict[str, Any] | None = None,
+    *more: str,
 ) -> Any:
     """Answers of two rounds and the ranks' tallies."""
     if speculative is not None:
         speculative = {"model": str(target_of(family)), **speculative}
-    return _play(
-        family, json.dumps(options), json.dumps(speculative), json.dumps(environment), json.dumps(sampling or {})
-    )
+    words = [json.dumps(given) for given in (options, speculative, environment, sampling or {})]
+    return _play(family, *words, *more)
 
 
 def _check(family: str, options: dict[str, Any], environment: dict[str, str]) -> None:
@@ -81,6 +81,29 @@ def test_tensor_parallel_sampling() -> None:
     two = play("llava", TWO_RANKS, TREE_DRAFT, environment, sampling)["rounds"]
     one = play("llava", {}, TREE_DRAFT, environment, sampling)["rounds"]
     assert two == one
+
+
+@pytest.mark.slow  # two engines of two processes
+@pytest.mark.parametrize("what", ["draft", "vision"])
+def test_a_drafter_that_fails_on_one_rank(what: str) -> None:
+    """Both ranks stop drafting together; requests go on."""
+    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    reference = play("llava", TWO_RANKS, None, environment)["rounds"]
+    broken = play("llava", TWO_RANKS, TREE_DRAFT, environment, None, "--break-rank", "1", what)
+    assert broken["rounds"] == reference
+    assert [tally["drafter_failures"] for tally in broken["tallies"]] == [1, 1]
+
+
+@pytest.mark.slow  # two engines
+def test_unseeded_sampling_repeats_in_the_next_process() -> None:
+    """As with plain vLLM, the engine's seed decides."""
+    sampling = {"temperature": 1.0}
+    first, second = (
+        play("llava", {}, TREE_DRAFT, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "SPECVLM_TEST_RUN": run}, sampling)
+        for run in ("1", "2")
+    )
+    assert first["rounds"] == second["rounds"]
+    assert first["rounds"][0] != first["rounds"][1]
 
 
 @pytest.mark.slow  # five engines of three processes

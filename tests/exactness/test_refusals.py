@@ -36,6 +36,12 @@ def configure(speculative: dict[str, Any], **options: Any) -> Any:
         ({"tree": "bush"}, "Option 'tree' is 'bush'"),
         ({"paths": [[0], [1, 0]]}, "Tree path (1, 0) does not fit"),
         ({"paths": 3}, "Option 'paths' is 3"),
+        ({"paths": []}, "Option 'paths' is []"),
+        ({"paths": [[0.7]]}, "Option 'paths' is [[0.7]]"),
+        ({"paths": "0"}, "Option 'paths' is '0'"),
+        ({"paths": [[0], [1]], "num_speculative_tokens": 9}, "leave 'num_speculative_tokens' out"),
+        ({"lookup_shared_tokens": 1}, "'lookup_shared_tokens' is 1, too few"),
+        ({"lookup_shared_tokens": 1 << 40}, "write a whole number from 0 to"),
         ({"paths": [[0]], "tree": "chain"}, "exclude each other"),
         ({"width": 0}, "'width' is 0"),
         ({"text_only_draft": "yes"}, "Option 'text_only_draft' is 'yes'; write true or false"),
@@ -60,6 +66,11 @@ def test_options(speculative: dict[str, Any], says: str) -> None:
         ({"enable_dbo": True}, "dual-batch overlap"),
         ({"kv_cache_dtype": "fp8"}, "KV cache type 'fp8'"),
         ({"enable_lora": True}, "LoRA"),
+        ({"kv_offloading_size": 1.0}, "KV connector"),
+        ({"runner": "pooling"}, "runner 'pooling'"),
+        ({"skip_tokenizer_init": True}, "without a tokenizer"),
+        ({"video_pruning_rate": 0.5}, "video pruning"),
+        ({"prefill_context_parallel_size": 2}, "prefill context parallelism 2"),
         ({"worker_cls": "some.other.Worker"}, "worker class 'some.other.Worker'"),
     ],
 )
@@ -94,8 +105,14 @@ def test_text_only_draft_needs_the_option() -> None:
 
 
 def test_draft_of_another_family() -> None:
-    with pytest.raises(ValueError, match="draft"):
+    with pytest.raises(ValueError, match=r"has another tokenizer than the target: \d+ tokens differ"):
         configure({"model": str(build("qwen2_5_vl"))})
+
+
+def test_engines_without_pictures() -> None:
+    """A pair is not refused for pictures that nobody may send."""
+    draft = str(build("llava", seed=3))
+    configure({"model": draft}, limit_mm_per_prompt={"image": 0})
 
 
 def test_padded_vocabulary_is_accepted() -> None:

@@ -109,6 +109,30 @@ def test_prompt_logprobs(engines: tuple[LLM, LLM]) -> None:
     assert [len(o.prompt_logprobs or ()) for o in outputs] == [len(o.prompt_logprobs or ()) for o in reference]
 
 
+def test_seeded_requests_in_prompt_chunks() -> None:
+    """vLLM's clean-up of a seeded request whose prompt comes in chunks fails on the CPU; ours must not get there."""
+    target = target_of("llava")
+    params = SamplingParams(temperature=1.0, seed=7, max_tokens=20, ignore_eos=True)
+    options = {"max_num_batched_tokens": 40, "max_num_seqs": 3}
+    speculative = {"model": str(target), "num_speculative_tokens": 8}
+    chunked = tokens(answers(engine(target, speculative, **options), prompts("llava"), params))
+    assert chunked == tokens(answers(engine(target, {}), prompts("llava"), params))
+
+
+def test_log_probs_of_given_tokens_beside_a_seeded_neighbour(engines: tuple[LLM, LLM]) -> None:
+    """The neighbour's text is its seed's, whoever stands beside it."""
+    _, ours = engines
+    batch = prompts("llava")[:2]
+    seeded = SamplingParams(temperature=1.0, seed=7, max_tokens=20, ignore_eos=True, logprobs=1)
+    given = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True, logprob_token_ids=[40, 41])
+    alone = answers(ours, batch, [seeded, GREEDY])[0]
+    beside = answers(ours, batch, [seeded, given])[0]
+    assert tokens([beside]) == tokens([alone])
+    for a, b in zip(beside.outputs[0].logprobs or (), alone.outputs[0].logprobs or (), strict=True):
+        token = next(iter(b))
+        assert abs(a[token].logprob - b[token].logprob) < 1e-4
+
+
 def test_several_answers_to_one_prompt(engines: tuple[LLM, LLM]) -> None:
     _, ours = engines
     params = SamplingParams(n=3, temperature=1.0, seed=5, max_tokens=20, ignore_eos=True)
@@ -137,9 +161,11 @@ def test_aborted_requests_leave_the_others_alone(engines: tuple[LLM, LLM]) -> No
             core.abort_request(["abort-test-1", "abort-test-4"])
     kept = [i for i in range(len(batch)) if i not in (1, 4)]
     assert [finished[f"abort-test-{i}"] for i in kept] == [reference[i] for i in kept]
-    speculator = runner(ours).drafter
     ours.generate([prompts("llava")[0].request()], GREEDY, use_tqdm=False)
-    assert not any(request_id.startswith("abort-test") for request_id in speculator._known), "aborted ids are kept"
+    speculator = runner(ours).drafter
+    kept_by = (speculator._known, speculator._plain, speculator._vlm._fed, speculator._vlm._holes)
+    for notes in (*kept_by, runner(ours).tree_sampler._seeds):
+        assert not any(request_id.startswith("abort-test") for request_id in notes), "aborted ids are kept"
 
 
 def test_a_crowd_with_repeated_pictures() -> None:

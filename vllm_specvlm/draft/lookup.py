@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
@@ -65,12 +66,15 @@ class LookupDrafter:
         max_match: int = 16,
         shared_tokens: int = 0,
         barrier_tokens: Collection[int] = (),
+        vocabulary: int | None = None,
     ) -> None:
         """min_match, max_match: shortest suffix that counts as a match, and longest that is told apart.
 
         shared_tokens: how many tokens of finished answers are kept for other requests, the oldest dropped first. Off
         (0) by default: a request's speed then tells nothing about what others were answered. barrier_tokens: ids that
-        are never matched or proposed, such as image placeholders. Raises ValueError for numbers out of range.
+        are never matched or proposed, such as image placeholders; so are ids from `vocabulary` up.
+
+        Raises ValueError for numbers out of range.
         """
         if not 1 <= min_match <= max_match:
             raise ValueError(
@@ -81,6 +85,7 @@ class LookupDrafter:
         self._min_match = min_match
         self._max_match = max_match
         self._barriers = frozenset(barrier_tokens)
+        self._vocabulary = sys.maxsize if vocabulary is None else vocabulary
         self._ring = TokenRing(shared_tokens, min_match) if shared_tokens else None
         self._texts: dict[str, IndexedText] = {}
         self._answer_starts: dict[str, int] = {}
@@ -136,8 +141,8 @@ class LookupDrafter:
         return text
 
     def _plain(self, tokens: Sequence[int]) -> list[int]:
-        barriers = self._barriers
-        return [BARRIER if token in barriers else token for token in tokens] if barriers else list(tokens)
+        barriers, end = self._barriers, self._vocabulary
+        return [BARRIER if token >= end or token in barriers else token for token in tokens]
 
     def _root(self, text: IndexedText) -> _Row:
         tokens = text.tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from vllm.model_executor.layers.attention import Attention
@@ -79,9 +80,10 @@ def adopt(layers: Iterable[tuple[str, object]]) -> list[str]:
 
 
 def _trouble(layer: object) -> str | None:
-    impl = getattr(layer, "impl", None)
-    if not isinstance(layer, Attention) or not isinstance(impl, CPUAttentionBackendImpl):
-        return f"is a {type(layer).__name__} with {type(impl).__name__}, not vLLM's CPU attention"
+    impl: Any = getattr(layer, "impl", None)
+    # Subclasses attend in ways of their own (chunked, prefix-bidirectional) that the tree op does not follow.
+    if type(layer) is not Attention or type(impl) is not CPUAttentionBackendImpl:
+        return f"is a {type(layer).__name__} with {type(impl).__name__}, not vLLM's plain CPU attention"
     if impl.attn_type != AttentionType.DECODER:
         return f"attends as '{impl.attn_type}', not as a decoder"
     if impl.sliding_window != -1:

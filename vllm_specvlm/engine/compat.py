@@ -1,4 +1,8 @@
-"""The ledger: every vLLM symbol we call, override or wrap, and why; checked at start and by `specvlm doctor`."""
+"""The ledger: the vLLM methods we override or wrap and the functions we call, and why.
+
+Checked when a worker starts, by `specvlm doctor`, and by a test against the sources of other versions. Fields of vLLM's
+own objects that we read (the runner's batch and buffers, sampling parameters) are not listed one by one.
+"""
 
 from __future__ import annotations
 
@@ -137,6 +141,11 @@ LEDGER: tuple[Symbol, ...] = (
     ),
     Symbol("vllm.v1.sample.metadata:SamplingMetadata", "called", "a tree's rows as requests of their own"),
     Symbol("vllm.v1.sample.logits_processor:LogitsProcessors", "called", "rows bring their own minimum lengths"),
+    Symbol("vllm.model_executor.models.interfaces:supports_multimodal", "called", "whether the draft can see"),
+    Symbol("vllm.multimodal.inputs:MultiModalFeatureSpec", "called", "a request's pictures"),
+    Symbol("vllm.v1.attention.backend:AttentionType", "called", "refuses layers that are no decoders"),
+    Symbol("vllm.v1.core.sched.output:SchedulerOutput", "called", "which requests and blocks a step brings"),
+    Symbol("vllm.distributed.parallel_state:get_tp_group", "called", "ranks agree that the drafter works"),
     Symbol("vllm.v1.outputs:SamplerOutput", "called", "what `_sample` returns"),
     Symbol("vllm.v1.outputs:LogprobsTensors", "called", "log-probs beside trees of other requests"),
     Symbol("vllm.v1.outputs:DraftTokenIds", "called", "what `take_draft_token_ids` returns"),

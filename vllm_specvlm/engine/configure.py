@@ -111,7 +111,8 @@ def refuse_unsupported(args: EngineArgs, target: ModelConfig, parallel: Parallel
     text = target.hf_text_config
     window = target.get_sliding_window()
     cap = getattr(text, "attn_logit_softcapping", None)
-    layer_types = set(getattr(text, "layer_types", None) or ())
+    other_layers = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
+    pictures = target.multimodal_config
     checks: list[tuple[bool, str, str]] = [
         (not current_platform.is_cpu(), f"on device '{current_platform.device_name}'", "use vLLM's CPU backend"),
         (args.worker_cls not in ("auto", WORKER), f"with worker class '{args.worker_cls}'", "leave --worker-cls out"),
@@ -143,11 +144,23 @@ def refuse_unsupported(args: EngineArgs, target: ModelConfig, parallel: Parallel
             f"with KV cache type '{args.kv_cache_dtype}'",
             "set --kv-cache-dtype auto",
         ),
-        (args.kv_transfer_config is not None, "with a KV connector", "leave --kv-transfer-config out"),
+        (
+            args.kv_transfer_config is not None or bool(args.kv_offloading_size),
+            "with a KV connector",
+            "leave --kv-transfer-config and --kv-offloading-size out",
+        ),
+        (args.ec_transfer_config is not None, "with an encoder cache connector", "leave --ec-transfer-config out"),
+        (
+            pictures is not None and bool(pictures.video_pruning_rate),
+            "with video pruning",
+            "leave --video-pruning-rate out",
+        ),
+        (target.runner_type != "generate", f"with runner '{target.runner_type}'", "serve the model for generation"),
+        (target.skip_tokenizer_init, "without a tokenizer", "leave --skip-tokenizer-init out"),
         (bool(window), f"for a model with a sliding window of {window}", "serve it without speculation"),
         (
-            "sliding_attention" in layer_types,
-            f"for '{target.model}', which has sliding-window layers",
+            bool(other_layers),
+            f"for '{target.model}', which has layers of type {sorted(other_layers)}",
             "serve it without speculation",
         ),
         (bool(cap), f"for a model that soft-caps its attention at {cap}", "serve it without speculation"),

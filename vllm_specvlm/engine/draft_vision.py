@@ -25,8 +25,12 @@ class DraftVision:
     blind for it, no request fails.
     """
 
-    def __init__(self, encode: Encoder | None, capacity_bytes: int, device: torch.device) -> None:
-        """`encode` is the draft's `embed_multimodal`; None for a draft that cannot see."""
+    def __init__(self, encode: Encoder | None, capacity_bytes: int, device: torch.device, *, may_miss: bool) -> None:
+        """`encode` is the draft's `embed_multimodal`; None for a draft that cannot see.
+
+        Without `may_miss` a tower that raises is not caught: ranks that see different pictures would part ways.
+        """
+        self._may_miss = may_miss
         self._encode = encode
         self._capacity = capacity_bytes
         self._device = device
@@ -56,6 +60,8 @@ class DraftVision:
                 assert self._encode is not None
                 outputs.extend(self._encode(**batch))
         except Exception:
+            if not self._may_miss:
+                raise
             logger.exception("The draft's vision tower failed; the draft goes on without these pictures.")
             return {}
         encoded = {feature.identifier: output for feature, output in zip(ordered, outputs, strict=True)}
@@ -64,6 +70,8 @@ class DraftVision:
         return encoded
 
     def _store(self, identifier: str, output: torch.Tensor) -> None:
+        if output.untyped_storage().nbytes() > output.nbytes:
+            output = output.clone()  # A slice would keep its whole batch in memory.
         self._cache[identifier] = output
         self._bytes += output.nbytes
         while self._bytes > self._capacity and self._cache:

@@ -18,6 +18,7 @@ from vllm_specvlm.engine.draft_network import DraftNetwork
 from vllm_specvlm.engine.draft_vision import DraftVision, place
 from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.pair import draft_model_config
+from vllm_specvlm.engine.peers import Peers
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
 from vllm_specvlm.tree.grow import Frontier, LevelProposal
@@ -26,10 +27,6 @@ from vllm_specvlm.tree.token_tree import MAX_NODES
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.worker.gpu_input_batch import CachedRequestState
-
-
-# Dense rows per request: the root and every node ever expanded below it; the ancestor mask has a bit for each.
-SEGMENT = MAX_NODES + 1
 
 
 @dataclass(slots=True)
@@ -81,7 +78,10 @@ class DraftVLM:
         self._config = vllm_config
         self._options = options
         self._tally = tally
-        self._depth = options.shape().depth
+        shape = options.shape()
+        self._depth = shape.depth
+        # Dense rows per request: the root and every node that may be expanded below it; a mask has a bit for each.
+        self._segment = min(MAX_NODES + 1, 1 + (shape.depth - 1) * shape.width)
         self._model_config = draft_model_config(options.model, vllm_config.model_config)
         self._vocabulary = min(self._model_config.get_vocab_size(), vllm_config.model_config.get_vocab_size())
         self._store = DenseStore()
@@ -95,9 +95,10 @@ class DraftVLM:
         """Load the draft's weights."""
         self._network = DraftNetwork(self._config, self._model_config)
 
-    def bind(self, runner: Batch) -> None:
-        """The runner whose batch, block tables and positions are used."""
+    def bind(self, runner: Batch, peers: Peers) -> None:
+        """The runner whose batch, block tables and positions are used, and the other ranks."""
         self._runner = runner
+        self._peers = peers
         self._device = runner.device
 
     def cache_allocated(self) -> None:
@@ -112,12 +113,14 @@ class DraftVLM:
         table = self._runner.input_batch.block_table[self._group]
         self._blocks = DraftBlocks(config.num_blocks, table.block_size)
         encode = self._network.encode if self._network.sees else None
-        self._vision = DraftVision(encode, self._options.vision_cache_mib << 20, self._device)
+        capacity = self._options.vision_cache_mib << 20
+        self._vision = DraftVision(encode, capacity, self._device, may_miss=self._peers.alone)
 
     def warm_up(self) -> None:
         """One pass without attention, which compiles the draft when compilation is on."""
         rows = self._config.scheduler_config.max_num_batched_tokens
-        positions = np.zeros((3, rows) if self._model_config.uses_mrope else rows, dtype=np.int64)
+        mrope = self._model_config.uses_mrope
+        positions = np.zeros((self._model_config.mrope_num_dims, rows) if mrope else rows, dtype=np.int64)
         self._network.forward(self._ids(np.zeros(rows)), self._tensor(positions), None, None, None)
 
     # -- the life of a request -----------------------------------------------------------------------------------
@@ -152,7 +155,7 @@ class DraftVLM:
 
     def open(self, request_ids: Sequence[str]) -> None:
         """Feed what is missing, and the roots of the requests that have then caught up."""
-        self._store.reserve(len(request_ids) * SEGMENT)
+        self._store.reserve(len(request_ids) * self._segment)
         self._growing = {}
         self._root_hidden = None
         room = self._config.scheduler_config.max_num_batched_tokens
@@ -164,7 +167,7 @@ class DraftVLM:
             room -= len(feed.positions)
             feeds.append(feed)
             if feed.root is not None:
-                self._growing[index] = _Growing(feed.row, feed.root, feed.spans, index * SEGMENT)
+                self._growing[index] = _Growing(feed.row, feed.root, feed.spans, index * self._segment)
         if feeds:
             self._run_feeds(feeds, [growing.dense_start for growing in self._growing.values()])
 
@@ -176,37 +179,36 @@ class DraftVLM:
         if root + self._depth >= self._model_config.max_model_len:
             return None
         missing = self._blocks.missing(self._table(row), self._fed.get(request_id, 0), root)
-        pictures = self._look(request_id, state, missing)
+        written, later = missing[:room], missing[room:]
+        pictures = self._look(request_id, state, written)
         holes = self._holes.get(request_id, [])
         for start, stop in holes:
-            missing = missing[(missing < start) | (missing >= stop)]
-        caught_up = len(missing) < room
-        written = missing if caught_up else missing[:room]
+            written = written[(written < start) | (written >= stop)]
+        upto = int(later[0]) if len(later) else root
+        caught_up = not len(later) and len(written) < room
         if not caught_up and not len(written):
+            self._fed[request_id] = upto
             return None
-        upto = root if caught_up or len(written) == len(missing) else int(missing[len(written)])
         return _Feed(request_id, row, written, root if caught_up else None, upto, _complement(holes, upto), pictures)
 
     def _look(
         self, request_id: str, state: CachedRequestState, missing: np.ndarray
     ) -> list[tuple[MultiModalFeatureSpec, torch.Tensor]]:
         """Pictures among the missing positions with their embeddings; those that cannot be seen become holes."""
-        if not len(missing):
-            return []
-        first, last = int(missing[0]), int(missing[-1])
-        features = [
-            feature
+        spans = [
+            (feature, feature.mm_position.offset, feature.mm_position.offset + feature.mm_position.length)
             for feature in state.mm_features
-            if feature.mm_position.offset <= last and feature.mm_position.offset + feature.mm_position.length > first
         ]
-        seen = self._vision.embeddings(features) if features else {}
-        for feature in features:
+        wanted = [
+            (feature, start, stop)
+            for feature, start, stop in spans
+            if np.searchsorted(missing, start) < np.searchsorted(missing, stop)
+        ]
+        seen = self._vision.embeddings([feature for feature, _, _ in wanted]) if wanted else {}
+        for feature, start, stop in wanted:
             if feature.identifier not in seen:
-                start = feature.mm_position.offset
-                holes = self._holes.setdefault(request_id, [])
-                if (start, start + feature.mm_position.length) not in holes:
-                    holes.append((start, start + feature.mm_position.length))
-        return [(feature, seen[feature.identifier]) for feature in features if feature.identifier in seen]
+                self._holes.setdefault(request_id, []).append((start, stop))
+        return [(feature, seen[feature.identifier]) for feature, _, _ in wanted if feature.identifier in seen]
 
     def _run_feeds(self, feeds: Sequence[_Feed], dense_starts: Sequence[int]) -> None:
         """One forward pass over all feeds; keeps the roots' hidden states, in the order of `dense_starts`."""
@@ -284,7 +286,7 @@ class DraftVLM:
         positions: list[np.ndarray] = []
         for index in dict.fromkeys(frontier.request.tolist()):
             growing = self._growing[index]
-            mine = np.flatnonzero(frontier.request == index)[: SEGMENT - growing.dense_rows]
+            mine = np.flatnonzero(frontier.request == index)[: self._segment - growing.dense_rows]
             if not len(mine):
                 continue
             dense = np.arange(growing.dense_rows, growing.dense_rows + len(mine))
@@ -324,6 +326,7 @@ class DraftVLM:
     ) -> torch.Tensor:
         step = TreeStep.build(rows, self._store, self._device, covers_batch=True, fast=self._options.fast_attention)
         table = self._runner.input_batch.block_table[self._group].get_device_tensor(self._runner.input_batch.num_reqs)
+        self._peers.agree()
         with self._tally.clock("draft_model"):
             return self._network.forward(
                 self._ids(ids),
@@ -341,7 +344,7 @@ class DraftVLM:
             return positions
         state = self._runner.requests[request_id]
         assert state.mrope_positions is not None and state.mrope_position_delta is not None
-        rotary = np.tile(positions + state.mrope_position_delta, (3, 1))
+        rotary = np.tile(positions + state.mrope_position_delta, (len(state.mrope_positions), 1))
         prompt = positions < state.num_prompt_tokens
         rotary[:, prompt] = state.mrope_positions.numpy()[:, positions[prompt]]
         return rotary

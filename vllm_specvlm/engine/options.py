@@ -52,8 +52,13 @@ class SpecVLMOptions:
         hints = get_type_hints(type(self))
         for name in ("num_speculative_tokens", "width", "top_k", "lookup_min_match", "lookup_max_match"):
             _require_int(name, getattr(self, name), 1, MAX_NODES)
-        for name in ("vision_cache_mib", "lookup_shared_tokens"):
-            _require_int(name, getattr(self, name), 0, 1 << 40)
+        _require_int("vision_cache_mib", self.vision_cache_mib, 0, 1 << 20)
+        _require_int("lookup_shared_tokens", self.lookup_shared_tokens, 0, 1 << 24)
+        if 0 < self.lookup_shared_tokens <= self.lookup_min_match:
+            raise ValueError(
+                f"Option 'lookup_shared_tokens' is {self.lookup_shared_tokens}, too few to hold a match of "
+                f"{self.lookup_min_match}; write 0 or a larger number."
+            )
         if self.depth is not None:
             _require_int("depth", self.depth, 1, MAX_NODES)
         for name, hint in hints.items():
@@ -86,7 +91,11 @@ class SpecVLMOptions:
             )
         if values.get("paths") is not None:
             values["paths"] = _paths(values["paths"])
-            values.setdefault("num_speculative_tokens", len(values["paths"]))
+            if values.setdefault("num_speculative_tokens", len(values["paths"])) != len(values["paths"]):
+                raise ValueError(
+                    f"Option 'num_speculative_tokens' is {values['num_speculative_tokens']} and 'paths' lists "
+                    f"{len(values['paths'])} nodes; leave 'num_speculative_tokens' out."
+                )
         return cls(**values)
 
     def shape(self) -> TreeShape:
@@ -110,9 +119,7 @@ def _require_int(name: str, value: object, low: int, high: int) -> None:
 
 
 def _paths(value: object) -> tuple[tuple[int, ...], ...]:
-    try:
-        return tuple(tuple(int(rank) for rank in path) for path in value)  # type: ignore[attr-defined]
-    except TypeError:
-        raise ValueError(
-            f"Option 'paths' is {value!r}; write a list of rank paths such as [[0], [1], [0, 0]]."
-        ) from None
+    lists = isinstance(value, list | tuple) and bool(value) and all(isinstance(path, list | tuple) for path in value)
+    if not lists or any(type(rank) is not int for path in value for rank in path):  # type: ignore[attr-defined]
+        raise ValueError(f"Option 'paths' is {value!r}; write a list of rank paths such as [[0], [1], [0, 0]].")
+    return tuple(tuple(path) for path in value)  # type: ignore[attr-defined]

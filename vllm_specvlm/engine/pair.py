@@ -20,6 +20,7 @@ def draft_model_config(model: str, target: ModelConfig) -> ModelConfig:
     Raises:
         ValueError: there is no usable model at `model`.
     """
+    pictures = target.multimodal_config
     looks_like_path = model.startswith(("/", ".", "~"))
     if looks_like_path and not Path(model).expanduser().is_dir():
         raise ValueError(f"There is no draft at '{model}'; give the directory or name of a model that vLLM loads.")
@@ -34,6 +35,7 @@ def draft_model_config(model: str, target: ModelConfig) -> ModelConfig:
             seed=target.seed,
             spec_target_max_model_len=target.max_model_len,
             enforce_eager=target.enforce_eager,
+            mm_processor_kwargs=None if pictures is None else pictures.mm_processor_kwargs,
         )
     except Exception as error:
         raise ValueError(
@@ -68,7 +70,8 @@ def problems(target: ModelConfig, draft: ModelConfig, *, text_only_draft: bool) 
             f"The draft '{draft.model}' uses M-RoPE positions and the target '{target.model}' does not; "
             "give a draft of the target's family."
         )
-    if not found:
+    pictures = target.multimodal_config
+    if not found and pictures is not None and pictures.get_limit_per_prompt("image") > 0:
         found += _picture_problems(target, draft)
     return found
 

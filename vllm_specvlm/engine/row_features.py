@@ -116,3 +116,20 @@ def logprobs(
     return LogprobsTensors(
         gathered.logprob_token_ids[index], gathered.logprobs[index], gathered.selected_token_ranks[index]
     )
+
+
+def with_sampled(
+    sampler: Sampler, found: LogprobsTensors, logits: torch.Tensor, tokens: torch.Tensor
+) -> LogprobsTensors:
+    """vLLM's log-probs of its own sampled tokens, made those of ours: the first column and the rank.
+
+    Args:
+        sampler: vLLM's sampler.
+        found: [requests, columns], the sampled token's first.
+        logits: [requests, vocabulary], unprocessed.
+        tokens: int64 [requests], the tokens really emitted.
+    """
+    own = sampler.gather_logprobs(sampler.compute_logprobs(logits), 0, token_ids=tokens)
+    ids, values = found.logprob_token_ids.clone(), found.logprobs.clone()
+    ids[:, 0], values[:, 0] = own.logprob_token_ids[:, 0], own.logprobs[:, 0]
+    return LogprobsTensors(ids, values, own.selected_token_ranks)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from vllm.config import CompilationMode
 from vllm.v1.outputs import DraftTokenIds, SamplerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
@@ -54,13 +55,16 @@ class TreeModelRunner(CPUModelRunner):
     def warming_up_model(self) -> None:
         """Compile target and draft before the first request."""
         super().warming_up_model()
-        self.drafter.warm_up()
+        if self.compilation_config.mode != CompilationMode.NONE:
+            self.drafter.warm_up()
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
         """Decode the trees the scheduler carried as flat integers; vLLM sees plain token ids from here on."""
         self.drafter.observe_schedule(scheduler_output)
         for request_id in scheduler_output.finished_req_ids:
             self.tree_sampler.forget(request_id)
+        for request in scheduler_output.scheduled_new_reqs:
+            self.tree_sampler.admit(request.req_id, request.sampling_params)
         drafts = scheduler_output.scheduled_spec_decode_tokens
         self._trees = {request_id: self.tree_code.decode(codes) for request_id, codes in drafts.items() if codes}
         if self._trees:
@@ -112,6 +116,10 @@ class TreeModelRunner(CPUModelRunner):
         verification, self._verification = self._verification, None
         metadata = self.input_batch.sampling_metadata
         ours = [self.drafter.verifies(request_id) for request_id in self.input_batch.req_ids]
+        for request, mine in enumerate(ours):
+            if mine:
+                # Our draws need no generator, and vLLM's clean-up after a seeded prompt chunk fails on CPU generators.
+                self.input_batch.generators.pop(request, None)
         self.drafter.observe_step(verification is not None)
         if verification is None and (metadata.all_greedy or not any(ours)):
             return super()._sample(logits, None)
@@ -152,6 +160,5 @@ class TreeModelRunner(CPUModelRunner):
         sampled, self._sampled = self._sampled, None
         if sampled is None:
             return None
-        trees = self.drafter.draft([bool(tokens) for tokens in sampled])
-        codes = [self.tree_code.encode(tree) for tree in trees.values()]
-        return DraftTokenIds(list(trees), codes)
+        codes = self.drafter.draft([bool(tokens) for tokens in sampled], self.tree_code)
+        return DraftTokenIds(list(codes), list(codes.values()))

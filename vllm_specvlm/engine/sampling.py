@@ -36,15 +36,15 @@ def plain_reason(params: SamplingParams, logprobs_mode: str) -> str | None:
     return ", ".join(used) if used else None
 
 
-def request_seed(request_id: str, params: SamplingParams, engine_seed: int) -> int:
-    """int64 seed of a request's uniforms: its own seed, else one derived from engine seed and request id.
+def request_seed(params: SamplingParams, engine_seed: int, number: int) -> int:
+    """int64 seed of a request's uniforms: its own seed, else one from the engine's seed and its running number.
 
-    The same on every tensor-parallel rank, and independent between requests.
+    The same on every tensor-parallel rank, independent between requests, and the same in the next run.
     """
     if params.seed is not None:
         text = f"seed/{params.seed}"
     else:
-        text = f"request/{engine_seed}/{request_id}"
+        text = f"request/{engine_seed}/{number}"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
@@ -86,6 +86,9 @@ def target_tokens(
         None if metadata.top_k is None else metadata.top_k[requests],
         None if metadata.top_p is None else metadata.top_p[requests],
     )
-    uniform = uniforms(seeds[rows], positions[rows], PURPOSE_ACCEPT)
-    tokens[rows] = draw(scaled.softmax(dim=-1), uniform)
+    probabilities = scaled.softmax(dim=-1)
+    # A row of overflowed logits has no law to draw from; it keeps its arg-max, and its neighbours their draws.
+    drawable = probabilities.isfinite().all(dim=-1)
+    rows, probabilities = rows[drawable], probabilities[drawable]
+    tokens[rows] = draw(probabilities, uniforms(seeds[rows], positions[rows], PURPOSE_ACCEPT))
     return tokens

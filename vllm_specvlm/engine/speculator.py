@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,11 @@ from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.draft_vlm import DraftVLM
 from vllm_specvlm.engine.log import logger_for
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
+from vllm_specvlm.engine.peers import PeerFailedError, Peers
 from vllm_specvlm.engine.sampling import plain_reason
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.tree.accept import Accepted
+from vllm_specvlm.tree.flat_code import FlatCode
 from vllm_specvlm.tree.grow import grow
 from vllm_specvlm.tree.token_tree import TokenTree
 
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
     from vllm_specvlm.engine.verification import TreePlace
 
 logger = logger_for(__name__)
+
+
+_STOCK_RUNNER = (
+    "Method 'specvlm' was configured by hand; start the engine with "
+    '--speculative-config \'{"method": "specvlm", ...}\' and without --worker-cls.'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +50,10 @@ class Speculator:
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         """As vLLM builds a custom proposer: from the engine's configuration alone."""
-        self.options = SpecVLMOptions.parse(vllm_config.additional_config[METHOD])
+        given = vllm_config.additional_config.get(METHOD)
+        if given is None:
+            raise ValueError(_STOCK_RUNNER)
+        self.options = SpecVLMOptions.parse(given)
         self.shape = self.options.shape()
         self.tally = Tally()
         self._logprobs_mode: str = vllm_config.model_config.logprobs_mode
@@ -54,10 +65,12 @@ class Speculator:
                 max_match=self.options.lookup_max_match,
                 shared_tokens=self.options.lookup_shared_tokens,
                 barrier_tokens=_placeholder_ids(vllm_config),
+                vocabulary=vllm_config.model_config.get_vocab_size(),
             )
         else:
             self._vlm = DraftVLM(vllm_config, self.options, self.tally)
             self._drafter = self._vlm
+        self._failure: Exception | None = None
         self._known: dict[str, int] = {}
         self._plain: dict[str, bool] = {}
 
@@ -69,8 +82,9 @@ class Speculator:
     def bind(self, runner: Batch) -> None:
         """Tell the runner whose batch is drafted for."""
         self._runner = runner
+        self._peers = Peers()
         if self._vlm is not None:
-            self._vlm.bind(runner)
+            self._vlm.bind(runner, self._peers)
 
     def cache_allocated(self) -> None:
         """vLLM's KV cache exists."""
@@ -84,10 +98,7 @@ class Speculator:
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[int]]:
         """Never called by our runner, which drafts in `draft`; vLLM requires a proposer to have it."""
-        raise RuntimeError(
-            "Method 'specvlm' runs in vLLM's stock model runner; start the engine with "
-            '--speculative-config \'{"method": "specvlm", ...}\' and without --worker-cls.'
-        )
+        raise RuntimeError(_STOCK_RUNNER)
 
     def verifies(self, request_id: str) -> bool:
         """Whether this request's tokens are chosen by our sampler, and so may have a tree (see `plain_reason`)."""
@@ -106,10 +117,11 @@ class Speculator:
         anew = [request.req_id for request in scheduled.scheduled_new_reqs]
         for request_id in (*scheduled.finished_req_ids, *anew):
             self._plain.pop(request_id, None)
-            if self._known.pop(request_id, None) is not None and self._drafter is not None:
-                self._guard(lambda drafter, rid=request_id: drafter.finish(rid))
-        if self._vlm is not None:
-            self._vlm.observe_schedule(scheduled)
+            if self._known.pop(request_id, None) is not None:
+                self._watch(lambda drafter: drafter.finish(request_id))  # noqa: B023 - called at once
+        vlm = self._vlm
+        if vlm is not None:
+            self._watch(lambda _: vlm.observe_schedule(scheduled))
 
     def observe_step(self, has_trees: bool) -> None:
         """Every step: keep the tally."""
@@ -119,25 +131,43 @@ class Speculator:
             self.tally.plain_steps += 1
 
     def observe_accepted(self, places: Sequence[TreePlace], accepted: Mapping[int, Accepted]) -> None:
-        """After acceptance: keep the tally."""
-        self.tally.trees += len(places)
+        """After acceptance: keep the tally. Placeholders that vLLM pads a resumed request with were never drafted."""
         for place in places:
+            if place.tree.tokens[0] < 0:
+                continue
+            self.tally.trees += 1
             self.tally.nodes += len(place.tree)
             self.tally.accepted += len(accepted[place.request].path)
 
-    def draft(self, sampled: Sequence[bool]) -> dict[str, TokenTree]:
-        """Trees for the next step by request id; requests without one are decoded plainly.
+    def draft(self, sampled: Sequence[bool], code: FlatCode) -> dict[str, list[int]]:
+        """Encoded trees for the next step by request id; requests without one are decoded plainly.
 
         Args:
             sampled: per row of the batch, whether the request got a token in the step just done (a request in the
                 middle of its prompt did not, and is not drafted for).
+            code: how trees travel in vLLM's draft lists.
         """
         if self._drafter is None:
             return {}
         with self.tally.clock("draft"):
-            batch = self._batch(sampled)
-            trees = self._guard(lambda drafter: self._grow(drafter, batch)) if batch else None
-        return trees or {}
+            try:
+                return self._draft(sampled, code)
+            except PeerFailedError:
+                self._switch_off()
+            except Exception:
+                self._peers.tell_failure()
+                self._switch_off()
+        return {}
+
+    def _draft(self, sampled: Sequence[bool], code: FlatCode) -> dict[str, list[int]]:
+        assert self._drafter is not None
+        if self._failure is not None:
+            raise self._failure
+        batch = self._batch(sampled)
+        trees = self._grow(self._drafter, batch) if batch else {}
+        codes = {request_id: code.encode(tree) for request_id, tree in trees.items()}
+        self._peers.agree()
+        return codes
 
     def _batch(self, sampled: Sequence[bool]) -> list[_Candidate]:
         """The requests that may have a tree, in batch order."""
@@ -181,17 +211,20 @@ class Speculator:
             drafter.advance(request_id, tokens)
         self._known[request_id] = confirmed
 
-    def _guard(self, call: Any) -> Any:
-        """Run a drafter call; one that raises switches the drafter off, and requests go on plainly."""
-        assert self._drafter is not None
+    def _watch(self, call: Callable[[Drafter], None]) -> None:
+        """Run a call outside drafting; a failure waits for the next drafting, where all ranks can agree on it."""
+        if self._drafter is None or self._failure is not None:
+            return
         try:
-            return call(self._drafter)
-        except Exception:
-            logger.exception("The drafter failed and is switched off; requests go on without speculation.")
-            self.tally.drafter_failures += 1
-            self._drafter = None
-            self._vlm = None
-            return None
+            call(self._drafter)
+        except Exception as failure:
+            self._failure = failure
+
+    def _switch_off(self) -> None:
+        """Go on without the drafter, which failed with the exception being handled."""
+        logger.exception("The drafter failed and is switched off; requests go on without speculation.")
+        self.tally.drafter_failures += 1
+        self._drafter = self._vlm = self._failure = None
 
 
 def _placeholder_ids(vllm_config: VllmConfig) -> set[int]:

@@ -32,6 +32,13 @@ class TreeSampler:
         """`runner` owns the batch and vLLM's sampler."""
         self._runner = runner
         self._seeds: dict[str, int] = {}
+        self._admitted = 0
+
+    def admit(self, request_id: str, params: SamplingParams | None) -> None:
+        """A request starts; requests are admitted in the scheduler's order, the same on every rank."""
+        self._admitted += 1
+        if params is not None:
+            self._seeds[request_id] = request_seed(params, self._runner.model_config.seed, self._admitted)
 
     def forget(self, request_id: str) -> None:
         """The request is over."""
@@ -51,10 +58,9 @@ class TreeSampler:
             vLLM's output, int32 [requests, longest] padded with -1, and the walk of each tree by request index.
         """
         metadata = self._runner.input_batch.sampling_metadata
-        if metadata.logprob_token_ids:
-            # vLLM then returns log-probs of given tokens for the whole batch, one row per request: who wants any
-            # log-probs gets one token from vLLM in this step.
-            ours = [mine and self._params(i).logprobs is None for i, mine in enumerate(ours)]
+        # Beside a request that asks for given tokens' log-probs, vLLM returns those for the whole batch, one row per
+        # request: whoever wants log-probs then gets one token in this step, its own.
+        single = [bool(metadata.logprob_token_ids) and self._params(i).logprobs is not None for i in range(len(ours))]
         rows_of = np.ones(len(ours), dtype=np.int64)
         for place in verification.places if verification is not None else ():
             rows_of[place.request] += len(place.tree)
@@ -72,7 +78,8 @@ class TreeSampler:
         accepted: dict[int, Accepted] = {}
         if verification is not None:
             with self._runner.drafter.tally.clock("verify"):
-                accepted = verification.accept(row_tokens, first_row.tolist(), ours)
+                walks = [mine and not alone for mine, alone in zip(ours, single, strict=True)]
+                accepted = verification.accept(row_tokens, first_row.tolist(), walks)
             for request, walked in accepted.items():
                 emitting[request] += [int(first_row[request]) + 1 + node for node in walked.path]
         emitted = [[row_tokens[row] for row in rows] for rows in emitting]
@@ -104,7 +111,7 @@ class TreeSampler:
         for place in verification.places if verification is not None else ():
             depths = np.asarray((0, *place.tree.depths))
             positions[first_row[place.request] :][: len(depths)] = place.root_position + 1 + depths
-        seeds = np.asarray([self._seed(request_id) for request_id in batch.req_ids], dtype=np.int64)
+        seeds = np.asarray([self._seeds.get(request_id, 0) for request_id in batch.req_ids], dtype=np.int64)
         device = self._runner.device
         return target_tokens(
             logits,
@@ -132,15 +139,6 @@ class TreeSampler:
             rows += [FeatureRow(int(first_row[request]) + i, request, params, path) for i, path in enumerate(paths)]
         return rows
 
-    def _seed(self, request_id: str) -> int:
-        seed = self._seeds.get(request_id)
-        if seed is None:
-            params = self._runner.requests[request_id].sampling_params
-            assert params is not None
-            seed = request_seed(request_id, params, self._runner.model_config.seed)
-            self._seeds[request_id] = seed
-        return seed
-
     def _logprobs(
         self,
         logits: torch.Tensor,
@@ -151,10 +149,14 @@ class TreeSampler:
     ) -> LogprobsTensors | None:
         """One row per request and emission place (vLLM's parser of padded outputs takes them so), or None."""
         width = max(len(rows) for rows in emitting)
-        if metadata.logprob_token_ids or self._runner.sampler.logprobs_mode != "raw_logprobs":
+        raw = self._runner.sampler.logprobs_mode == "raw_logprobs"
+        if metadata.logprob_token_ids or not raw:
             theirs = None if stock is None else stock.logprobs_tensors
-            if theirs is None or width == 1:
-                return theirs
+            if theirs is None:
+                return None
+            if raw:
+                first = [rows[0] for rows in emitting]
+                theirs = row_features.with_sampled(self._runner.sampler, theirs, logits[first], tokens[first])
             return LogprobsTensors(*(None if t is None else t.repeat_interleave(width, dim=0) for t in theirs))
         wants = [self._params(request).logprobs is not None for request in range(len(emitting))]
         asked = [rows if wanted else () for rows, wanted in zip(emitting, wants, strict=True)]

@@ -26,6 +26,11 @@ class TreeCPUWorker(CPUWorker):
                 f"Method 'specvlm' does not fit this vLLM: {broken[0].symbol} {broken[0].detail}; "
                 "run `specvlm doctor` and install a supported version."
             )
+        if self.vllm_config.kv_transfer_config is not None or self.use_v2_model_runner:
+            raise RuntimeError(
+                "Method 'specvlm' does not run with a KV connector or vLLM's second model runner; "
+                "leave them out of the configuration."
+            )
         ops.load()
         super().init_device()
         self.model_runner.__class__ = TreeModelRunner
