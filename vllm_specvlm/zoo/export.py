@@ -27,8 +27,10 @@ STAGES = ("target_sight", "draft_sight", "target", "draft_words", "draft_distil"
 HISTORY = (
     "target_sight and draft_sight: planned for 2500 steps, cut to 1300 and 2000 while the rate was still flat.",
     "target: five pictures per process and a plain-text conversation every second step up to step 200; then two"
-    " pictures, and plain text every fourth step. Running mean since step 350.",
-    "draft_words: 24 pictures a step up to step 400, then 12. Running mean since step 1100, naming loss since 1300.",
+    " pictures, and plain text every fourth step. Running mean since step 350. Drills every second step since 500.",
+    "draft_words: 24 pictures a step up to step 400, then 12. Running mean since step 1100, naming loss since 1300,"
+    " drills in two steps of three since 1700 (until then the draft was blind), two processes since 4100.",
+    "Planned lengths changed on the way: the rate fell only over the last steps of the target, from step 840.",
     "All at the lowest priority on a machine shared with other work: wall times do not measure the training's cost.",
 )
 

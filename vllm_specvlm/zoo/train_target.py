@@ -1,7 +1,8 @@
 """Teach the target to talk about what it sees: ``python -m vllm_specvlm.zoo.train_target --work DIR``.
 
 Needs ``DIR/target_sight.pt`` and ``DIR/chat.json``. Loss: cross-entropy of the right answers' tokens, several questions
-per picture. Trained: eye and adapters. State and curve are left in DIR; a killed run goes on where it was.
+per picture, in turn with drills (:mod:`vllm_specvlm.zoo.drill`). Trained: eye and adapters. State and curve are left in
+DIR; a killed run goes on where it was.
 """
 
 from __future__ import annotations
