@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 
 from machine import machine, versions
-from speedup import Method, chat, load
+from speedup import Method, chat, load_all
 
 
 def methods(draft: str) -> list[Method]:
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vllm_specvlm import zoo
 
     arguments.target, arguments.draft = zoo.resolve(arguments.target), zoo.resolve(arguments.draft)
-    engines = {method.name: load(method, arguments) for method in methods(arguments.draft)}
+    engines = load_all(methods(arguments.draft), arguments)
     prompts = [chat(engines["plain"], prompt) for prompt in zoo.prompts(arguments.prompts, seed=2)]
     plain = answers(engines["plain"], prompts, arguments.max_tokens, twice=arguments.twice)
     # One step of the logits' own type at their usual size (8 to 32), or float32 noise.
