@@ -76,9 +76,10 @@ def _recorded() -> dict[str, Any]:
 def test_recorded_figures_are_those_of_a_usable_pair() -> None:
     report = _recorded()
     right, wrong = report["target"]["right_picture"], report["target"]["wrong_picture"]
-    assert right["facts"] > 0.8 > wrong["facts"]
+    assert right["facts"] > 0.65 > 0.3 > wrong["facts"]
     assert report["nll"]["right_picture"] < 0.5 * report["nll"]["wrong_picture"]
-    assert 1.5 < report["acceptance"]["all"]["tokens_per_cycle"] <= 1 + evaluate.CHAIN
+    seeing, blind = (report["acceptance"][key] for key in ("all", "all_with_wrong_picture_for_draft"))
+    assert 1 + evaluate.CHAIN >= seeing["tokens_per_cycle"] > blind["tokens_per_cycle"] + 0.5
 
 
 @pytest.mark.slow
