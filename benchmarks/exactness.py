@@ -5,7 +5,8 @@ float32 and one thread nothing may differ. In bfloat16 the target's own linear l
 for several, so vLLM's own speculation differs from its plain decoding at ties; ours may do so no more often. With
 `--twice` every prompt is submitted twice, so that plain decoding runs with several rows too: then nothing may differ.
 
-For each difference the two tokens' log-probabilities under plain decoding are compared at the first differing position.
+Answers can differ only in steps that check drafts, so those are counted too. For each difference the two tokens'
+log-probabilities under plain decoding are compared at the first differing position.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 
+from engine import Engine, Method, Question, start
 from machine import machine, versions
-from speedup import Method, chat, load_all
+from speedup import chats, settings
 
 
 def methods(draft: str) -> list[Method]:
@@ -38,29 +40,26 @@ def methods(draft: str) -> list[Method]:
     ]
 
 
-def answers(llm: Any, prompts: Sequence[dict[str, Any]], max_tokens: int, *, twice: bool) -> list[tuple[int, ...]]:
-    """Greedy answers, one prompt at a time (or each beside its own copy)."""
-    from vllm import SamplingParams
-
-    params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
-    found = []
-    for prompt in prompts:
-        outputs = llm.generate([prompt] * (2 if twice else 1), params, use_tqdm=False)
-        found.append(tuple(outputs[0].outputs[0].token_ids))
-    return found
+def answers(
+    engine: Engine, prompts: Sequence[dict[str, Any]], max_tokens: int, *, twice: bool
+) -> tuple[list[tuple[int, ...]], int]:
+    """Greedy answers, one prompt at a time (or each beside its own copy), and how often the target checked drafts."""
+    copies = 2 if twice else 1
+    rounds = [engine.ask([Question(prompt, 0.0, max_tokens, seed=0)] * copies, copies) for prompt in prompts]
+    found = [answered.answers[0] for answered in rounds]
+    return [answer.token_ids for answer in found], sum(answer.checks for answer in found)
 
 
-def gap(llm: Any, prompt: dict[str, Any], shared: Sequence[int], ours: int, theirs: int) -> float:
-    """Difference of two tokens' log-probabilities under plain decoding after the shared text."""
-    from vllm import SamplingParams
-
-    ids = llm.get_tokenizer().encode(prompt["prompt"]) + list(shared)
-    request = {"prompt_token_ids": ids, "multi_modal_data": prompt["multi_modal_data"]}
-    output = llm.generate([request], SamplingParams(temperature=0.0, max_tokens=1, logprobs=20), use_tqdm=False)[0]
-    found = output.outputs[0].logprobs[0]
+def gap(
+    plain: Engine, prompt: dict[str, Any], encoded: Sequence[int], shared: Sequence[int], ours: int, theirs: int
+) -> float:
+    """Difference of two tokens' log-probabilities under plain decoding of `encoded`, the prompt, and shared text."""
+    request = {"prompt_token_ids": [*encoded, *shared], "multi_modal_data": prompt["multi_modal_data"]}
+    (answer,) = plain.ask([Question(request, 0.0, 1, seed=0, logprobs=20)], 1).answers
+    found = answer.first_logprobs
     if ours not in found or theirs not in found:
         return float("inf")
-    return abs(found[ours].logprob - found[theirs].logprob)
+    return abs(found[ours] - found[theirs])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,25 +77,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vllm_specvlm import zoo
 
     arguments.target, arguments.draft = zoo.resolve(arguments.target), zoo.resolve(arguments.draft)
-    engines = load_all(methods(arguments.draft), arguments)
-    prompts = [chat(engines["plain"], prompt) for prompt in zoo.prompts(arguments.prompts, seed=2)]
-    plain = answers(engines["plain"], prompts, arguments.max_tokens, twice=arguments.twice)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.target)
+    engines = start(methods(arguments.draft), settings(arguments))
+    prompts = chats(arguments.target, zoo.prompts(arguments.prompts, seed=2))
+    plain, _ = answers(engines["plain"], prompts, arguments.max_tokens, twice=arguments.twice)
     # One step of the logits' own type at their usual size (8 to 32), or float32 noise.
     bound = 0.26 if arguments.dtype == "bfloat16" else 1e-3
     rows, worst = [], 0.0
-    for name, llm in engines.items():
+    for name, engine in engines.items():
         if name == "plain":
             continue
         differing = []
-        found = answers(llm, prompts, arguments.max_tokens, twice=arguments.twice)
+        found, checks = answers(engine, prompts, arguments.max_tokens, twice=arguments.twice)
         for prompt, ours, theirs in zip(prompts, found, plain, strict=True):
             if ours == theirs:
                 continue
             at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
-            differing.append(round(gap(engines["plain"], prompt, theirs[:at], ours[at], theirs[at]), 4))
+            encoded = tokenizer.encode(prompt["prompt"])
+            differing.append(round(gap(engines["plain"], prompt, encoded, theirs[:at], ours[at], theirs[at]), 4))
         worst = max([worst, *differing])
-        rows.append({"method": name, "prompts": len(prompts), "different": len(differing), "gaps": sorted(differing)})
-        print(f"{name:14} {len(differing):4} of {len(prompts)} differ; gaps {sorted(differing)[-5:]}", flush=True)
+        rows.append(
+            {
+                "method": name,
+                "prompts": len(prompts),
+                "checks": checks,
+                "different": len(differing),
+                "gaps": sorted(differing),
+            }
+        )
+        print(
+            f"{name:14} {len(differing):4} of {len(prompts)} differ in {checks} checks of drafts;"
+            f" gaps {sorted(differing)[-5:]}",
+            flush=True,
+        )
     if arguments.json:
         report = {
             "machine": machine(),

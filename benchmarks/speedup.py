@@ -1,9 +1,9 @@
 """Is it faster, and is it the same: plain vLLM, vLLM's ngram and our drafters, interleaved in one run.
 
-All engines live in one process and take turns, so that a slow minute of the machine hits all of them. `speedup` is the
-ratio of plain vLLM's TPOT to the method's (decoding only); `speedup_end_to_end` the ratio of times for the whole batch,
-prompt included. Medians over the repetitions. With `--dtype bfloat16` or several threads, answers may differ from plain
-decoding at near-ties; `identical_share` says how many did not.
+Each engine has a process of its own and they take turns, so that a slow minute of the machine hits all of them.
+`speedup` is the ratio of plain vLLM's TPOT to the method's (decoding only); `speedup_end_to_end` the ratio of times for
+the whole batch, prompt included. Medians over the repetitions. With `--dtype bfloat16` or several threads, answers may
+differ from plain decoding at near-ties; `identical_share` says how many did not.
 """
 
 from __future__ import annotations
@@ -11,43 +11,14 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import statistics
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Read once, at vLLM's import: the engines run inside this process, on all of its cores.
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
+from engine import Engine, Method, Question, Round, acceptance_length, median_tpot_ms, start
 from machine import machine, versions
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the table: its name and the speculative configuration."""
-
-    name: str
-    speculative: dict[str, Any] | None
-
-
-@dataclass
-class Run:
-    """One batch of one method, and what it showed."""
-
-    tokens: int
-    seconds: float
-    tpot_ms: list[float]
-    ttft_ms: list[float]
-    drafts: int
-    accepted: int
-    texts: list[tuple[int, ...]] = field(default_factory=list)
 
 
 def methods(draft: str) -> list[Method]:
@@ -68,83 +39,49 @@ def methods(draft: str) -> list[Method]:
     ]
 
 
-def load(method: Method, arguments: argparse.Namespace) -> Any:
-    """An engine for the method; all engines have the same settings otherwise."""
-    from vllm import LLM
-
-    return LLM(
-        model=arguments.target,
-        dtype=arguments.dtype,
-        enforce_eager=not arguments.compiled,
-        max_model_len=1024,
-        max_num_seqs=max(arguments.concurrency),
-        kv_cache_memory_bytes=512 << 20,
-        enable_prefix_caching=False,
-        seed=0,
-        disable_log_stats=False,
-        per_request_spec_decode_metrics="none" if method.speculative is None else "summary",
-        speculative_config=method.speculative,
-    )
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What all engines have in common."""
+    return {
+        "model": arguments.target,
+        "dtype": arguments.dtype,
+        "enforce_eager": not arguments.compiled,
+        "max_model_len": 1024,
+        "max_num_seqs": max(arguments.concurrency),
+        "kv_cache_memory_bytes": 512 << 20,
+        "enable_prefix_caching": False,
+    }
 
 
-def load_all(chosen: Sequence[Method], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Engines by name, in the order of `chosen`.
-
-    vLLM's ngram is loaded last: it imports numba, after which vLLM 0.32 cannot make another engine in the process.
-    """
-    engines: dict[str, Any] = {}
-    for method in sorted(chosen, key=lambda m: (m.speculative or {}).get("method") == "ngram"):
-        print(f"loading {method.name}", file=sys.stderr)
-        engines[method.name] = load(method, arguments)
-    return {method.name: engines[method.name] for method in chosen}
-
-
-def run(llm: Any, prompts: Sequence[dict[str, Any]], temperature: float, max_tokens: int) -> Run:
-    """Answer all prompts at once and time it."""
-    from vllm import SamplingParams
-
-    params = [SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=i) for i in range(len(prompts))]
-    started = time.perf_counter()
-    outputs = llm.generate(list(prompts), params, use_tqdm=False)
-    seconds = time.perf_counter() - started
-    result = Run(0, seconds, [], [], 0, 0)
-    for output in outputs:
-        answer, stats = output.outputs[0], output.metrics
-        result.texts.append(tuple(answer.token_ids))
-        result.tokens += len(answer.token_ids)
-        if len(answer.token_ids) > 1:
-            result.tpot_ms.append(1e3 * (stats.last_token_ts - stats.first_token_ts) / (len(answer.token_ids) - 1))
-        result.ttft_ms.append(1e3 * stats.first_token_latency)
-        if answer.spec_decode_metrics is not None:
-            histogram = answer.spec_decode_metrics.histogram
-            result.drafts += sum(histogram)
-            result.accepted += sum(length * count for length, count in enumerate(histogram))
-    return result
-
-
-def measure(engines: dict[str, Any], prompts: Sequence[dict[str, Any]], setting: dict[str, Any], repeats: int) -> Any:
-    """Median figures per method; `prompts` are answered `concurrency` at a time, the methods taking turns."""
+def measure(
+    engines: dict[str, Engine], prompts: Sequence[dict[str, Any]], setting: dict[str, Any], repeats: int
+) -> dict[str, list[Round]]:
+    """The rounds of each method; `prompts` are answered `concurrency` at a time, the methods taking turns."""
     size = setting["concurrency"]
     batches = [prompts[i : i + size] for i in range(0, len(prompts) - size + 1, size)]
-    runs: dict[str, list[Run]] = {name: [] for name in engines}
+    rounds: dict[str, list[Round]] = {name: [] for name in engines}
     for _ in range(repeats):
         for batch in batches:
-            for name, llm in engines.items():
-                runs[name].append(run(llm, batch, setting["temperature"], setting["max_tokens"]))
-    return runs
+            questions = [
+                Question(prompt, setting["temperature"], setting["max_tokens"], seed)
+                for seed, prompt in enumerate(batch)
+            ]
+            for name, engine in engines.items():
+                rounds[name].append(engine.ask(questions, size))
+    return rounds
 
 
-def rows(runs: dict[str, list[Run]], setting: dict[str, Any]) -> list[dict[str, Any]]:
+def rows(rounds: dict[str, list[Round]], setting: dict[str, Any]) -> list[dict[str, Any]]:
     """A row per method, compared with plain batch by batch."""
-    plain = runs["plain"]
+    plain = rounds["plain"]
+    greedy = setting["temperature"] == 0.0
+    base = median_tpot_ms(plain)
     made = []
-    for name, mine in runs.items():
-        tpot = statistics.median(t for r in mine for t in r.tpot_ms)
-        base = statistics.median(t for r in plain for t in r.tpot_ms)
-        texts = [(a, b) for r, p in zip(mine, plain, strict=True) for a, b in zip(r.texts, p.texts, strict=True)]
-        same = sum(a == b for a, b in texts) / len(texts)
-        drafts = sum(r.drafts for r in mine)
-        greedy = setting["temperature"] == 0.0
+    for name, mine in rounds.items():
+        pairs = list(zip(mine, plain, strict=True))
+        answers = [(a, b) for ours, theirs in pairs for a, b in zip(ours.answers, theirs.answers, strict=True)]
+        same = sum(a.token_ids == b.token_ids for a, b in answers) / len(answers)
+        tpot = median_tpot_ms(mine)
+        end_to_end = [(theirs.seconds / theirs.tokens) / (ours.seconds / ours.tokens) for ours, theirs in pairs]
         made.append(
             {
                 "method": name,
@@ -152,18 +89,13 @@ def rows(runs: dict[str, list[Run]], setting: dict[str, Any]) -> list[dict[str, 
                 "temperature": setting["temperature"],
                 "tokens_per_s": round(sum(r.tokens for r in mine) / sum(r.seconds for r in mine), 2),
                 "tpot_ms": round(tpot, 3),
-                "ttft_ms": round(statistics.median(t for r in mine for t in r.ttft_ms), 2),
+                "ttft_ms": round(statistics.median(a.ttft_ms for a, _ in answers), 2),
                 "speedup": round(base / tpot, 3),
-                "speedup_end_to_end": round(
-                    statistics.median(
-                        (p.seconds / p.tokens) / (r.seconds / r.tokens) for r, p in zip(mine, plain, strict=True)
-                    ),
-                    3,
-                ),
-                "acceptance_length": round(1 + sum(r.accepted for r in mine) / drafts, 3) if drafts else 1.0,
+                "speedup_end_to_end": round(statistics.median(end_to_end), 3),
+                "acceptance_length": round(acceptance_length(mine), 3),
                 "identical": same == 1.0 if greedy else None,
                 "identical_share": round(same, 4) if greedy else None,
-                "answers": len(texts),
+                "answers": len(answers),
                 "tokens": sum(r.tokens for r in mine),
             }
         )
@@ -200,24 +132,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     arguments.target, arguments.draft = zoo.resolve(arguments.target), zoo.resolve(arguments.draft)
     chosen = [m for m in methods(arguments.draft) if not arguments.methods or m.name in ("plain", *arguments.methods)]
-    engines = load_all(chosen, arguments)
-    prompts = [chat(engines["plain"], prompt) for prompt in zoo.prompts(arguments.prompts, seed=1)]
-    warm = {"concurrency": 2, "temperature": 0.0, "max_tokens": 24}
-    measure(engines, prompts[:2], warm, 1)
-    measure(engines, prompts[:2], {**warm, "temperature": 1.0}, 1)
+    engines = start(chosen, settings(arguments))
+    prompts = chats(arguments.target, zoo.prompts(arguments.prompts, seed=1))
+    for temperature in (0.0, 1.0):  # warm up
+        measure(engines, prompts[:2], {"concurrency": 2, "temperature": temperature, "max_tokens": 24}, 1)
     table: list[dict[str, Any]] = []
     for concurrency in arguments.concurrency:
         for temperature in arguments.temperature:
             setting = {"concurrency": concurrency, "temperature": temperature, "max_tokens": arguments.max_tokens}
             table += rows(measure(engines, prompts, setting, arguments.repeats), setting)
             show(table[-len(engines) :])
-    ours = {m.name for m in chosen if (m.speculative or {}).get("method") == "specvlm"}
-    tallies = {name: engines[name].collective_rpc("specvlm_tally")[0] for name in engines if name in ours}
+    tallies = {name: tally for name, engine in engines.items() if (tally := engine.tally()) is not None}
+    for engine in engines.values():
+        engine.close()
     if arguments.json:
         report = {
             "machine": machine(),
             "versions": versions(),
-            "mode": {"dtype": arguments.dtype, "compiled": arguments.compiled, "in_process": True},
+            "mode": {"dtype": arguments.dtype, "compiled": arguments.compiled},
             "date": datetime.date.today().isoformat(),
             "command": ["benchmarks/speedup.py", *(argv or sys.argv[1:])],
             "rows": table,
@@ -226,13 +158,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def chat(llm: Any, prompt: Any) -> dict[str, Any]:
-    """A prompt as `LLM.generate` takes it, through the model's own chat template."""
-    content = [{"type": "image"}, {"type": "text", "text": prompt.question}]
-    text = llm.get_tokenizer().apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-    return {"prompt": text, "multi_modal_data": {"image": prompt.picture}}
+def chats(target: str, prompts: Sequence[Any]) -> list[dict[str, Any]]:
+    """Prompts as `LLM.generate` takes them, through the model's own chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(target)
+
+    def text(question: str) -> str:
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        said: str = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        return said
+
+    return [{"prompt": text(p.question), "multi_modal_data": {"image": p.picture}} for p in prompts]
 
 
 def show(table: Sequence[dict[str, Any]]) -> None:

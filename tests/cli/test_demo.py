@@ -120,9 +120,14 @@ def test_a_difference_in_bfloat16_is_said_plainly(engines: SimpleNamespace, caps
 def test_a_busy_machine_is_mentioned(engines: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main([]) == 0
     assert "busy" not in capsys.readouterr().out
+    assert demo.main(["--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["warning"] is None
     engines.specvlm = replace(FAST, rates=[20.0, 50.0, 52.0])
     assert demo.main([]) == 0
-    assert "20.0 to 52.0 tokens/s" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.index("20.0 to 52.0 tokens/s") < said.index("ratio  ")
+    assert demo.main(["--json"]) == 0
+    assert "20.0 to 52.0 tokens/s" in json.loads(capsys.readouterr().out)["warning"]
 
 
 def test_a_failed_engine_is_shown(

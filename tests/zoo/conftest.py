@@ -13,10 +13,10 @@ from vllm_specvlm.zoo.gguf_file import GgufFile
 
 @pytest.fixture(scope="session")
 def gguf() -> GgufFile:
-    """SmolLM2's file; tests that need it are skipped where it cannot be had."""
+    """SmolLM2's file; tests that need it are skipped where it cannot be fetched, and fail where it is damaged."""
     try:
         return GgufFile(language_model.find_gguf(zoo.default_home()))
-    except zoo.ZooError as error:
+    except zoo.DownloadError as error:
         pytest.skip(str(error))
 
 

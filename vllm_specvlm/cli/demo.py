@@ -24,6 +24,7 @@ from vllm_specvlm.cli.model_names import resolve
 REFERENCE_TARGET = "specvlm/reference-target"
 REFERENCE_DRAFT = "specvlm/reference-draft"
 MAX_NODES = 127
+WIDTH = 96  # characters of a line for people
 
 
 def _count(low: int, high: int) -> Any:
@@ -119,6 +120,7 @@ def result_of(request: Request, plain: Measurement, specvlm: Measurement) -> dic
         "specvlm_total_s": round(specvlm.total_s, 4),
         "tokens": len(specvlm.token_ids),
         "drafts": specvlm.drafts,
+        "warning": unrest(plain, specvlm),
         "runs": len(plain.rates),
         "plain_runs_tokens_per_s": [round(rate, 3) for rate in plain.rates],
         "specvlm_runs_tokens_per_s": [round(rate, 3) for rate in specvlm.rates],
@@ -138,23 +140,29 @@ def verdict(result: dict[str, Any]) -> str:
             "The answers differ. In bfloat16 that happens where two tokens score almost alike and rounding decides; "
             "--dtype float32 compares without rounding in the way."
         )
-    return "The answers differ, which must not happen in float32: run `specvlm doctor` and report what it says."
+    return (
+        "The answers differ, which must not happen in float32: run `./run doctor` (or `specvlm doctor`) and report"
+        " what it says."
+    )
 
 
-def unrest(result: dict[str, Any]) -> str:
-    """A warning if the runs of one engine differ by more than a quarter, else nothing."""
-    for which in ("plain", "specvlm"):
-        rates = result[f"{which}_runs_tokens_per_s"]
-        if max(rates) > 1.25 * min(rates):
-            return f" The runs differ much ({min(rates):.1f} to {max(rates):.1f} tokens/s): is this machine busy?"
-    return ""
+def unrest(*engines: Measurement) -> str | None:
+    """A warning if the runs of one engine differ by more than a quarter."""
+    for measured in engines:
+        slowest, fastest = min(measured.rates), max(measured.rates)
+        if fastest > 1.25 * slowest:
+            return (
+                f"The runs differ much ({slowest:.1f} to {fastest:.1f} tokens/s), so the ratio says little:"
+                " is this machine busy?"
+            )
+    return None
 
 
 def report(result: dict[str, Any]) -> str:
     """The result for people to read."""
 
     def answer(title: str, text: str) -> str:
-        return f"{bold(title)}\n{textwrap.indent(textwrap.fill(text.strip(), 96), '  ')}\n"
+        return f"{bold(title)}\n{textwrap.indent(textwrap.fill(text.strip(), WIDTH), '  ')}\n"
 
     def line(title: str, which: str) -> str:
         return (
@@ -165,18 +173,22 @@ def report(result: dict[str, Any]) -> str:
     parts = [answer("Question", result["prompt"]), answer("plain vLLM", result["plain_text"])]
     if not result["identical"]:
         parts.append(answer("specvlm", result["specvlm_text"]))
+    footing = (
+        f"Acceptance length {result['acceptance_length']:.2f}: tokens per check of the target, the one it adds itself"
+        f" counted. {result['dtype']}, {result['mode']}, median of {result['runs']}."
+    )
     return "\n".join(
         [
             *parts,
             verdict(result),
+            *([bold(textwrap.fill(result["warning"], WIDTH))] if result["warning"] else []),
             "",
             f"  {'':<10}  {'decoding':>18}  {'first token':>13}  {'in all':>10}",
             line("plain vLLM", "plain"),
             line("specvlm", "specvlm"),
             f"  {'ratio':<10}  {result['speedup']:>17.2f}x  {'':>13}  {result['end_to_end_speedup']:>9.2f}x",
             "",
-            f"Acceptance length {result['acceptance_length']:.2f}: tokens per check of the target, the one it adds"
-            f" itself counted. {result['dtype']}, {result['mode']}, median of {result['runs']}.{unrest(result)}",
+            textwrap.fill(footing, WIDTH),
         ]
     )
 
@@ -208,7 +220,7 @@ def main(argv: Sequence[str]) -> int:
         say("specvlm answers")
         specvlm = run_measurement(request, options.verbose)
     except RuntimeError as error:
-        say(f"{error}\nspecvlm demo: the engine above failed; `specvlm doctor` may know why.")
+        say(f"{error}\nspecvlm demo: the engine above failed; `./run doctor` (or `specvlm doctor`) may know why.")
         return 1
     result = result_of(request, plain, specvlm)
     print(json.dumps(result) if options.json else report(result))

