@@ -33,6 +33,14 @@ class Drafter(Protocol):
         """At most top_k children for every row of the frontier, best first; levels come in order since `open`."""
         ...
 
+    def backlog(self, request_id: str) -> int:
+        """Rows that `open` would have to compute for this request besides its root; 0 for one that has caught up."""
+        ...
+
+    def rehearse(self, rows: int) -> None:
+        """Do the work of a pass over so many rows, for a stopwatch; it leaves nothing behind."""
+        ...
+
     def finish(self, request_id: str) -> None:
         """The request is over; forget it. Not an error for one that is not known."""
         ...

@@ -111,6 +111,13 @@ class LookupDrafter:
             if self._ring is not None:
                 self._ring.add(text.tokens[start:])
 
+    def backlog(self, request_id: str) -> int:
+        """None: there is nothing to compute."""
+        return 0
+
+    def rehearse(self, rows: int) -> None:
+        """There is nothing to compute."""
+
     def open(self, request_ids: Sequence[str]) -> None:
         """The batch to draft for."""
         self._batch = list(request_ids)

@@ -108,6 +108,12 @@ LEDGER: tuple[Symbol, ...] = (
         "runs the draft",
         ("attn_metadata", "vllm_config", "num_tokens"),
     ),
+    Symbol(
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner._dummy_run",
+        "called",
+        "times passes of the target before the first request",
+        ("num_tokens",),
+    ),
     Symbol("vllm.config.utils:replace", "called", "the draft's view of the configuration"),
     Symbol("vllm.config:ModelConfig", "called", "the draft's configuration"),
     Symbol("vllm.config:ModelConfig.uses_mrope", "called", "which positions the draft takes"),

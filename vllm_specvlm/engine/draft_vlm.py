@@ -118,10 +118,7 @@ class DraftVLM:
 
     def warm_up(self) -> None:
         """One pass without attention, which compiles the draft when compilation is on."""
-        rows = self._config.scheduler_config.max_num_batched_tokens
-        mrope = self._model_config.uses_mrope
-        positions = np.zeros((self._model_config.mrope_num_dims, rows) if mrope else rows, dtype=np.int64)
-        self._network.forward(self._ids(np.zeros(rows)), self._tensor(positions), None, None, None)
+        self.rehearse(self._config.scheduler_config.max_num_batched_tokens)
 
     # -- the life of a request -----------------------------------------------------------------------------------
 
@@ -130,6 +127,19 @@ class DraftVLM:
 
     def advance(self, request_id: str, tokens: Sequence[int]) -> None:
         """As `begin`."""
+
+    def backlog(self, request_id: str) -> int:
+        """Confirmed tokens before the root whose K/V the draft does not have."""
+        row = self._runner.input_batch.req_id_to_index[request_id]
+        root = int(self._runner.input_batch.num_tokens_no_spec[row]) - 1
+        return len(self._blocks.missing(self._table(row), self._fed.get(request_id, 0), root))
+
+    def rehearse(self, rows: int) -> None:
+        """A pass without attention, and its candidates."""
+        mrope = self._model_config.uses_mrope
+        positions = np.zeros((self._model_config.mrope_num_dims, rows) if mrope else rows, dtype=np.int64)
+        hidden = self._network.forward(self._ids(np.zeros(rows)), self._tensor(positions), None, None, None)
+        self._network.candidates(hidden, 1, self._vocabulary)
 
     def finish(self, request_id: str) -> None:
         """Forget the request; its blocks keep their marks, since vLLM may still share them."""

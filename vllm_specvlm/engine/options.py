@@ -23,10 +23,13 @@ class SpecVLMOptions:
 
     model: str | None = None
     """Directory or name of the draft VLM; without it the model-free lookup drafter is used."""
-    num_speculative_tokens: int = 8
-    """Node budget of one request's tree, 1 to 127: how many drafted tokens the target checks in one step."""
+    num_speculative_tokens: int = 16
+    """Node budget of one request's tree, 1 to 127: how many drafted tokens the target checks in one step, at most."""
     tree: str = "dynamic"
     """`dynamic` grows the tree best-first by draft probability; `chain` drafts one path."""
+    planner: bool | None = None
+    """Decide in every step, by measured costs, how much of the budget to use, nothing included. Default: true for
+    dynamic trees, false (and not to be had) for chains and fixed trees."""
     paths: tuple[tuple[int, ...], ...] | None = None
     """A fixed tree: every node as its path of child ranks from the root, such as [[0], [1], [0, 0]]."""
     depth: int | None = None
@@ -62,7 +65,11 @@ class SpecVLMOptions:
         if self.depth is not None:
             _require_int("depth", self.depth, 1, MAX_NODES)
         for name, hint in hints.items():
-            if hint is bool and not isinstance(getattr(self, name), bool):
+            if (
+                hint in (bool, bool | None)
+                and getattr(self, name) is not None
+                and not isinstance(getattr(self, name), bool)
+            ):
                 raise ValueError(f"Option '{name}' is {getattr(self, name)!r}; write true or false.")
         if self.model is not None and (not isinstance(self.model, str) or not self.model):
             raise ValueError(f"Option 'model' is {self.model!r}; write the draft's directory or name, or leave it out.")
@@ -70,6 +77,8 @@ class SpecVLMOptions:
             raise ValueError(f"Option 'tree' is {self.tree!r}; write 'dynamic' or 'chain', or give 'paths'.")
         if self.paths is not None and self.tree == "chain":
             raise ValueError("Options 'paths' and 'tree': 'chain' exclude each other; leave one out.")
+        if self.planner and not self._dynamic:
+            raise ValueError("Option 'planner' needs dynamic trees; leave it out, or leave 'tree' and 'paths' out.")
         if self.lookup_min_match > self.lookup_max_match:
             raise ValueError(
                 f"Option 'lookup_min_match' is {self.lookup_min_match}, above 'lookup_max_match' "
@@ -97,6 +106,15 @@ class SpecVLMOptions:
                     f"{len(values['paths'])} nodes; leave 'num_speculative_tokens' out."
                 )
         return cls(**values)
+
+    @property
+    def _dynamic(self) -> bool:
+        return self.tree == "dynamic" and self.paths is None
+
+    @property
+    def plans(self) -> bool:
+        """Whether the planner decides how much to speculate."""
+        return self._dynamic if self.planner is None else self.planner
 
     def shape(self) -> TreeShape:
         """The tree the builder grows under these options."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from vllm.distributed.parallel_state import get_tp_group
 
@@ -39,6 +41,14 @@ class Peers:
         """Vote that the drafter failed here."""
         if not self.alone:
             self._vote(False)
+
+    def share(self, values: list[Any]) -> list[Any]:
+        """The first rank's values, on every rank."""
+        if self.alone:
+            return values
+        box = [values]
+        torch.distributed.broadcast_object_list(box, src=self._group.ranks[0], group=self._group.cpu_group)
+        return box[0]
 
     def _vote(self, well: bool) -> bool:
         ballot = torch.tensor([int(well)], dtype=torch.int32)

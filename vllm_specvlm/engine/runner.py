@@ -58,6 +58,16 @@ class TreeModelRunner(CPUModelRunner):
         if self.compilation_config.mode != CompilationMode.NONE:
             self.drafter.warm_up()
 
+    def start_planning(self) -> None:
+        """Let the speculator measure passes of target and draft; both are loaded, compiled and have their cache."""
+        self.drafter.start_planning(self._rehearse, self.max_num_tokens)
+
+    @torch.inference_mode()
+    def _rehearse(self, rows: int) -> None:
+        """A pass of the target over so many rows, for the planner's stopwatch."""
+        hidden, _ = self._dummy_run(rows)
+        self.model.compute_logits(hidden[:rows])
+
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
         """Decode the trees the scheduler carried as flat integers; vLLM sees plain token ids from here on."""
         self.drafter.observe_schedule(scheduler_output)

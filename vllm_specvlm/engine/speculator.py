@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm.config import VllmConfig
@@ -15,8 +14,14 @@ from vllm_specvlm.engine.draft_vlm import DraftVLM
 from vllm_specvlm.engine.log import logger_for
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
 from vllm_specvlm.engine.peers import PeerFailedError, Peers
-from vllm_specvlm.engine.sampling import plain_reason
+from vllm_specvlm.engine.planned_growth import Growable, PlannedGrowth
+from vllm_specvlm.engine.rehearsal import rehearse
+from vllm_specvlm.engine.request_wish import RequestWish
+from vllm_specvlm.engine.sampling import GREEDY_BELOW, plain_reason
+from vllm_specvlm.engine.step_clock import StepClock
 from vllm_specvlm.engine.tally import Tally
+from vllm_specvlm.schedule.answer_lengths import AnswerLengths
+from vllm_specvlm.schedule.planner import Candidate, Mode, Planner
 from vllm_specvlm.tree.accept import Accepted
 from vllm_specvlm.tree.flat_code import FlatCode
 from vllm_specvlm.tree.grow import grow
@@ -34,15 +39,6 @@ _STOCK_RUNNER = (
     "Method 'specvlm' was configured by hand; start the engine with "
     '--speculative-config \'{"method": "specvlm", ...}\' and without --worker-cls.'
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A request that may have a tree of so many nodes and levels."""
-
-    request_id: str
-    nodes: int
-    depth: int
 
 
 class Speculator:
@@ -73,6 +69,10 @@ class Speculator:
         self._failure: Exception | None = None
         self._known: dict[str, int] = {}
         self._plain: dict[str, bool] = {}
+        self._wishes: dict[str, RequestWish] = {}
+        self._planned: PlannedGrowth | None = None
+        self._clock: StepClock | None = None
+        self._lengths = AnswerLengths()
 
     def load_model(self, target_model: object) -> None:
         """Load the draft's weights, if there is a draft model."""
@@ -96,6 +96,14 @@ class Speculator:
         if self._vlm is not None:
             self._vlm.warm_up()
 
+    def start_planning(self, target: Callable[[int], object], most_rows: int) -> None:
+        """Measure what passes cost, and plan from now on; `target` is a pass of the target over so many rows."""
+        if self._drafter is None or not self.options.plans:
+            return
+        costs = rehearse(target, self._drafter.rehearse, most_rows, self._peers)
+        self._clock = StepClock(costs, self._peers)
+        self._planned = PlannedGrowth(Planner(costs), self._clock)
+
     def propose(self, *args: Any, **kwargs: Any) -> list[list[int]]:
         """Never called by our runner, which drafts in `draft`; vLLM requires a proposer to have it."""
         raise RuntimeError(_STOCK_RUNNER)
@@ -114,9 +122,17 @@ class Speculator:
 
     def observe_schedule(self, scheduled: SchedulerOutput) -> None:
         """Before a step: forget finished requests and note which cache blocks changed hands."""
+        if self._clock is not None:
+            self._clock.observe_schedule(scheduled)
+        for request_id in scheduled.finished_req_ids:
+            if (state := self._runner.requests.get(request_id)) is not None:
+                self._lengths.observe(len(state.output_token_ids))
         anew = [request.req_id for request in scheduled.scheduled_new_reqs]
         for request_id in (*scheduled.finished_req_ids, *anew):
             self._plain.pop(request_id, None)
+            self._wishes.pop(request_id, None)
+            if self._planned is not None:
+                self._planned.forget(request_id)
             if self._known.pop(request_id, None) is not None:
                 self._watch(lambda drafter: drafter.finish(request_id))  # noqa: B023 - called at once
         vlm = self._vlm
@@ -138,6 +154,9 @@ class Speculator:
             self.tally.trees += 1
             self.tally.nodes += len(place.tree)
             self.tally.accepted += len(accepted[place.request].path)
+        if self._planned is not None:
+            ids = self._runner.input_batch.req_ids
+            self._planned.observe_accepted({ids[p.request]: (p.tree, accepted[p.request]) for p in places})
 
     def draft(self, sampled: Sequence[bool], code: FlatCode) -> dict[str, list[int]]:
         """Encoded trees for the next step by request id; requests without one are decoded plainly.
@@ -161,42 +180,90 @@ class Speculator:
 
     def _draft(self, sampled: Sequence[bool], code: FlatCode) -> dict[str, list[int]]:
         assert self._drafter is not None
+        step = self._clock.begin_drafting() if self._clock is not None else 0.0
         if self._failure is not None:
             raise self._failure
         batch = self._batch(sampled)
-        trees = self._grow(self._drafter, batch) if batch else {}
-        codes = {request_id: code.encode(tree) for request_id, tree in trees.items()}
+        if self._planned is not None:
+            trees = self._grow_planned(self._drafter, self._planned, batch, sum(sampled), step)
+        else:
+            trees = self._grow(self._drafter, batch) if batch else {}
+        codes = {request_id: code.encode(tree) for request_id, tree in trees.items() if len(tree)}
         self._peers.agree()
+        if self._clock is not None:
+            self._clock.end_drafting()
         return codes
 
-    def _batch(self, sampled: Sequence[bool]) -> list[_Candidate]:
+    def _batch(self, sampled: Sequence[bool]) -> list[Growable]:
         """The requests that may have a tree, in batch order."""
         runner = self._runner
-        candidates = []
+        batch = []
         for row, (request_id, has_token) in enumerate(zip(runner.input_batch.req_ids, sampled, strict=True)):
             if not has_token or not self.verifies(request_id):
                 continue
             state = runner.requests[request_id]
             if state.prompt_token_ids is None:
                 continue
+            wish = self._wish(request_id)
             # Verification yields one token more than it accepts: a last token needs no draft.
             most = state.sampling_params.max_tokens or runner.max_model_len
-            depth = most - len(state.output_token_ids) - 1
+            depth = min(most - len(state.output_token_ids) - 1, wish.depth)
             room = runner.max_model_len - int(runner.input_batch.num_tokens_no_spec[row]) - 1
-            if depth > 0 and room > 0:
-                candidates.append(_Candidate(request_id, min(self.shape.nodes, room), depth))
-        return candidates
+            nodes = min(self.shape.nodes, room, wish.nodes)
+            if depth > 0 and nodes > 0:
+                sampling = state.sampling_params.temperature >= GREEDY_BELOW
+                batch.append(Growable(request_id, nodes, depth, sampling, bool(state.mm_features)))
+        return batch
 
-    def _grow(self, drafter: Drafter, batch: Sequence[_Candidate]) -> dict[str, TokenTree]:
-        for candidate in batch:
-            self._tell(drafter, candidate.request_id)
-        drafter.open([candidate.request_id for candidate in batch])
-        shape = self.shape
-        if shape.paths is None:
-            shape = replace(shape, depth=min(shape.depth, max(candidate.depth for candidate in batch)))
-        grown = grow(drafter, shape, [candidate.nodes for candidate in batch], range(len(batch)))
-        trees = {batch[i].request_id: tree.upto_depth(batch[i].depth) for i, tree in grown.items()}
-        return {request_id: tree for request_id, tree in trees.items() if len(tree)}
+    def _wish(self, request_id: str) -> RequestWish:
+        """What the request asks of us; one that cannot be understood asks nothing."""
+        wish = self._wishes.get(request_id)
+        if wish is None:
+            try:
+                wish = RequestWish.parse(self._runner.requests[request_id].sampling_params.extra_args)
+            except ValueError as error:
+                logger.warning_once("%s The request is answered as if it had not said so.", error)
+                wish = RequestWish()
+            self._wishes[request_id] = wish
+        return wish
+
+    def _grow(self, drafter: Drafter, batch: Sequence[Growable]) -> dict[str, TokenTree]:
+        """Trees of the options' own size."""
+        for growable in batch:
+            self._tell(drafter, growable.request_id)
+        drafter.open([growable.request_id for growable in batch])
+        grown = grow(
+            drafter,
+            self.shape,
+            [growable.nodes for growable in batch],
+            range(len(batch)),
+            [growable.depth for growable in batch],
+        )
+        return {batch[i].request_id: tree for i, tree in grown.items()}
+
+    def _grow_planned(
+        self, drafter: Drafter, planned: PlannedGrowth, batch: Sequence[Growable], requests: int, step: float
+    ) -> dict[str, TokenTree]:
+        """Trees of the planner's choice, for a next step in which so many `requests` decode."""
+        assert self._clock is not None
+        planner = planned.planner
+        planner.overhead = self._clock.overhead
+        planner.spent(step)
+        candidates = [self._candidate(drafter, growable) for growable in batch]
+        plan = planner.plan(requests, candidates)
+        self.tally.plans[plan.mode.value] += 1
+        if plan.mode is Mode.PLAIN:
+            return {}
+        chosen = [batch[i] for i in plan.chosen]
+        for growable in chosen:
+            self._tell(drafter, growable.request_id)
+        backlog = sum(candidates[i].backlog for i in plan.chosen)
+        return planned.grow(drafter, chosen, backlog, self.shape)
+
+    def _candidate(self, drafter: Drafter, growable: Growable) -> Candidate:
+        state = self._runner.requests[growable.request_id]
+        remaining = self._lengths.remaining(len(state.output_token_ids), growable.depth + 1)
+        return Candidate(drafter.backlog(growable.request_id), remaining)
 
     def _tell(self, drafter: Drafter, request_id: str) -> None:
         """Bring the drafter's idea of a request up to the confirmed tokens."""

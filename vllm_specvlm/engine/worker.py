@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.worker_base import CompilationTimes
 
 from vllm_specvlm import ops
 from vllm_specvlm.engine import compat
@@ -35,6 +36,11 @@ class TreeCPUWorker(CPUWorker):
         super().init_device()
         self.model_runner.__class__ = TreeModelRunner
         self.model_runner.adopt()
+
+    def compile_or_warm_up_model(self) -> CompilationTimes:
+        """The last call before requests: measure what passes cost (vLLM then resets the random seed)."""
+        self.model_runner.start_planning()
+        return super().compile_or_warm_up_model()
 
     def specvlm_tally(self) -> dict[str, Any]:
         """Counters of this worker since start, for `LLM.collective_rpc("specvlm_tally")`."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from vllm_specvlm.tree.token_tree import TokenTree
 from vllm_specvlm.tree.tree_shape import RankPath, TreeShape
 
-__all__ = ["Frontier", "Grown", "LevelProposal", "LevelProposer", "TreeShape", "grow", "grow_scored"]
+__all__ = ["Frontier", "Grown", "LevelGate", "LevelProposal", "LevelProposer", "TreeShape", "grow", "grow_scored"]
 
 _NO_CANDIDATE = float("-inf")
 
@@ -50,10 +50,13 @@ class LevelProposal:
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """A grown tree and the log-probability of each node's path from the root under the draft, aligned to the nodes."""
+    """A grown tree, with what is known of each node."""
 
     tree: TokenTree
     log_probs: tuple[float, ...]
+    """Of the node's path from the root under the draft."""
+    origins: tuple[int, ...]
+    """Which proposal made the node, counting the entries of all levels' `LevelProposal`s, level by level, by rows."""
 
 
 class LevelProposer(Protocol):
@@ -64,12 +67,30 @@ class LevelProposer(Protocol):
         ...
 
 
+class LevelGate(Protocol):
+    """Decides how deep and wide growing goes beyond the shape's bounds."""
+
+    def admit(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
+        """Which nodes of a level are worth expanding, given their paths' log-probabilities; none ends the growth.
+
+        Args:
+            depth: of the nodes, 1 or more.
+            scores: one per node of the frontier, of all requests.
+        """
+        ...
+
+
 def grow(
-    drafter: LevelProposer, shape: TreeShape, budgets: Sequence[int], roots: Sequence[int]
+    drafter: LevelProposer,
+    shape: TreeShape,
+    budgets: Sequence[int],
+    roots: Sequence[int],
+    depths: Sequence[int] | None = None,
 ) -> dict[int, TokenTree]:
     """Grow one tree for each batch index in `roots`; `budgets[k]` bounds the nodes of the tree of `roots[k]`.
 
-    `roots` ascend. A budget counts up to `shape.nodes`; 0 or less gives the empty tree without asking the drafter.
+    `depths[k]`, if given, bounds its levels. `roots` ascend. A budget counts up to `shape.nodes`; 0 or less gives the
+    empty tree without asking the drafter.
 
     A dynamic shape is grown best-first: the result is the `budget` candidates with the greatest product of draft
     probabilities along their path (EAGLE-2, Li et al. 2024, section 4; OPT-Tree, Wang et al. 2025), the sum of which is
@@ -85,13 +106,18 @@ def grow(
     A token proposed twice under one parent counts once, as the better one.
     Raises ValueError if roots and budgets do not match, roots do not ascend, or a proposal has another number of rows.
     """
-    return {request: grown.tree for request, grown in grow_scored(drafter, shape, budgets, roots).items()}
+    return {request: grown.tree for request, grown in grow_scored(drafter, shape, budgets, roots, depths).items()}
 
 
 def grow_scored(
-    drafter: LevelProposer, shape: TreeShape, budgets: Sequence[int], roots: Sequence[int]
+    drafter: LevelProposer,
+    shape: TreeShape,
+    budgets: Sequence[int],
+    roots: Sequence[int],
+    depths: Sequence[int] | None = None,
+    gate: LevelGate | None = None,
 ) -> dict[int, Grown]:
-    """As `grow`, with each node's path log-probability, for a planner that compares nodes of several requests."""
+    """As `grow`, with what a planner needs to compare nodes of several requests, and its say before every level."""
     if len(budgets) != len(roots):
         raise ValueError(f"{len(roots)} roots need as many budgets, got {len(budgets)}; pass one budget per root.")
     if any(a >= b for a, b in pairwise(roots)):
@@ -100,10 +126,16 @@ def grow_scored(
     for request, budget in zip(roots, budgets, strict=True):
         nodes = max(0, min(budget, shape.nodes))
         growths.append(_Best(request, nodes, shape) if shape.paths is None else _Fixed(request, shape.paths[:nodes]))
+    deepest = dict(zip(roots, [shape.depth] * len(roots) if depths is None else depths, strict=True))
     level = [(growth, -1, -1) for growth in growths if growth.wants_root]  # growth, node, parent's row
+    proposed = 0
     for depth in range(shape.depth):
         if depth:
-            level = [(growth, *entry) for growth in growths for entry in growth.next_level()]
+            growing = [growth for growth in growths if depth < deepest[growth.request]]
+            level = [(growth, *entry) for growth in growing for entry in growth.next_level()]
+            if gate is not None and level:
+                wanted = gate.admit(depth, [growth.scores[node] for growth, node, _ in level])
+                level = [entry for entry, wants in zip(level, wanted, strict=True) if wants]
         if not level:
             break
         frontier = _frontier(level, depth)
@@ -114,7 +146,8 @@ def grow_scored(
                 f"The drafter answered {len(tokens)} rows to a frontier of {len(level)}; it must answer each row once."
             )
         for row, (growth, node, _) in enumerate(level):
-            growth.expand(node, row, tokens[row], log_probs[row])
+            growth.expand(node, row, tokens[row], log_probs[row], proposed + row * proposal.tokens.shape[1])
+        proposed += proposal.tokens.size
     return {growth.request: growth.result() for growth in growths}
 
 
@@ -139,9 +172,10 @@ class _Growth:
         self.parents: list[int] = []
         self.scores: list[float] = []
         self.parent_rows: list[int] = []
+        self.origins: list[int] = []
 
-    def expand(self, node: int, row: int, tokens: list[int], log_probs: list[float]) -> None:
-        """Take in the children proposed for a node that stood in the frontier at `row`."""
+    def expand(self, node: int, row: int, tokens: list[int], log_probs: list[float], origin: int) -> None:
+        """Take in the children proposed for a node that stood in the frontier at `row`; `origin` is the first's."""
         raise NotImplementedError
 
     def next_level(self) -> list[tuple[int, int]]:
@@ -152,11 +186,12 @@ class _Growth:
         """The finished tree."""
         raise NotImplementedError
 
-    def _add(self, token: int, parent: int, score: float, row: int) -> int:
+    def _add(self, token: int, parent: int, score: float, row: int, origin: int) -> int:
         self.tokens.append(token)
         self.parents.append(parent)
         self.scores.append(score)
         self.parent_rows.append(row)
+        self.origins.append(origin)
         return len(self.tokens) - 1
 
     def _tree(self, order: Sequence[int]) -> Grown:
@@ -164,7 +199,7 @@ class _Growth:
         for at, node in enumerate(order):
             place[node] = at
         tree = TokenTree(tuple(self.tokens[node] for node in order), tuple(place[self.parents[node]] for node in order))
-        return Grown(tree, tuple(self.scores[node] for node in order))
+        return Grown(tree, tuple(self.scores[node] for node in order), tuple(self.origins[node] for node in order))
 
 
 class _Best(_Growth):
@@ -181,11 +216,11 @@ class _Best(_Growth):
         self.best: list[tuple[float, int]] = []
         self.new: list[int] = []
 
-    def expand(self, node: int, row: int, tokens: list[int], log_probs: list[float]) -> None:
+    def expand(self, node: int, row: int, tokens: list[int], log_probs: list[float], origin: int) -> None:
         above = self.scores[node] if node >= 0 else 0.0
         best, budget = self.best, self.budget
         seen: set[int] = set()
-        for token, log_prob in zip(tokens, log_probs, strict=True):
+        for at, (token, log_prob) in enumerate(zip(tokens, log_probs, strict=True), origin):
             score = above + min(log_prob, 0.0)
             full = len(best) >= budget
             if not score > (best[0][0] if full else _NO_CANDIDATE):
@@ -193,7 +228,7 @@ class _Best(_Growth):
             if token in seen:
                 continue
             seen.add(token)
-            child = self._add(token, node, score, row)
+            child = self._add(token, node, score, row, at)
             if full:
                 heapreplace(best, (score, -child))
             else:
@@ -228,12 +263,12 @@ class _Fixed(_Growth):
         self.path_of: dict[int, RankPath] = {-1: ()}
         self.new: list[int] = []
 
-    def expand(self, node: int, row: int, tokens: list[int], log_probs: list[float]) -> None:
+    def expand(self, node: int, row: int, tokens: list[int], log_probs: list[float], origin: int) -> None:
         above = self.scores[node] if node >= 0 else 0.0
         path = self.path_of[node]
         for rank in self.ranks[path]:
             if rank < len(tokens) and log_probs[rank] > _NO_CANDIDATE and tokens[rank] not in tokens[:rank]:
-                child = self._add(tokens[rank], node, above + min(log_probs[rank], 0.0), row)
+                child = self._add(tokens[rank], node, above + min(log_probs[rank], 0.0), row, origin + rank)
                 self.path_of[child] = (*path, rank)
                 self.new.append(child)
 

@@ -66,14 +66,6 @@ class TokenTree:
             raise ValueError(f"A prefix of {n} nodes does not exist; ask for 0 or more.")
         return self if n >= len(self.tokens) else TokenTree(self.tokens[:n], self.parents[:n])
 
-    def upto_depth(self, depth: int) -> TokenTree:
-        """The tree of the nodes at most `depth` below the root; this very tree if none is deeper."""
-        kept = [node for node, at in enumerate(self.depths) if at <= depth]
-        if len(kept) == len(self.tokens):
-            return self
-        place = {-1: -1, **{node: i for i, node in enumerate(kept)}}
-        return TokenTree(tuple(self.tokens[n] for n in kept), tuple(place[self.parents[n]] for n in kept))
-
     def ancestor_masks(self, *, rooted: bool = False) -> npt.NDArray[np.uint64]:
         """Who sees whom, packed: uint64 [n, 2]; bit j of row i says that node j is i or an ancestor of i.
 

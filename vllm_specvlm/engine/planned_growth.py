@@ -1,0 +1,120 @@
+"""Growing the batch's trees as the planner wants, and letting it learn from what becomes of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_specvlm.draft.drafter import Drafter
+from vllm_specvlm.engine.step_clock import StepClock
+from vllm_specvlm.schedule.acceptance import FEATURES, AcceptanceModel, features
+from vllm_specvlm.schedule.planner import Planner
+from vllm_specvlm.tree.accept import Accepted
+from vllm_specvlm.tree.grow import Frontier, LevelProposal, grow_scored
+from vllm_specvlm.tree.token_tree import TokenTree
+from vllm_specvlm.tree.tree_shape import TreeShape
+
+
+@dataclass(frozen=True, slots=True)
+class Growable:
+    """A request that may have a tree, within these bounds."""
+
+    request_id: str
+    nodes: int
+    depth: int
+    sampled: bool
+    """It samples, instead of taking the likeliest token."""
+    picture: bool
+    """It shows a picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A tree on its way to verification, and its nodes' features, float64 [nodes, 6]."""
+
+    tree: TokenTree
+    features: npt.NDArray[np.float64]
+
+
+class PlannedGrowth:
+    """Stands between the drafter and the trees: its proposals' probabilities are calibrated, its passes are timed."""
+
+    def __init__(self, planner: Planner, clock: StepClock) -> None:
+        """A planner and the clock that feeds its cost curves."""
+        self.planner = planner
+        self.acceptance = AcceptanceModel()
+        self._clock = clock
+        self._sent: dict[str, _Sent] = {}
+        self._drafter: Drafter | None = None
+        self._batch: Sequence[Growable] = ()
+        self._levels: list[npt.NDArray[np.float64]] = []
+        self._sampled = self._picture = np.zeros(0, dtype=bool)
+        self._opened: float | None = None
+        self._backlog = 0
+
+    def grow(self, drafter: Drafter, batch: Sequence[Growable], backlog: int, shape: TreeShape) -> dict[str, TokenTree]:
+        """Trees of the batch by request id, the planner's choice of nodes.
+
+        Args:
+            drafter: already told of the batch's confirmed tokens.
+            batch: the requests the plan chose.
+            backlog: rows the drafter has to compute before the trees' first level.
+            shape: the engine's bounds.
+        """
+        self._drafter, self._batch, self._backlog = drafter, batch, backlog
+        self._levels = []
+        self._sampled = np.array([g.sampled for g in batch])
+        self._picture = np.array([g.picture for g in batch])
+        self._opened = time.perf_counter()
+        drafter.open([growable.request_id for growable in batch])
+        grown = grow_scored(
+            self,
+            shape,
+            [growable.nodes for growable in batch],
+            range(len(batch)),
+            [growable.depth for growable in batch],
+            self.planner,
+        )
+        kept = self.planner.cut([(g.log_probs, g.tree.depths) for g in grown.values()])
+        flat = np.concatenate([level.reshape(-1, len(FEATURES)) for level in self._levels])
+        sent: dict[str, TokenTree] = {}
+        for count, (i, g) in zip(kept, grown.items(), strict=True):
+            if count:
+                tree = sent[batch[i].request_id] = g.tree.prefix(count)
+                self._sent[batch[i].request_id] = _Sent(tree, flat[list(g.origins[:count])])
+        return sent
+
+    def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
+        """The drafter's proposal with probabilities of being accepted in the place of the draft's own."""
+        assert self._drafter is not None
+        started, rows = time.perf_counter(), len(frontier.node)
+        if self._opened is not None:
+            started, rows, self._opened = self._opened, rows + self._backlog, None
+        proposal = self._drafter.propose_level(frontier, top_k)
+        self._clock.passed(rows, started)
+        level = features(
+            proposal.log_probs.astype(np.float64),
+            int(frontier.depth[0]) + 1,
+            self._sampled[frontier.request],
+            self._picture[frontier.request],
+        )
+        self._levels.append(level)
+        return LevelProposal(proposal.tokens, self.acceptance.log_probs(level))
+
+    def observe_accepted(self, trees: Mapping[str, tuple[TokenTree, Accepted]]) -> None:
+        """What was accepted of the last step's trees: children of accepted nodes had their chance, others had none."""
+        for request_id, (tree, accepted) in trees.items():
+            sent = self._sent.pop(request_id, None)
+            if sent is None or sent.tree.prefix(min(len(tree), len(sent.tree))) != tree:
+                continue
+            path = set(accepted.path)
+            tried = [i for i, parent in enumerate(tree.parents) if parent < 0 or parent in path]
+            self.acceptance.observe(sent.features[tried], [i in path for i in tried])
+
+    def forget(self, request_id: str) -> None:
+        """The request is over or starts anew."""
+        self._sent.pop(request_id, None)

@@ -1,0 +1,83 @@
+"""How long steps and draft passes take, for the planner's cost curves."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from vllm_specvlm.engine.peers import Peers
+from vllm_specvlm.schedule.planner import Costs
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+_OVERHEAD_WEIGHT = 0.05
+
+
+class StepClock:
+    """Measures on the first rank; all ranks learn the same, at the same point of a step.
+
+    A step runs from the end of one drafting to the beginning of the next, so the scheduler's and the front end's share
+    is in it. Steps that compute prompts say nothing about decoding and are left out, and so are waits: a step without
+    new requests follows the one before at once.
+    """
+
+    def __init__(self, costs: Costs, peers: Peers) -> None:
+        """`costs` are what is learned."""
+        self._costs = costs
+        self._peers = peers
+        self._ended: float | None = None
+        self._scheduled = 0
+        self._decoding: tuple[int, int] | None = None
+        self._seen: list[tuple[str, int, float]] = []
+        self._passes = 0.0
+        self.overhead = 1e-3
+        """Seconds of drafting outside draft passes, per step with trees."""
+
+    def observe_schedule(self, scheduled: SchedulerOutput) -> None:
+        """A step begins."""
+        self._scheduled += 1
+        drafts = scheduled.scheduled_spec_decode_tokens
+        steady = (
+            not scheduled.scheduled_new_reqs
+            and not scheduled.scheduled_cached_reqs.resumed_req_ids
+            and all(
+                tokens == 1 + len(drafts.get(request_id, ()))
+                for request_id, tokens in scheduled.num_scheduled_tokens.items()
+            )
+        )
+        requests = len(scheduled.num_scheduled_tokens)
+        self._decoding = (requests, scheduled.total_num_scheduled_tokens) if steady and requests else None
+
+    def begin_drafting(self) -> float:
+        """Drafting begins: learn what was measured since the last time. Seconds of the step, 0 if it tells nothing."""
+        now = time.perf_counter()
+        if self._ended is not None and self._decoding is not None and self._scheduled == 1:
+            requests, rows = self._decoding
+            kind = "plain" if rows == requests else "tree"
+            self._seen.append((kind, rows, now - self._ended))
+        self._scheduled = 0
+        self._passes = 0.0
+        self._began = now
+        seen, self._seen = self._peers.share(self._seen), []
+        step = 0.0
+        for kind, rows, seconds in seen:
+            if kind == "overhead":
+                self.overhead += _OVERHEAD_WEIGHT * (min(seconds, 4 * self.overhead) - self.overhead)
+                continue
+            curve = {"plain": self._costs.plain, "tree": self._costs.tree, "draft": self._costs.draft}[kind]
+            curve.observe(rows, seconds)
+            step = seconds if kind != "draft" else step
+        return step
+
+    def passed(self, rows: int, started: float) -> None:
+        """A draft pass over so many rows began at `started` (of `time.perf_counter`) and has just ended."""
+        seconds = time.perf_counter() - started
+        self._passes += seconds
+        self._seen.append(("draft", rows, seconds))
+
+    def end_drafting(self) -> None:
+        """Drafting ends and the next step begins."""
+        self._ended = time.perf_counter()
+        if self._passes:
+            self._seen.append(("overhead", 0, self._ended - self._began - self._passes))

@@ -1,0 +1,1 @@
+"""How much to speculate: cost curves, acceptance calibration, the planner. Pure numpy; knows nothing of vLLM."""

@@ -1,0 +1,28 @@
+"""How long an answer that has come this far will still be."""
+
+from __future__ import annotations
+
+from collections import deque
+
+_WINDOW = 256
+_PRIOR_ANSWERS = 4
+_PRIOR_MORE = 32.0
+"""Tokens an answer is expected to go on for, before any was seen."""
+
+
+class AnswerLengths:
+    """The mean residual length over recent answers: of those longer than this one so far, how much longer they were."""
+
+    def __init__(self) -> None:
+        """No answer seen."""
+        self._lengths: deque[int] = deque(maxlen=_WINDOW)
+
+    def observe(self, tokens: int) -> None:
+        """An answer ended with so many tokens."""
+        self._lengths.append(tokens)
+
+    def remaining(self, so_far: int, most: int) -> float:
+        """Expected further tokens of an answer of `so_far` tokens that may get `most` more."""
+        longer = [length - so_far for length in self._lengths if length > so_far]
+        expected = (sum(longer) + _PRIOR_ANSWERS * _PRIOR_MORE) / (len(longer) + _PRIOR_ANSWERS)
+        return min(expected, float(most))

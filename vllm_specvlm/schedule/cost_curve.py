@@ -1,0 +1,110 @@
+"""Seconds of a pass as a function of its rows, learned from passes as they happen."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+# fmt: off
+KNOTS = np.array(
+    [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256,
+     320, 384, 448, 512, 640, 768, 896, 1024, 1536, 2048, 4096, 8192],
+    dtype=np.float64,
+)
+# fmt: on
+_MIDDLES = [float(m) for m in (KNOTS[1:] + KNOTS[:-1]) / 2]
+_SLOWEST = 0.05
+"""Weight of a new observation once there are many: a mean over some twenty passes."""
+_OUTLIER = 0.3
+"""How far, as a logarithm, one observation counts from what is expected: a busy moment is no new law."""
+
+
+class CostCurve:
+    """A prior shape, measured when the engine starts, times a correction learned per stretch of rows.
+
+    The correction also absorbs what the prior leaves out (attention over the traffic's contexts, the host's share), and
+    spreads to stretches that were never seen from the nearest ones that were.
+    """
+
+    def __init__(self, prior: Mapping[int, float]) -> None:
+        """`prior`: seconds by rows, at least one entry. Raises ValueError for rows or seconds that are not positive."""
+        if not prior or min(prior) < 1 or not min(prior.values()) > 0:
+            raise ValueError(
+                f"A cost curve needs positive seconds for positive rows, got {dict(prior)}; measure again."
+            )
+        self._rows = np.array(sorted(prior), dtype=np.float64)
+        # A pass over more rows is never cheaper: what looks so is noise.
+        self._seconds = np.maximum.accumulate(np.array([prior[row] for row in sorted(prior)], dtype=np.float64))
+        self._correction = np.zeros(len(KNOTS))
+        self._count = np.zeros(len(KNOTS), dtype=np.int64)
+        self._stale = True
+        self._at_knots = self._prior(KNOTS)
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """A pass over `rows` rows took so long."""
+        knot = _nearest(rows)
+        found = math.log(seconds / float(self._prior(np.array([rows], dtype=np.float64))[0]))
+        count = self._count[knot]
+        if count:
+            expected = self._correction[knot]
+            found = expected + min(max(found - expected, -_OUTLIER), _OUTLIER)
+        self._correction[knot] += (found - self._correction[knot]) * max(1 / (count + 1), _SLOWEST)
+        self._count[knot] += 1
+        self._stale = True
+
+    def seen(self, rows: int) -> int:
+        """How many passes of about so many rows were observed."""
+        return int(self._count[_nearest(rows)])
+
+    def at(self, rows: int) -> float:
+        """Expected seconds of a pass."""
+        return float(self.over(np.array([rows], dtype=np.float64))[0])
+
+    def over(self, rows: Floats) -> Floats:
+        """Expected seconds, float64 [n] for float64 [n]."""
+        if self._stale:
+            self._at_knots = self._prior(KNOTS) * np.exp(self._corrections())
+            self._stale = False
+        return _line(rows, KNOTS, self._at_knots)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The curve at the knots and how often each was observed, for a profile file."""
+        return {
+            "rows": [int(knot) for knot in KNOTS],
+            "seconds": [float(f"{s:.6g}") for s in self.over(KNOTS)],
+            "observed": self._count.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> CostCurve:
+        """A curve whose prior is the saved one. Raises ValueError if it is none."""
+        rows, seconds = saved.get("rows"), saved.get("seconds")
+        if not isinstance(rows, list) or not isinstance(seconds, list) or len(rows) != len(seconds):
+            raise ValueError("A saved cost curve needs 'rows' and 'seconds' of one length; calibrate again.")
+        return cls({int(row): float(second) for row, second in zip(rows, seconds, strict=True)})
+
+    def _prior(self, rows: Floats) -> Floats:
+        return _line(rows, self._rows, self._seconds)
+
+    def _corrections(self) -> Floats:
+        seen = np.flatnonzero(self._count)
+        if not len(seen):
+            return self._correction
+        return np.interp(np.log(KNOTS), np.log(KNOTS[seen]), self._correction[seen])
+
+
+def _nearest(rows: int) -> int:
+    return min(bisect.bisect_left(_MIDDLES, rows), len(_MIDDLES))
+
+
+def _line(rows: Floats, knots: Floats, values: Floats) -> Floats:
+    """Piecewise linear through the knots; beyond the last one as many times dearer as there are more rows."""
+    inside = np.interp(rows, knots, values)
+    return np.where(rows > knots[-1], values[-1] * rows / knots[-1], inside)

@@ -1,0 +1,263 @@
+"""The goodput planner: how much to speculate in each step, nothing included.
+
+Goodput is tokens per second of the whole batch. With B requests, candidate nodes of acceptance probability a_v, of
+which M are verified, and L draft passes over r_l rows,
+
+    G = (B + sum of the M largest a_v) / (sum of T_draft(r_l) + T_overhead + T_tree(B + M)),   G_plain = B / T_plain(B).
+
+At the optimum every marginal obeys dA > G dT (Dinkelbach 1967), which gives the rule for one more level. The cost
+terms are those of SmartSpec (arXiv 2406.14066, section 4) with trees and measured curves; CAST (arXiv 2510.26577) and
+OPT-Tree (arXiv 2406.17276) have hand-set prices in the place of G.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_specvlm.schedule.cost_curve import CostCurve
+
+Floats = npt.NDArray[np.float64]
+
+_MEMORY = 32
+"""Trees remembered: what the next ones are expected to be worth."""
+_LEARNING = 8
+"""Trees needed for an expectation."""
+_MARGIN = 1.02
+"""Speculation starts where it promises 2 % more than plain decoding, and goes on where it promises anything."""
+_PROBE_SHARE = 0.01
+"""Share of the time spent on looking whether speculation would pay, where it does not."""
+_PLAIN_EVERY = 256
+"""Steps with trees after which a plain step refreshes what plain decoding costs here."""
+_PROBE_NODES = 4
+_REMEMBER_FOR = 8
+"""Steps an expectation is used before it is computed anew."""
+
+
+class Mode(Enum):
+    """What the next step is for."""
+
+    PLAIN = "plain"
+    TREES = "trees"
+    PROBE = "probe"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A request that may have a tree."""
+
+    backlog: int
+    """Rows the drafter has to compute before it can draft for the request."""
+    remaining: float
+    """Tokens the answer is expected to go on for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which candidates get a tree, by their index; the tree's size is decided as it grows."""
+
+    mode: Mode
+    chosen: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What things cost here, in seconds by rows."""
+
+    plain: CostCurve
+    """A step without trees, by requests; all of it, the host's share included, but drafting."""
+    tree: CostCurve
+    """A step with trees, by rows: requests and nodes."""
+    draft: CostCurve
+    """A draft pass, by rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    probabilities: Floats
+    """Acceptance probabilities of all grown nodes, descending."""
+    depths: npt.NDArray[np.int64]
+    rows: tuple[float, ...]
+    """Rows of each draft pass, this request's share."""
+
+
+class Planner:
+    """Plans steps from cost curves and from what the last trees were worth. The same calls give the same plans.
+
+    One step: `plan`, then `admit` before each deeper level while trees grow, then `cut`. `spent` tells how much time a
+    step without speculation took, of which probes may use a share.
+    """
+
+    def __init__(self, costs: Costs) -> None:
+        """`costs` are shared: whoever measures goes on observing them."""
+        self.costs = costs
+        self.overhead = 1e-3
+        """Seconds of drafting outside draft passes, per step; kept by whoever measures."""
+        self._memory: deque[_Remembered] = deque(maxlen=_MEMORY)
+        self._credit = 0.0
+        self._since_plain = 0
+        self._speculating = False
+        self._expected: dict[tuple[int, int], tuple[float, int]] = {}
+        self._ratio = np.full(128, 0.6)
+        self._requests = 0
+        self._goal = 0.0
+        self._mode = Mode.PLAIN
+        self._rows: list[int] = []
+        self._usual = 0
+        self._frontier: dict[int, float] = {}
+
+    # -- before drafting -----------------------------------------------------------------------------------------
+
+    def plan(self, requests: int, candidates: Sequence[Candidate]) -> Plan:
+        """Whom to draft for, in a batch of `requests` that decode."""
+        self._requests = requests
+        self._frontier = {}
+        plain = requests / self.costs.plain.at(requests)
+        chosen = self._worth_feeding(requests, candidates, plain)
+        expected = self._expect(requests, len(chosen)) if chosen else 0.0
+        self._speculating = bool(chosen) and expected > plain * (1.0 if self._speculating else _MARGIN)
+        if self._speculating:
+            self._since_plain += 1
+            if self._since_plain < _PLAIN_EVERY:
+                return self._draft(Mode.TREES, expected, chosen, candidates)
+            self._since_plain = 0
+            return self._nothing()
+        return self._probe(candidates, plain)
+
+    def _draft(self, mode: Mode, goal: float, chosen: Sequence[int], candidates: Sequence[Candidate]) -> Plan:
+        self._mode, self._goal = mode, goal
+        self._rows = [sum(candidates[i].backlog + 1 for i in chosen)]
+        # What a first pass has once a request has caught up: the tokens of one step.
+        self._usual = sum(min(candidates[i].backlog + 1, 8) for i in chosen)
+        return Plan(mode, tuple(chosen))
+
+    def _worth_feeding(self, requests: int, candidates: Sequence[Candidate], plain: float) -> list[int]:
+        """Candidates whose answer is expected to repay what the drafter must compute first."""
+        if len(self._memory) < _LEARNING:
+            return []
+        saved = requests / plain - requests / max(self._expect(requests, len(candidates)), 1e-9) if candidates else 0.0
+        # `saved` is seconds per token of every request; one request's share of the batch's time is 1 / requests.
+        return [
+            i
+            for i, c in enumerate(candidates)
+            if c.backlog <= 8 or c.remaining * saved / requests > self.costs.draft.at(c.backlog)
+        ]
+
+    def _probe(self, candidates: Sequence[Candidate], plain: float) -> Plan:
+        """Look at one request's tree if there is time for it, the one that is fed at the least cost."""
+        if not candidates:
+            return self._nothing()
+        i = min(range(len(candidates)), key=lambda i: candidates[i].backlog)
+        learning = len(self._memory) < _LEARNING
+        price = self.costs.draft.at(candidates[i].backlog + 1) + 3 * self.costs.draft.at(4) + self.overhead
+        if not learning and self._credit < price:
+            return self._nothing()
+        self._credit = max(self._credit - price, 0.0)
+        return self._draft(Mode.PROBE, plain, [i], candidates)
+
+    def _nothing(self) -> Plan:
+        self._mode, self._goal, self._rows, self._usual = Mode.PLAIN, 0.0, [], 0
+        return Plan(Mode.PLAIN, ())
+
+    def _expect(self, requests: int, trees: int) -> float:
+        """Best goodput of a step of `requests`, `trees` of which have trees like those remembered."""
+        known = self._expected.get((requests, trees))
+        if known is not None and known[1] > 0:
+            self._expected[requests, trees] = (known[0], known[1] - 1)
+            return known[0]
+        scale = trees / len(self._memory)
+        probabilities = np.concatenate([tree.probabilities for tree in self._memory])
+        depths = np.concatenate([tree.depths for tree in self._memory])
+        order = np.argsort(-probabilities, kind="stable")
+        probabilities, depths = probabilities[order], depths[order]
+        deepest = max(len(tree.rows) for tree in self._memory)
+        rows = np.array(
+            [sum(t.rows[level] for t in self._memory if level < len(t.rows)) for level in range(deepest)],
+            dtype=np.float64,
+        )
+        drafted = np.cumsum(self.costs.draft.over(np.maximum(rows * scale, 1.0).astype(np.float64))) + self.overhead
+        best = 0.0
+        for depth in range(1, deepest + 1):
+            inside = probabilities[depths <= depth]
+            nodes = np.arange(1, len(inside) + 1) * scale
+            goodput = (requests + np.cumsum(inside) * scale) / (
+                drafted[depth - 1] + self.costs.tree.over((requests + nodes).astype(np.float64))
+            )
+            best = max(best, float(goodput.max(initial=0.0)))
+        if len(self._expected) > 256:
+            self._expected.clear()
+        self._expected[requests, trees] = (best, _REMEMBER_FOR)
+        return best
+
+    # -- while drafting ------------------------------------------------------------------------------------------
+
+    def admit(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
+        """Nodes worth another level (see `tree.grow.LevelGate`): what it should add against what it costs."""
+        reach = np.exp(np.asarray(scores, dtype=np.float64))
+        rows = len(reach)
+        verified = self._requests + rows
+        tree = self.costs.tree.over(np.array([verified, verified + max(rows, 8)], dtype=np.float64))
+        node = float(tree[1] - tree[0]) / max(rows, 8)
+        level = self.costs.draft.over(np.array([1, rows, rows + 8], dtype=np.float64))
+        row = float(level[2] - level[1]) / 8
+        gain = reach * self._ratio[min(depth, len(self._ratio) - 1)]
+        wanted = gain > self._goal * (row + node)
+        total = float(gain[wanted].sum())
+        count = int(wanted.sum())
+        if total <= self._goal * (float(level[0]) + (row + node) * count):
+            wanted[:] = False
+        if wanted.any():
+            self._rows.append(count)
+            self._frontier[depth] = float(reach[wanted].sum())
+        return [bool(w) for w in wanted]
+
+    # -- after drafting ------------------------------------------------------------------------------------------
+
+    def cut(self, trees: Sequence[tuple[Sequence[float], Sequence[int]]]) -> list[int]:
+        """How many nodes of each tree to verify, the best first.
+
+        Args:
+            trees: per tree its nodes' log-probabilities of being accepted, descending, and their depths.
+        """
+        probabilities = [np.exp(np.asarray(scores, dtype=np.float64)) for scores, _ in trees]
+        depths = [np.asarray(levels, dtype=np.int64) for _, levels in trees]
+        self._remember(probabilities, depths)
+        pooled = np.concatenate([np.zeros(0), *probabilities])
+        if not len(pooled):
+            return [0] * len(trees)
+        order = np.sort(pooled)[::-1]
+        nodes = np.arange(len(order) + 1)
+        seconds = self.costs.tree.over(self._requests + nodes.astype(np.float64))
+        seconds[0] = self.costs.plain.at(self._requests)
+        drafted = sum(self.costs.draft.at(rows) for rows in self._rows) + self.overhead
+        goodput = (self._requests + np.concatenate(([0.0], np.cumsum(order)))) / (drafted + seconds)
+        count = int(goodput.argmax())
+        if self._mode is Mode.PROBE:
+            count = max(count, min(_PROBE_NODES, len(order)))
+        if not count:
+            return [0] * len(trees)
+        floor = order[count - 1]
+        kept = [int((p > floor).sum()) for p in probabilities]
+        spare = count - sum(kept)
+        for i, p in enumerate(probabilities):  # of equal ones, the earlier requests'
+            more = min(spare, int((p == floor).sum()))
+            kept[i] += more
+            spare -= more
+        return kept
+
+    def _remember(self, probabilities: Sequence[Floats], depths: Sequence[npt.NDArray[np.int64]]) -> None:
+        share = tuple(rows / max(len(probabilities), 1) for rows in (self._usual, *self._rows[1:]))
+        for p, d in zip(probabilities, depths, strict=True):
+            self._memory.append(_Remembered(p, d, share))
+        for depth, reach in self._frontier.items():
+            below = sum(float(p[d == depth + 1].sum()) for p, d in zip(probabilities, depths, strict=True))
+            self._ratio[depth] += 0.1 * (min(below / reach, 1.0) - self._ratio[depth])
+
+    def spent(self, seconds: float) -> None:
+        """A step without speculation took so long; a share of it may go into probes."""
+        self._credit = min(self._credit + _PROBE_SHARE * seconds, 1.0)
