@@ -27,6 +27,7 @@ class SharedCells:
         Raises:
             OSError: the machine has no memory for it, or not this kind of memory.
         """
+        os.environ.pop(VARIABLE, None)  # without memory of its own, an engine may not write into another's
         self._descriptor = os.memfd_create(_NAME)
         try:
             os.posix_fallocate(self._descriptor, 0, cells * _BYTES)
