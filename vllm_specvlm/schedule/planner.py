@@ -127,7 +127,7 @@ class Planner:
                 return self._draft(Mode.TREES, expected, chosen, candidates)
             self._since_plain = 0
             return self._nothing()
-        return self._probe(candidates, plain)
+        return self._probe(requests, candidates, plain)
 
     def _draft(self, mode: Mode, goal: float, chosen: Sequence[int], candidates: Sequence[Candidate]) -> Plan:
         self._mode, self._goal = mode, goal
@@ -148,13 +148,14 @@ class Planner:
             if c.backlog <= 8 or c.remaining * saved / requests > self.costs.draft.at(c.backlog)
         ]
 
-    def _probe(self, candidates: Sequence[Candidate], plain: float) -> Plan:
+    def _probe(self, requests: int, candidates: Sequence[Candidate], plain: float) -> Plan:
         """Look at one request's tree if there is time for it, the one that is fed at the least cost."""
         if not candidates:
             return self._nothing()
         i = min(range(len(candidates)), key=lambda i: candidates[i].backlog)
         learning = len(self._memory) < _LEARNING
         price = self.costs.draft.at(candidates[i].backlog + 1) + 3 * self.costs.draft.at(4) + self.overhead
+        price += max(self.costs.tree.at(requests + _PROBE_NODES) - self.costs.plain.at(requests), 0.0)
         if not learning and self._credit < price:
             return self._nothing()
         self._credit = max(self._credit - price, 0.0)
