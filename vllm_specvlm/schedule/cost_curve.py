@@ -40,8 +40,9 @@ class CostCurve:
                 f"A cost curve needs positive seconds for positive rows, got {dict(prior)}; measure again."
             )
         self._rows = np.array(sorted(prior), dtype=np.float64)
-        # A pass over more rows is never cheaper: what looks so is noise.
-        self._seconds = np.maximum.accumulate(np.array([prior[row] for row in sorted(prior)], dtype=np.float64))
+        # A pass over fewer rows is never dearer: what looks so met a busy moment.
+        seconds = np.array([prior[row] for row in sorted(prior)], dtype=np.float64)
+        self._seconds = np.minimum.accumulate(seconds[::-1])[::-1]
         self._correction = np.zeros(len(KNOTS))
         self._count = np.zeros(len(KNOTS), dtype=np.int64)
         self._stale = True

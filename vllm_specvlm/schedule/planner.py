@@ -34,6 +34,9 @@ _PROBE_SHARE = 0.01
 """Share of the time spent on looking whether speculation would pay, where it does not."""
 _PLAIN_EVERY = 256
 """Steps with trees after which a plain step refreshes what plain decoding costs here."""
+_PLAIN_SEEN = 3
+_PLAIN_SOON = 8
+"""The same while fewer than three plain steps of about this many requests were seen."""
 _PROBE_NODES = 4
 _REMEMBER_FOR = 8
 """Steps an expectation is used before it is computed anew."""
@@ -123,7 +126,8 @@ class Planner:
         self._speculating = bool(chosen) and expected > plain * (1.0 if self._speculating else _MARGIN)
         if self._speculating:
             self._since_plain += 1
-            if self._since_plain < _PLAIN_EVERY:
+            known = self.costs.plain.seen(requests) >= _PLAIN_SEEN
+            if self._since_plain < (_PLAIN_EVERY if known else _PLAIN_SOON):
                 return self._draft(Mode.TREES, expected, chosen, candidates)
             self._since_plain = 0
             return self._nothing()
