@@ -71,3 +71,10 @@ def test_a_prior_needs_positive_numbers(wrong: dict[int, float]) -> None:
 def test_what_is_no_saved_curve_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="calibrate again"):
         CostCurve.from_dict(wrong)
+
+
+def test_one_number_is_as_many() -> None:
+    curve = prior()
+    curve.observe(24, 0.05)
+    rows = np.concatenate([np.arange(1, 700), [8191, 8192, 8193, 20_000]]).astype(np.float64)
+    assert [curve.at(int(n)) for n in rows] == pytest.approx(curve.over(rows).tolist())

@@ -204,22 +204,20 @@ class Planner:
     def admit(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
         """Nodes worth another level (see `tree.grow.LevelGate`): what it should add against what it costs."""
         reach = np.exp(np.asarray(scores, dtype=np.float64))
-        rows = len(reach)
-        verified = self._requests + rows
-        tree = self.costs.tree.over(np.array([verified, verified + max(rows, 8)], dtype=np.float64))
-        node = float(tree[1] - tree[0]) / max(rows, 8)
-        level = self.costs.draft.over(np.array([1, rows, rows + 8], dtype=np.float64))
-        row = float(level[2] - level[1]) / 8
+        rows, costs = len(reach), self.costs
+        verified, ahead = self._requests + rows, max(rows, 8)
+        node = (costs.tree.at(verified + ahead) - costs.tree.at(verified)) / ahead
+        row = (costs.draft.at(rows + 8) - costs.draft.at(rows)) / 8
         gain = reach * self._ratio[min(depth, len(self._ratio) - 1)]
-        wanted = gain > self._goal * (row + node)
-        total = float(gain[wanted].sum())
+        wanted: npt.NDArray[np.bool_] = gain > self._goal * (row + node)
         count = int(wanted.sum())
-        if total <= self._goal * (float(level[0]) + (row + node) * count):
+        if float(gain[wanted].sum()) <= self._goal * (costs.draft.at(1) + (row + node) * count):
             wanted[:] = False
         if wanted.any():
             self._rows.append(count)
             self._frontier[depth] = float(reach[wanted].sum())
-        return [bool(w) for w in wanted]
+        flags: list[bool] = wanted.tolist()
+        return flags
 
     # -- after drafting ------------------------------------------------------------------------------------------
 
