@@ -61,6 +61,11 @@ def _check(family: str, options: dict[str, Any], environment: dict[str, str]) ->
     tree = play(family, options, TREE_DRAFT, environment)
     assert tree["rounds"] == reference
     assert all(tally["accepted"] > tally["trees"] for tally in tree["tallies"])
+    # One rank counts for /metrics, whatever their number, and the process that started it can read that.
+    for played in (chain, tree):
+        tally, metrics = played["tallies"][0], played["metrics"]
+        assert metrics["specvlm_acceptance_length_count"] == tally["trees"]
+        assert metrics["specvlm_steps_total"] == tally["tree_steps"] + tally["plain_steps"]
 
 
 def test_tensor_parallel() -> None:
