@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 
 from engine import Engine, Method, Question, start
-from machine import machine, versions
+from machine import command, machine, versions
 from speedup import chats, settings
 
 
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "versions": versions(),
             "mode": {"dtype": arguments.dtype, "twice": arguments.twice, "compiled": False},
             "date": datetime.date.today().isoformat(),
-            "command": ["benchmarks/exactness.py", *(argv or sys.argv[1:])],
+            "command": command("benchmarks/exactness.py", argv),
             "rows": rows,
         }
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -13,13 +13,12 @@ import datetime
 import json
 import random
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from engine import Engine, Method, Question, Round, acceptance_length, start
-from machine import machine, versions
+from machine import command, machine, versions
 from speedup import chats
 
 
@@ -188,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "versions": versions(),
             "mode": {"dtype": arguments.dtype, "compiled": False},
             "date": datetime.date.today().isoformat(),
-            "command": ["benchmarks/load.py", *(argv or sys.argv[1:])],
+            "command": command("benchmarks/load.py", argv),
             "rows": table,
             "tallies": tallies,
         }

@@ -12,13 +12,12 @@ import argparse
 import datetime
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from engine import Engine, Method, Question, median_tpot_ms, start
-from machine import machine, versions
+from machine import command, machine, versions
 from speedup import chats
 
 
@@ -106,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "versions": versions(),
             "mode": {"dtype": "float32", "compiled": False},
             "date": datetime.date.today().isoformat(),
-            "command": ["benchmarks/overhead.py", *(argv or sys.argv[1:])],
+            "command": command("benchmarks/overhead.py", argv),
             "rows": rows,
         }
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
