@@ -14,6 +14,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.dense_store import DenseStore
 from vllm_specvlm.engine.draft_blocks import DraftBlocks
+from vllm_specvlm.engine.draft_choice import DraftChoice, Place
 from vllm_specvlm.engine.draft_network import DraftNetwork
 from vllm_specvlm.engine.draft_vision import DraftVision, place
 from vllm_specvlm.engine.options import SpecVLMOptions
@@ -99,6 +100,7 @@ class DraftVLM:
         """The runner whose batch, block tables and positions are used, and the other ranks."""
         self._runner = runner
         self._peers = peers
+        self._choice = DraftChoice(runner)
         self._device = runner.device
 
     def cache_allocated(self) -> None:
@@ -155,6 +157,7 @@ class DraftVLM:
 
     def open(self, request_ids: Sequence[str]) -> None:
         """Feed what is missing, and the roots of the requests that have then caught up."""
+        self._choice.learn()
         self._store.reserve(len(request_ids) * self._segment)
         self._growing = {}
         self._root_hidden = None
@@ -259,10 +262,16 @@ class DraftVLM:
             assert hidden is not None
             self._tally.levels += 1
             with self._tally.clock("draft_model"):
-                found = self._network.candidates(hidden, top_k, self._vocabulary)
+                places = [self._child(int(frontier.request[row]), int(frontier.depth[row])) for row in taken]
+                found = self._choice.candidates(self._network.logits(hidden, self._vocabulary), places, top_k)
             proposal.tokens[taken, : found.tokens.shape[1]] = found.tokens
             proposal.log_probs[taken, : found.tokens.shape[1]] = found.log_probs
         return proposal
+
+    def _child(self, index: int, depth: int) -> Place:
+        """Request and position of the children of a node of this depth."""
+        growing = self._growing[index]
+        return self._runner.input_batch.req_ids[growing.row], growing.root + depth + 1
 
     def _roots(self, frontier: Frontier) -> tuple[np.ndarray, torch.Tensor | None]:
         """Frontier rows of the roots that were fed, and their hidden states."""
