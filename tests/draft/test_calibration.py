@@ -64,7 +64,7 @@ def test_it_learns_anew() -> None:
     rng = np.random.default_rng(2)
     calibration = Calibration()
     for part, expected in enumerate((1.0, 0.0, 1.0)):
-        for _ in range(4000):
+        for _ in range(9000):
             logits, noise = (2 * rng.normal(size=16)).astype(np.float32), rng.gumbel(size=16).astype(np.float32)
             other = rng.gumbel(size=16) if part == 1 else noise
             calibration.learn(logits, noise, int((logits + other + 0.3 * rng.normal(size=16)).argmax()))

@@ -12,9 +12,9 @@ Floats = npt.NDArray[np.float32]
 _SHARPNESS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 16.0)
 _TRUST = (1.0, 0.75, 0.5, 0.25, 0.0)
 _FIRST_SHARPNESS = 0.7
-_HEAD_START_TRUST = 8.0
-_HEAD_START_SHARPNESS = 2.0
-_MEMORY = 1000.0
+_HEAD_START_TRUST = 3.0
+_HEAD_START_SHARPNESS = 1.0
+_MEMORY = 3000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Belief:
 class Calibration:
     """The belief, among a few, that has so far predicted best what the target drew.
 
-    Follows the leader: the belief with the least sum of -log P(drawn token), in which a loss weighs 1 / e after 1,000
-    later ones. At first the noise counts in full (trust 1), until another trust is ahead by 8 nats, which takes
+    Follows the leader: the belief with the least sum of -log P(drawn token), in which a loss weighs 1 / e after 3,000
+    later ones. At first the noise counts in full (trust 1), until another trust is ahead by 3 nats, which takes
     some tens of tokens. Beliefs only rank candidates: no answer depends on them.
     """
 
