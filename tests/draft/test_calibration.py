@@ -71,6 +71,15 @@ def test_it_learns_anew() -> None:
         assert calibration.belief.trust == expected
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.filterwarnings("error")
+def test_logits_that_are_no_numbers_teach_nothing(bad: float) -> None:
+    calibration = Calibration()
+    before = calibration._losses.copy()
+    calibration.learn(np.array([bad, 1.0, 0.5], dtype=np.float32), np.ones(3, dtype=np.float32), 1)
+    assert np.array_equal(calibration._losses, before)
+
+
 def test_excluded_candidates_and_great_logits_do_no_harm() -> None:
     calibration = Calibration()
     logits = np.array([3000.0, 2999.0, -5000.0, -np.inf, -np.inf], dtype=np.float32)

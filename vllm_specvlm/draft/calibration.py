@@ -59,14 +59,16 @@ class Calibration:
         return self._beliefs[int(self._losses.argmin())]
 
     def learn(self, logits: Floats, noise: Floats, drawn: int) -> None:
-        """The target drew candidate number `drawn`.
+        """The target drew candidate number `drawn`. Logits that are no numbers teach nothing.
 
         Args:
             logits: float32 [candidates] of the draft; -inf for those that top-k or top-p exclude.
             noise: float32 [candidates], T times the Gumbel noise.
             drawn: index of a candidate that is not excluded.
         """
-        scores = self._sharpness * (logits - logits.max() + self._trust * noise)
+        with np.errstate(invalid="ignore"):
+            scores = self._sharpness * (logits - logits.max() + self._trust * noise)
         top = scores.max(axis=1)
         losses = top + np.log(np.exp(scores - top[:, None]).sum(axis=1)) - scores[:, drawn]
-        self._losses = self._losses * np.exp(-1.0 / _MEMORY) + losses
+        if np.isfinite(losses).all():
+            self._losses = self._losses * np.exp(-1.0 / _MEMORY) + losses
