@@ -125,18 +125,15 @@ def test_a_coupled_drafter_is_better_than_a_blind_one() -> None:
     assert coupled < 0.8 * blind
 
 
-def texts(drafter: Drafter | None, target: ToyLaw, count: int) -> np.ndarray:
-    """How often each text of three tokens came, over seeds 0 to `count` - 1; without a drafter, by plain draws."""
+def texts(drafter: Drafter, target: ToyLaw, count: int) -> np.ndarray:
+    """How often each text of the target's length came, over seeds 0 to `count` - 1."""
 
     def law(context: Context) -> torch.Tensor:
         return torch.from_numpy(target.next[context[: target.length - 1]]).float()
 
     counts = np.zeros((target.vocab,) * target.length)
     for seed in range(count):
-        if drafter is None:
-            counts[generate(law, seed, plainly, target.length)[0]] += 1
-        else:
-            counts[generate(law, seed, drafter, target.length)[0]] += 1
+        counts[generate(law, seed, drafter, target.length)[0]] += 1
     return counts
 
 
@@ -157,6 +154,6 @@ def test_texts_follow_the_targets_law_with_a_drafter_that_knows_the_noise() -> N
         return torch.from_numpy(draft.next[context[:2]]).float()
 
     counts = texts(chain_of(draft_law, depth=2), target, 3000)
-    assert np.array_equal(counts, texts(None, target, 3000))
+    assert np.array_equal(counts, texts(plainly, target, 3000))
     assert abs(deviation(counts, target.texts())) < 5
     assert deviation(counts, ToyLaw(3, 3, 3).texts() * 0.5 + target.texts() * 0.5) > 5  # control: the test can fail

@@ -100,7 +100,7 @@ def test_scale_does_not_matter() -> None:
 
 def test_a_row_does_not_depend_on_the_others() -> None:
     """Whether its neighbours share its key or not."""
-    laws, shared = random_laws(64, 1500, 3), keys(64) // 1
+    laws, shared = random_laws(64, 1500, 3), keys(64)
     shared[20:40] = shared[20]
     together = race(laws, shared).tolist()
     assert together == [race(laws[i : i + 1], shared[i : i + 1]).item() for i in range(64)]
