@@ -80,7 +80,7 @@ def test_tensor_parallel_mrope() -> None:
 
 @pytest.mark.slow  # two engines of two processes each
 def test_tensor_parallel_sampling() -> None:
-    """Sampled texts are the same on one rank and on two: the uniforms depend on the seed alone."""
+    """Sampled texts are the same on one rank and on two: the noise depends on the seed alone."""
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     sampling = {"temperature": 1.0, "seed": 3}
     two = play("llava", TWO_RANKS, TREE_DRAFT, environment, sampling)["rounds"]
