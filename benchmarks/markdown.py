@@ -39,8 +39,30 @@ def speedup(report: dict[str, Any], temperature: float) -> str:
     return "\n".join(lines)
 
 
+def load(report: dict[str, Any]) -> str:
+    """Rows by policy, columns by concurrency: tokens per second against plain vLLM, greedy / sampled; then mixed."""
+    rows = report["rows"]
+    sizes = sorted({row["concurrency"] for row in rows if row["traffic"] == "closed"})
+    lines = [
+        "| policy | " + " | ".join(f"{n} at once" for n in sizes) + " | mixed bursts |",
+        "|---|" + "---|" * (len(sizes) + 1),
+    ]
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        mine = [row for row in rows if row["policy"] == policy]
+        cells = []
+        for n in sizes:
+            ratios = {
+                r["temperature"]: r["ratio_to_plain"] for r in mine if (r["traffic"], r["concurrency"]) == ("closed", n)
+            }
+            cells.append(f"{ratios[0.0]:.2f}x / {ratios[1.0]:.2f}x")
+        cells += [f"{row['ratio_to_plain']:.2f}x" for row in mine if row["traffic"] == "mixed"]
+        lines.append(f"| {policy} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def blocks() -> dict[str, str]:
     """The text of each marked block of the README."""
+    loaded = json.loads((RESULTS / "load-float32.json").read_text())
     report = json.loads((RESULTS / "speedup-float32.json").read_text())
     return {
         "speedup": "\n\n".join(
@@ -51,7 +73,8 @@ def blocks() -> dict[str, str]:
                 speedup(report, 1.0),
                 place(report),
             ]
-        )
+        ),
+        "load": load(loaded) + "\n\n" + place(loaded),
     }
 
 
