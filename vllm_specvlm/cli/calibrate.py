@@ -179,7 +179,7 @@ def predictions(options: argparse.Namespace) -> list[dict[str, Any]]:
             count = max(len(requests), 4 * concurrency)
             asked = list(itertools.islice(itertools.cycle(requests), count))
             for policy in options.policies:
-                outcome = simulate(asked, profile.costs, profile.overhead, policy, concurrency, shape)
+                outcome = simulate(asked, profile.costs, profile.overhead, policy, concurrency, shape, warm=True)
                 found.append(
                     {
                         "concurrency": concurrency,

@@ -248,6 +248,7 @@ def simulate(
     policy: str,
     concurrency: int,
     shape: TreeShape | None = None,
+    warm: bool = False,
 ) -> Prediction:
     """Answer the requests of a trace, at most `concurrency` at a time, each not before its arrival.
 
@@ -258,6 +259,7 @@ def simulate(
         policy: "planned", "plain", "tree-N" or "chain-N" with N nodes.
         concurrency: most requests at a time, 1 or more.
         shape: bounds of planned trees; depth, width and top_k also of "tree-N". Default: 32 nodes in 6 levels.
+        warm: answer the trace once before it counts, so that the planner knows the traffic as a server does that runs.
 
     Raises:
         ValueError: an unknown policy, no requests, or a concurrency below 1.
@@ -265,6 +267,13 @@ def simulate(
     if not trace or concurrency < 1:
         raise ValueError(f"{len(trace)} requests at a concurrency of {concurrency}; give one or more of both.")
     chosen = _policy(policy, costs, overhead, shape or TreeShape(nodes=32, depth=6, width=4, top_k=4))
+    if warm:
+        _replay(trace, costs, chosen, concurrency)
+        chosen.plans.update(dict.fromkeys(chosen.plans, 0))
+    return _replay(trace, costs, chosen, concurrency)
+
+
+def _replay(trace: Sequence[TracedRequest], costs: Costs, chosen: _Policy, concurrency: int) -> Prediction:
     waiting = deque(trace)
     running: list[_Live] = []
     now = 0.0
@@ -286,8 +295,7 @@ def simulate(
             chosen.observe_step(len(running), rows, seconds)
         chosen.observe_accepted(with_trees)
         for live in running:
-            path = live.accepted()
-            emitted = min(1 + len(path), live.request.tokens - live.done)
+            emitted = min(1 + len(live.accepted()), live.request.tokens - live.done)
             if live.chosen:
                 trees += 1
                 nodes += len(live.chosen)
@@ -305,7 +313,7 @@ def simulate(
         running = [live for live in running if live.done < live.request.tokens]
         if running:
             now += chosen.draft(running, seconds if steady else 0.0)
-    return Prediction(now, tokens, steps, trees, nodes, accepted, chosen.plans)
+    return Prediction(now, tokens, steps, trees, nodes, accepted, dict(chosen.plans))
 
 
 def _step(costs: Costs, requests: int, rows: int) -> float:
