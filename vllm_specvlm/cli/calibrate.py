@@ -104,6 +104,7 @@ def measure(options: argparse.Namespace) -> Profile:
     target = _model("--target", options.target)
     draft = None if options.draft == "lookup" else _model("--draft", options.draft)
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for the table
     if not options.verbose:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     sizes = grid(options.batch, options.quick)

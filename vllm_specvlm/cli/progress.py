@@ -20,7 +20,7 @@ class Progress:
     def show(self, share: float, doing: str) -> None:
         """`share` of the work is done, 0 to 1."""
         now = time.monotonic()
-        if not self._terminal and share < 1 and now - self._said < 10:
+        if not self._terminal and share < 1 and now - self._said < 5:
             return
         self._said = now
         spent = now - self._began
