@@ -83,7 +83,8 @@ def test_a_trace_that_is_none(files: tuple[Path, Path]) -> None:
         calibrate.main(["--simulate", str(profile), "--profile", str(profile)])
 
 
-def test_a_place_that_cannot_be_written_is_named_at_once(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "measure", lambda options: pytest.fail("an engine was started"))
     with pytest.raises(UserError, match="no folder"):
         calibrate.main(["--out", str(tmp_path / "nowhere" / "p.json")])
     with pytest.raises(UserError, match="is a folder"):
@@ -126,6 +127,8 @@ def test_sizes_end_at_the_batch_asked_for() -> None:
     assert calibrate.grid(16, quick=False).batches == [1, 2, 4, 8, 16]
     assert calibrate.grid(12, quick=False).batches == [1, 2, 4, 8, 12]
     assert calibrate.grid(1, quick=True).batches == [1]
+    assert calibrate.grid(2, quick=True).batches == [1, 2]
+    assert calibrate.grid(16, quick=True).batches == [1, 4, 16]
 
 
 def test_progress_says_what_is_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import argparse
 import itertools
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,8 +75,11 @@ def check_writable(path: Path) -> None:
         raise UserError(f"There is no folder {folder} for --out {path}: make it or name another.")
     if path.is_dir():
         raise UserError(f"--out {path} is a folder: name a file.")
-    if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise UserError(f"--out {path} cannot be written: name a file where you may write.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written ({error.strerror}): name another file.") from error
 
 
 def _model(option: str, name: str) -> str:
@@ -93,7 +97,7 @@ def grid(batch: int, quick: bool) -> Grid:
 
     batches = [*(size for size in calibration.BATCHES if size < batch), batch]
     if quick:
-        return calibration.Grid((calibration.CONTEXTS[0],), batches[::2], (0, 1, 4, 16), steps=3)
+        return calibration.Grid((calibration.CONTEXTS[0],), sorted({1, *batches[::-2]}), (0, 1, 4, 16), steps=3)
     return calibration.Grid(calibration.CONTEXTS, batches, calibration.NODES)
 
 
