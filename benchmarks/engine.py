@@ -34,6 +34,7 @@ class Question:
     seed: int
     arrival_s: float = 0.0
     logprobs: int | None = None
+    extra_args: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ def _answer(engine: Any, number: int, questions: Sequence[Question], concurrency
                 max_tokens=question.max_tokens,
                 seed=question.seed,
                 logprobs=question.logprobs,
+                extra_args=question.extra_args,
             )
             engine.add_request(f"{number}-{index}", question.prompt, params)
             running += 1

@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 
 from engine import Engine, Method, Question, start
-from machine import machine, versions
+from machine import command, machine, versions
 from speedup import chats, settings
 
 
@@ -63,7 +63,7 @@ def gap(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compare, print, write the file; exit 1 when a difference is no near-tie."""
+    """Compare, print, write the file; exit 1 when a difference of ours is no near-tie."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="specvlm/reference-target")
     parser.add_argument("--draft", default="specvlm/reference-draft")
@@ -97,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
             encoded = tokenizer.encode(prompt["prompt"])
             differing.append(round(gap(engines["plain"], prompt, encoded, theirs[:at], ours[at], theirs[at]), 4))
-        worst = max([worst, *differing])
+        if name != "vllm-ngram-7":
+            worst = max([worst, *differing])
         rows.append(
             {
                 "method": name,
@@ -118,12 +119,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             "versions": versions(),
             "mode": {"dtype": arguments.dtype, "twice": arguments.twice, "compiled": False},
             "date": datetime.date.today().isoformat(),
-            "command": ["benchmarks/exactness.py", *(argv or sys.argv[1:])],
+            "command": command("benchmarks/exactness.py", argv),
             "rows": rows,
         }
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     if worst > bound:
-        sys.exit(f"A difference of {worst:.3f} is no near-tie (bound {bound}).")
+        sys.exit(f"One of our differences of {worst:.3f} is no near-tie (bound {bound}).")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,15 @@ def machine() -> dict[str, Any]:
         "threads": int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))),
         "system": platform.platform(terse=True),
     }
+
+
+def command(script: str, argv: Sequence[str] | None) -> list[str]:
+    """How a figure was measured: the script and its options, but not where the result went."""
+    options = list(sys.argv[1:] if argv is None else argv)
+    if "--json" in options:
+        at = options.index("--json")
+        del options[at : at + 2]
+    return [script, *options]
 
 
 def versions() -> dict[str, str]:

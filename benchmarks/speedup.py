@@ -12,13 +12,12 @@ import argparse
 import datetime
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from engine import Engine, Method, Question, Round, acceptance_length, median_tpot_ms, start
-from machine import machine, versions
+from machine import command, machine, versions
 
 
 def methods(draft: str) -> list[Method]:
@@ -151,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "versions": versions(),
             "mode": {"dtype": arguments.dtype, "compiled": arguments.compiled},
             "date": datetime.date.today().isoformat(),
-            "command": ["benchmarks/speedup.py", *(argv or sys.argv[1:])],
+            "command": command("benchmarks/speedup.py", argv),
             "rows": table,
             "tallies": tallies,
         }

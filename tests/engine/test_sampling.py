@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.sample.logits_processor import LogitsProcessors
 from vllm.v1.sample.metadata import SamplingMetadata
 
-from vllm_specvlm.engine.sampling import request_seed, target_tokens
+from vllm_specvlm.engine.sampling import plain_reason, request_seed, target_tokens
 
 
 def metadata(temperature: list[float]) -> SamplingMetadata:
@@ -59,3 +62,25 @@ def test_seeds() -> None:
     assert request_seed(none, 0, 1) == request_seed(none, 0, 1)
     others = {request_seed(none, seed, number) for seed in range(4) for number in range(50)}
     assert len(others) == 200
+
+
+@pytest.mark.parametrize(
+    ("params", "mode", "reason"),
+    [
+        ({}, "raw_logprobs", None),
+        ({"temperature": 0.7, "top_p": 0.9, "logprobs": 3, "min_tokens": 4}, "raw_logprobs", None),
+        ({"structured_outputs": StructuredOutputsParams(regex="a+")}, "raw_logprobs", "structured_outputs"),
+        ({"thinking_token_budget": 10}, "raw_logprobs", "thinking_token_budget"),
+        ({"logprob_token_ids": [3]}, "raw_logprobs", "logprob_token_ids"),
+        ({"logprobs": 1}, "processed_logprobs", "logprobs with --logprobs-mode processed_logprobs"),
+        ({"trace_decode_token_ids": [1, 2]}, "raw_logprobs", "trace_decode_token_ids"),
+    ],
+)
+def test_what_is_decoded_plainly(params: dict[str, Any], mode: str, reason: str | None) -> None:
+    assert plain_reason(SamplingParams(**params), mode) == reason
+
+
+def test_watermarked_requests_are_decoded_plainly() -> None:
+    params = SamplingParams()
+    params.watermarking = {"algorithm": "any"}
+    assert plain_reason(params, "raw_logprobs") == "watermarking"

@@ -33,12 +33,16 @@ _kept: dict[str, LLM] = {}
 
 
 def engine(model: Path, speculative: Mapping[str, Any] | None = None, **options: Any) -> LLM:
-    """An engine with these options; the same arguments give the same engine, with its caches emptied."""
+    """An engine with these options; the same arguments give the same engine, with its caches emptied.
+
+    Trees have the options' own size unless the planner is asked for: what is tested then happens in every step.
+    """
     plugin.register()
     arguments = {**_BASE, **options, "model": str(model)}
     key = repr((sorted(arguments.items(), key=str), speculative))
     if key not in _kept:
-        config = None if speculative is None else {"method": "specvlm", **speculative}
+        fixed = {"method": "specvlm", "num_speculative_tokens": 8, "planner": False}
+        config = None if speculative is None else {**fixed, **speculative}
         _kept[key] = LLM(**arguments, speculative_config=config)
     llm = _kept[key]
     assert llm.reset_prefix_cache()

@@ -35,6 +35,12 @@ class OracleDrafter:
     def finish(self, request_id: str) -> None:
         self._texts.pop(request_id, None)
 
+    def backlog(self, request_id: str) -> int:
+        return 0
+
+    def rehearse(self, rows: int) -> None:
+        pass
+
     def open(self, request_ids: Sequence[str]) -> None:
         self._remaining = [self._rest(self._texts[request_id]) for request_id in request_ids]
         self._right: list[bool] = []

@@ -28,7 +28,7 @@ def _break(worker: Any, rank: int) -> None:
 
 
 def main() -> None:
-    """Answer the family's prompts twice and print tokens and tallies."""
+    """Answer the family's prompts twice and print tokens, tallies and metrics."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("family")
     parser.add_argument("--options", default="{}", help="engine options, JSON")
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--sampling", default="{}", help="sampling parameters, JSON")
     arguments = parser.parse_args()
 
+    from prometheus_client import REGISTRY
     from torch._dynamo.utils import counters
     from vllm import SamplingParams
 
@@ -52,7 +53,11 @@ def main() -> None:
     rounds = [tokens(answers(llm, prompts(arguments.family), params)) for _ in range(2)]
     tallies = llm.collective_rpc("specvlm_tally") if arguments.speculative != "null" else []
     late = counters["stats"]["unique_graphs"] - compiled
-    print("ANSWERS " + json.dumps({"rounds": rounds, "tallies": tallies, "compiled_late": late}), flush=True)
+    shown = {sample.name: 0.0 for family in REGISTRY.collect() for sample in family.samples}
+    for sample in (sample for family in REGISTRY.collect() for sample in family.samples):
+        shown[sample.name] += sample.value
+    found = {"rounds": rounds, "tallies": tallies, "compiled_late": late, "metrics": shown}
+    print("ANSWERS " + json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,11 @@ def _check(family: str, options: dict[str, Any], environment: dict[str, str]) ->
     tree = play(family, options, TREE_DRAFT, environment)
     assert tree["rounds"] == reference
     assert all(tally["accepted"] > tally["trees"] for tally in tree["tallies"])
+    # One rank counts for /metrics, whatever their number, and the process that started it can read that.
+    for played in (chain, tree):
+        tally, metrics = played["tallies"][0], played["metrics"]
+        assert metrics["specvlm_acceptance_length_count"] == tally["trees"]
+        assert metrics["specvlm_steps_total"] == tally["tree_steps"] + tally["plain_steps"]
 
 
 def test_tensor_parallel() -> None:
@@ -75,7 +80,7 @@ def test_tensor_parallel_mrope() -> None:
 
 @pytest.mark.slow  # two engines of two processes each
 def test_tensor_parallel_sampling() -> None:
-    """Sampled texts are the same on one rank and on two: the uniforms depend on the seed alone."""
+    """Sampled texts are the same on one rank and on two: the noise depends on the seed alone."""
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     sampling = {"temperature": 1.0, "seed": 3}
     two = play("llava", TWO_RANKS, TREE_DRAFT, environment, sampling)["rounds"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 import torch
 from vllm import LLM, SamplingParams
 
-from tests.exactness.engines import answers, engine, target_of, tokens
+from tests.exactness.engines import answers, engine, runner, tally, target_of, tokens
 from tests.tiny.prompts import prompts
+from vllm_specvlm.engine import draft_choice
 
 SAMPLES = 2048
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -88,6 +90,58 @@ def test_seeded_text_does_not_depend_on_the_tree(setting: dict[str, Any], chain:
     assert len(set(reference)) == len(reference)
     assert seeded(engine(target, {})) == reference
     assert seeded(engine(target, {"num_speculative_tokens": 1, "lookup_min_match": 16})) == reference
+
+
+FAMILIES = ("llava", "qwen2_5_vl")
+
+
+def chain_of_its_own(family: str, monkeypatch: pytest.MonkeyPatch) -> LLM:
+    """The target drafts for itself, in chains. Its flat laws need more candidates than those of trained models."""
+    monkeypatch.setattr(draft_choice, "CANDIDATES", 1 << 20)
+    target = target_of(family)
+    llm = engine(target, {"model": str(target), "num_speculative_tokens": 4, "tree": "chain"})
+    choice = runner(llm).drafter._vlm._choice
+    monkeypatch.setattr(choice, "_calibration", type(choice._calibration)())
+    return llm
+
+
+def drafted(llm: LLM, family: str, setting: dict[str, Any], seeded: bool) -> tuple[int, int]:
+    """Drafted nodes and those accepted, over all prompts."""
+    batch = prompts(family)
+    before = tally(llm)
+    params = [
+        SamplingParams(max_tokens=40, ignore_eos=True, seed=i if seeded else None, **setting) for i in range(len(batch))
+    ]
+    answers(llm, batch, params)
+    after = tally(llm)
+    return after["nodes"] - before["nodes"], after["accepted"] - before["accepted"]
+
+
+@pytest.mark.parametrize("seeded", [True, False], ids=["seeded", "unseeded"])
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_draft_with_the_targets_weights_foresees_every_draw(
+    family: str, setting: dict[str, Any], seeded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for greedy requests: its law, its noise and its positions are the target's, so nothing is rejected."""
+    nodes, accepted = drafted(chain_of_its_own(family, monkeypatch), family, setting, seeded)
+    assert nodes > 50
+    assert accepted == nodes, "a draft equal to its target was rejected"
+
+
+@pytest.mark.parametrize("wrong", ["seed", "position"])
+def test_control_wrong_noise_is_rejected(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = chain_of_its_own("llava", monkeypatch)
+    choice = runner(llm).drafter._vlm._choice
+    stock = choice._draw
+
+    def shifted(request_id: str, position: int) -> Any:
+        draw = stock(request_id, position)
+        return replace(draw, **{wrong: getattr(draw, wrong) + 1})
+
+    monkeypatch.setattr(choice, "_draw", shifted)
+    nodes, accepted = drafted(llm, "llava", {"temperature": 1.0}, seeded=True)
+    assert accepted < nodes / 2
 
 
 def test_greedy_and_sampled_in_one_batch(plain: LLM, chain: LLM) -> None:

@@ -54,6 +54,15 @@ def ask(server: Server, *bodies: dict[str, Any]) -> list[Answer]:
     return asyncio.run(asked(server, bodies))
 
 
+def metric_types(server: Server) -> dict[str, str]:
+    """The types of the metrics at /metrics by name."""
+    lines = httpx.get(f"{server.url}/metrics", timeout=30).text.splitlines()
+    declared = [line.split()[2:4] for line in lines if line.startswith("# TYPE")]
+    types = dict(declared)
+    assert len(types) == len(declared), "a metric appears twice"
+    return types
+
+
 def metrics(server: Server) -> dict[str, float]:
     """The samples of /metrics by name with labels, engine and model left out."""
     found = {}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.client import Answer, ask
+from tests.server.client import Answer, ask, metric_types
 from tests.server.hall import Hall, Reference
 from tests.server.media import serve_pictures
 from tests.server.process import Server
@@ -48,6 +48,7 @@ def reference(hall: Hall, media: str) -> Reference:
         answers(odd_pictures()),
         dict(zip(bad_pictures(media), ask(plain, *bad_pictures(media).values()), strict=True)),
         answers({name: with_options(each) for name, each in options.items()}),
+        metric_types(plain),
     )
 
 
@@ -55,6 +56,12 @@ def reference(hall: Hall, media: str) -> Reference:
 def server(hall: Hall, reference: Reference) -> Server:
     """The server with a draft VLM; plain vLLM's answers are known by then."""
     return hall.server("draft")
+
+
+@pytest.fixture
+def always_server(hall: Hall, reference: Reference) -> Server:
+    """The server whose draft VLM drafts in every step, whether that pays or not."""
+    return hall.server("always")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ class Hall:
         self._started = 0
 
     def server(self, kind: str) -> Server:
-        """A healthy server: "plain", "draft" (a draft VLM) or "lookup" (no model)."""
+        """A healthy server: "plain", "draft" (a draft VLM), "always" (drafts in every step) or "lookup" (no model)."""
         if self._server is None or self._kind != kind or self._server.process.poll() is not None:
             self.clear()
             self._started += 1
@@ -47,7 +47,8 @@ def _speculative(kind: str) -> Mapping[str, Any] | None:
         return None
     if kind == "lookup":
         return {"num_speculative_tokens": 8}
-    return {"model": str(build("llava", seed=7, size=DRAFT)), "num_speculative_tokens": 8}
+    always = {"planner": False} if kind == "always" else {}
+    return {"model": str(build("llava", seed=7, size=DRAFT)), "num_speculative_tokens": 8, **always}
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,5 @@ class Reference:
     odd: dict[str, Answer]
     bad: dict[str, Answer]
     options: dict[str, Answer]
+    metric_types: dict[str, str]
+    """The types of the metrics it shows, by name."""

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from tests.server.client import ask, metrics
+from tests.server.client import ask, metric_types, metrics
+from tests.server.hall import Reference
 from tests.server.process import Server
 from tests.server.questions import good
+from vllm_specvlm.engine.metric import METRICS
 
 pytestmark = pytest.mark.slow  # two servers of three processes
 
 _SPEC = "vllm:spec_decode_num_"
 
 
-def test_counters(server: Server) -> None:
-    before = metrics(server)
+def test_counters(always_server: Server) -> None:
+    before = metrics(always_server)
     questions = list(good().values())
-    tokens = sum(answer.completion_tokens for answer in ask(server, *questions, *questions))
-    after = metrics(server)
+    tokens = sum(answer.completion_tokens for answer in ask(always_server, *questions, *questions))
+    after = metrics(always_server)
     grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
     drafts = grown[f"{_SPEC}drafts_total"]
     drafted = grown[f"{_SPEC}draft_tokens_total"]
@@ -33,10 +39,71 @@ def test_counters(server: Server) -> None:
     assert drafts < tokens, "no step brought more than one token"
 
 
-def test_a_plain_request_drafts_nothing(server: Server) -> None:
+def test_a_plain_request_drafts_nothing(always_server: Server) -> None:
     """What is decoded plainly counts no drafts."""
-    before = metrics(server)
-    (answer,) = ask(server, {**good()["picture"], "structured_outputs": {"regex": "[a-z]{30,35}"}})
-    after = metrics(server)
+    before = metrics(always_server)
+    (answer,) = ask(always_server, {**good()["picture"], "structured_outputs": {"regex": "[a-z]{30,35}"}})
+    after = metrics(always_server)
     assert after[f"{_SPEC}drafts_total"] == before[f"{_SPEC}drafts_total"]
     assert after["vllm:generation_tokens_total"] == before["vllm:generation_tokens_total"] + answer.completion_tokens
+
+
+def _grown(server: Server, act: Callable[[], object]) -> dict[str, float]:
+    """How much each sample grew while something was done, and the drafting after it."""
+    before = metrics(server)
+    act()
+    time.sleep(1)  # drafting goes on when the answer is out
+    return {name: value - before.get(name, 0.0) for name, value in metrics(server).items()}
+
+
+def _total(grown: dict[str, float], name: str, *labels: str) -> float:
+    """The sum over the series with these labels."""
+    return sum(
+        value
+        for sample, value in grown.items()
+        if sample.partition("{")[0] == name and all(label in sample for label in labels)
+    )
+
+
+def test_our_metrics(always_server: Server) -> None:
+    """Counted in the engine's process, shown by the API server's, and equal to what vLLM counts."""
+    questions = list(good().values())
+    grown = _grown(always_server, lambda: ask(always_server, *questions, *questions))
+    trees = grown[f"{_SPEC}drafts_total"]
+    assert trees > 0
+    for name in ("specvlm_tree_nodes", "specvlm_acceptance_length"):
+        assert _total(grown, f"{name}_count") == _total(grown, f"{name}_bucket", 'le="+Inf"') == trees
+    assert _total(grown, "specvlm_tree_nodes_bucket", 'le="8.0"') == trees, "a tree above the engine's bound"
+    assert _total(grown, "specvlm_tree_nodes_sum") == grown[f"{_SPEC}draft_tokens_total"]
+    assert _total(grown, "specvlm_acceptance_length_sum") == trees + grown[f"{_SPEC}accepted_tokens_total"]
+    assert 0 < _total(grown, "specvlm_steps_total", 'kind="tree"') <= trees
+    assert _total(grown, "specvlm_plans_total") > 0
+    assert 0 < grown["specvlm_draft_pass_seconds_total"] < grown["specvlm_draft_seconds_total"] < 60
+    assert 0 < grown["specvlm_verify_seconds_total"] < 60
+    assert metrics(always_server)["specvlm_drafter_off"] == 0
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+@pytest.mark.parametrize("sampling", ["greedy", "sampled"])
+def test_labels(modality: str, sampling: str, always_server: Server) -> None:
+    """A request moves its own series and no other."""
+    chosen: dict[str, Any] = {"text": good()["text"], "image": good()["picture"]}[modality]
+    question = {**chosen, "temperature": 0.8 if sampling == "sampled" else 0, "max_tokens": 200}
+    grown = _grown(always_server, lambda: ask(always_server, *[question] * 4))
+    name = "specvlm_acceptance_length_count"
+    mine = _total(grown, name, f'modality="{modality}"', f'sampling="{sampling}"')
+    assert mine == _total(grown, name) == grown[f"{_SPEC}drafts_total"] > 0
+
+
+def test_vllms_own_metrics_are_untouched(always_server: Server, reference: Reference) -> None:
+    """The same names and types as without us, and gauges that tell of now."""
+    types = metric_types(always_server)
+    added = {name: kind for name, kind in types.items() if name not in reference.metric_types}
+    assert {name: kind for name, kind in types.items() if name not in added} == reference.metric_types
+    ours = {name: kind for name, kind in added.items() if name.startswith("specvlm_")}
+    assert ours == {metric.name: metric.kind for metric in METRICS}
+    assert all(name.startswith(_SPEC) for name in added.keys() - ours.keys())
+    ask(always_server, *good().values())
+    shown = metrics(always_server)
+    assert shown["vllm:num_requests_running"] == shown["vllm:num_requests_waiting"] == 0
+    assert shown["process_resident_memory_bytes"] > 0

@@ -1,4 +1,8 @@
-"""The acceptance rule keeps the target's law: exact enumeration on toy targets, with wrong rules that must show."""
+"""The acceptance rule keeps the target's law: exact enumeration on toy targets, with wrong rules that must show.
+
+Rows are drawn by inverting their cumulative law at one uniform per position, which has finitely many outcomes here. The
+rule asks no more of a draw than that positions are independent and each row's token has its law, and a race does too.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,10 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 
 from tests.tree.random_tree import paths, random_tree
 from tests.tree.toy_law import GRID, Context, ToyLaw
 from vllm_specvlm.tree.accept import walk
-from vllm_specvlm.tree.draw import draw
 from vllm_specvlm.tree.token_tree import TokenTree
 
 Law = npt.NDArray[np.float64]
@@ -26,16 +28,16 @@ def contexts(tree: TokenTree) -> list[Context]:
 
 
 def row_tokens_at(target: ToyLaw, tree: TokenTree) -> npt.NDArray[np.int64]:
-    """[rows, GRID]: each row's token as `draw` gives it for the uniforms in the middle of the law's cells of 1/64."""
-    uniforms = (torch.arange(GRID, dtype=torch.float64) + 0.5) / GRID
+    """[rows, GRID]: each row's token for the uniforms in the middle of the law's cells of 1/64."""
+    uniforms = (np.arange(GRID) + 0.5) / GRID
     laws = [target.next[tuple(max(token, 0) for token in context)] for context in contexts(tree)]
-    return np.stack([draw(torch.tensor(law).float().expand(GRID, -1), uniforms).numpy() for law in laws])
+    return np.stack([np.searchsorted(np.cumsum(law), uniforms, side="right") for law in laws])
 
 
 def emitted_law(
     target: ToyLaw, tree: TokenTree, cells: Callable[[int], Iterator[tuple[tuple[int, ...], float]]]
 ) -> Law:
-    """Law of the texts under `walk` and `draw`; `cells(depths)` gives the uniforms' cells by depth, with weights."""
+    """Law of the texts under `walk`; `cells(depths)` gives the uniforms' cells by depth, with weights."""
     tokens = row_tokens_at(target, tree)
     depths = [0, *tree.depths]
     law = np.zeros((target.vocab,) * target.length)

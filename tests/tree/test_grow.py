@@ -219,3 +219,47 @@ def test_fixed_shapes_are_consistent() -> None:
         TreeShape(5, 1, 1, 1, paths=((0,),))
     with pytest.raises(ValueError, match="nodes of a tree is 128"):
         TreeShape.fixed((rank,) for rank in range(128))
+
+
+@settings(deadline=None, max_examples=60)
+@given(shapes, st.integers(2, 4), st.integers(0, 10_000), st.lists(st.integers(1, 6), min_size=1, max_size=4))
+def test_depths_bound_each_tree(shape: TreeShape, vocab: int, seed: int, depths: list[int]) -> None:
+    roots = range(len(depths))
+    trees = grow(ToyDrafter(seed, vocab), shape, [60] * len(depths), roots, depths)
+    for request, depth in zip(roots, depths, strict=True):
+        alone = TreeShape(shape.nodes, min(shape.depth, depth), shape.width, shape.top_k)
+        expected = best_by_definition(ToyDrafter(seed, vocab), request, alone, min(60, shape.nodes))
+        assert paths(trees[request]) == [path for _, path in expected]
+
+
+def test_a_gate_decides_what_is_expanded() -> None:
+    class Gate:
+        """Admits the best node of each level, and none from depth 3 on."""
+
+        def __init__(self) -> None:
+            self.seen: list[tuple[int, list[float]]] = []
+
+        def admit(self, depth: int, scores: Sequence[float]) -> list[bool]:
+            self.seen.append((depth, list(scores)))
+            return [depth < 3 and score == max(scores) for score in scores]
+
+    drafter, gate = ToyDrafter(3, 4), Gate()
+    shape = TreeShape(60, 5, 3, 4)
+    tree = grow_scored(drafter, shape, [60], [0], gate=gate)[0].tree
+    assert [depth for depth, _ in gate.seen] == [1, 2, 3]
+    assert [len(level) for level in drafter.asked] == [1, 1, 1]
+    assert len(tree) == 12 and max(tree.depths) == 3
+    assert all(len(scores) == 3 and scores == sorted(scores, reverse=True) for _, scores in gate.seen)
+
+
+@settings(deadline=None, max_examples=60)
+@given(shapes, st.integers(2, 4), st.integers(0, 10_000))
+def test_origins_name_the_proposals(shape: TreeShape, vocab: int, seed: int) -> None:
+    drafter = ToyDrafter(seed, vocab)
+    grown = grow_scored(drafter, shape, [60, 7], [0, 3])
+    rows = [row for level in drafter.asked for row in level]
+    for request, made in grown.items():
+        for path, origin in zip(paths(made.tree), made.origins, strict=True):
+            asked, context = rows[origin // shape.top_k]
+            assert (asked, context) == (request, path[:-1])
+            assert drafter.children(request, context, shape.top_k)[origin % shape.top_k][0] == path[-1]

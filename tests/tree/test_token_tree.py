@@ -85,11 +85,3 @@ def test_what_is_no_tree_is_refused(tokens: tuple[int, ...], parents: tuple[int,
 def test_negative_prefix_is_refused() -> None:
     with pytest.raises(ValueError, match="prefix of -1"):
         TokenTree.chain([1]).prefix(-1)
-
-
-def test_upto_depth_keeps_the_upper_levels() -> None:
-    tree = TokenTree((1, 2, 3, 4, 5), (-1, 0, -1, 1, 2))
-    assert tree.upto_depth(2) == TokenTree((1, 2, 3, 5), (-1, 0, -1, 2))
-    assert tree.upto_depth(1) == TokenTree((1, 3), (-1, -1))
-    assert tree.upto_depth(3) is tree
-    assert len(tree.upto_depth(0)) == 0

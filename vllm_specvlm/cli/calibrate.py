@@ -178,7 +178,7 @@ def predictions(options: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     try:
         profile, requests = Profile.load(options.profile), trace.read(options.simulate)
-        shape = TreeShape(nodes=options.nodes, depth=min(6, options.nodes), width=4, top_k=4)
+        shape = TreeShape(nodes=options.nodes, depth=min(12, options.nodes), width=4, top_k=4)
         for concurrency in options.concurrency:
             # Fewer requests than several rounds of everybody would mostly show the rounds' ends.
             count = max(len(requests), 4 * concurrency)

@@ -40,7 +40,8 @@ class Grid:
 
 def settings(target: str, draft: str | None, grid: Grid) -> dict[str, Any]:
     """Arguments that the `LLM` has to be started with; `draft` None is lookup."""
-    speculative = {"method": "specvlm", "num_speculative_tokens": max(grid.nodes), "planner": True}
+    # Six levels show what a pass costs as well as more do, and answers last longer.
+    speculative = {"method": "specvlm", "num_speculative_tokens": max(grid.nodes), "planner": True, "depth": 6}
     return {
         "model": target,
         "max_model_len": max(grid.contexts) + ROOM,

@@ -7,6 +7,14 @@ from typing import Any, Protocol
 import torch
 
 
+class Seeds(Protocol):
+    """Knows the noise of sampled requests."""
+
+    def seed(self, request_id: str) -> int:
+        """int64 seed of the noise that draws this request's tokens."""
+        ...
+
+
 class Batch(Protocol):
     """The runner's persistent batch, after a step's tokens were noted in it (vLLM's own names and shapes)."""
 
@@ -17,3 +25,8 @@ class Batch(Protocol):
     kv_cache_config: Any
     max_model_len: int
     device: torch.device
+
+    @property
+    def tree_sampler(self) -> Seeds:
+        """Where a drafter asks for the noise that the target's tokens will be drawn with."""
+        ...

@@ -151,6 +151,9 @@ LEDGER: tuple[Symbol, ...] = (
     Symbol("vllm.multimodal.inputs:MultiModalFeatureSpec", "called", "a request's pictures"),
     Symbol("vllm.v1.attention.backend:AttentionType", "called", "refuses layers that are no decoders"),
     Symbol("vllm.v1.core.sched.output:SchedulerOutput", "called", "which requests and blocks a step brings"),
+    Symbol(
+        "vllm.v1.metrics.prometheus:get_prometheus_registry", "relied on", "`/metrics` shows what is in this registry"
+    ),
     Symbol("vllm.distributed.parallel_state:get_tp_group", "called", "ranks agree that the drafter works"),
     Symbol("vllm.v1.outputs:SamplerOutput", "called", "what `_sample` returns"),
     Symbol("vllm.v1.outputs:LogprobsTensors", "called", "log-probs beside trees of other requests"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_specvlm import ops
+from vllm_specvlm.engine import exporter
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
 from vllm_specvlm.schedule.profile import Profile
 
@@ -71,6 +72,7 @@ def translate(args: EngineArgs, target: ModelConfig, parallel: ParallelConfig) -
         raise ValueError("Method 'specvlm' needs --additional-config to be a JSON object, or left out.")
     args.additional_config = {**args.additional_config, METHOD: options.as_dict()}
     args.worker_cls = parallel.worker_cls = WORKER
+    exporter.export(target.served_model_name)
 
 
 def _given(args: EngineArgs) -> dict[str, Any]:

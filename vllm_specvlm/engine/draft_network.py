@@ -1,11 +1,10 @@
-"""The draft's network inside vLLM: loading, one forward pass, and the best next tokens of its rows."""
+"""The draft's network inside vLLM: loading, one forward pass, and the logits of its rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from vllm.compilation.backends import set_model_tag
 from vllm.config import ModelConfig, VllmConfig
@@ -16,7 +15,6 @@ from vllm.model_executor.models.interfaces import supports_multimodal
 
 from vllm_specvlm.engine.attention_cpu import DraftAttentionMetadata
 from vllm_specvlm.engine.tree_step import TreeStep
-from vllm_specvlm.tree.grow import LevelProposal
 
 # Layer names of the draft start with this, so that they do not collide with the target's.
 PREFIX = "draft_model"
@@ -88,9 +86,7 @@ class DraftNetwork:
         assert isinstance(hidden, torch.Tensor)
         return hidden
 
-    def candidates(self, hidden: torch.Tensor, top_k: int, vocabulary: int) -> LevelProposal:
-        """The `top_k` likeliest next tokens of each row, among the first `vocabulary` ids (the rest is padding)."""
-        logits = self._model.compute_logits(hidden)[:, :vocabulary].float()
-        values, tokens = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
-        log_probs = values - logits.logsumexp(dim=-1, keepdim=True)
-        return LevelProposal(tokens.cpu().numpy(), log_probs.cpu().numpy().astype(np.float32))
+    def logits(self, hidden: torch.Tensor, vocabulary: int) -> torch.Tensor:
+        """float32 [rows, vocabulary]: of the first `vocabulary` ids (the rest is padding)."""
+        logits: torch.Tensor = self._model.compute_logits(hidden)[:, :vocabulary].float()
+        return logits

@@ -14,6 +14,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.dense_store import DenseStore
 from vllm_specvlm.engine.draft_blocks import DraftBlocks
+from vllm_specvlm.engine.draft_choice import DraftChoice, Place
 from vllm_specvlm.engine.draft_network import DraftNetwork
 from vllm_specvlm.engine.draft_vision import DraftVision, place
 from vllm_specvlm.engine.options import SpecVLMOptions
@@ -99,6 +100,7 @@ class DraftVLM:
         """The runner whose batch, block tables and positions are used, and the other ranks."""
         self._runner = runner
         self._peers = peers
+        self._choice = DraftChoice(runner)
         self._device = runner.device
 
     def cache_allocated(self) -> None:
@@ -135,11 +137,11 @@ class DraftVLM:
         return len(self._blocks.missing(self._table(row), self._fed.get(request_id, 0), root))
 
     def rehearse(self, rows: int) -> None:
-        """A pass without attention, and its candidates."""
+        """A pass without attention, and its likeliest tokens."""
         mrope = self._model_config.uses_mrope
         positions = np.zeros((self._model_config.mrope_num_dims, rows) if mrope else rows, dtype=np.int64)
         hidden = self._network.forward(self._ids(np.zeros(rows)), self._tensor(positions), None, None, None)
-        self._network.candidates(hidden, 1, self._vocabulary)
+        self._network.logits(hidden, self._vocabulary).topk(1)
 
     def finish(self, request_id: str) -> None:
         """Forget the request; its blocks keep their marks, since vLLM may still share them."""
@@ -165,6 +167,7 @@ class DraftVLM:
 
     def open(self, request_ids: Sequence[str]) -> None:
         """Feed what is missing, and the roots of the requests that have then caught up."""
+        self._choice.learn()
         self._store.reserve(len(request_ids) * self._segment)
         self._growing = {}
         self._root_hidden = None
@@ -269,10 +272,16 @@ class DraftVLM:
             assert hidden is not None
             self._tally.levels += 1
             with self._tally.clock("draft_model"):
-                found = self._network.candidates(hidden, top_k, self._vocabulary)
+                places = [self._child(int(frontier.request[row]), int(frontier.depth[row])) for row in taken]
+                found = self._choice.candidates(self._network.logits(hidden, self._vocabulary), places, top_k)
             proposal.tokens[taken, : found.tokens.shape[1]] = found.tokens
             proposal.log_probs[taken, : found.tokens.shape[1]] = found.log_probs
         return proposal
+
+    def _child(self, index: int, depth: int) -> Place:
+        """Request and position of the children of a node of this depth."""
+        growing = self._growing[index]
+        return self._runner.input_batch.req_ids[growing.row], growing.root + depth + 1
 
     def _roots(self, frontier: Frontier) -> tuple[np.ndarray, torch.Tensor | None]:
         """Frontier rows of the roots that were fed, and their hidden states."""

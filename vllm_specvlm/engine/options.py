@@ -33,7 +33,7 @@ class SpecVLMOptions:
     paths: tuple[tuple[int, ...], ...] | None = None
     """A fixed tree: every node as its path of child ranks from the root, such as [[0], [1], [0, 0]]."""
     depth: int | None = None
-    """Most levels of a tree. Default: 6 for a draft model, the node budget for lookup and chains."""
+    """Most levels of a tree. Default: 12 under the planner, 6 else, and the node budget for lookup and chains."""
     width: int = 4
     """Most nodes of one request expanded per level, that is rows of one draft forward."""
     top_k: int = 4
@@ -129,7 +129,8 @@ class SpecVLMOptions:
             return TreeShape.fixed(self.paths)
         if self.tree == "chain":
             return TreeShape.chain(min(nodes, self.depth or nodes))
-        depth = self.depth if self.depth is not None else (6 if self.model is not None else nodes)
+        default = nodes if self.model is None else 12 if self.plans else 6
+        depth = default if self.depth is None else self.depth
         return TreeShape(nodes=nodes, depth=min(depth, nodes), width=self.width, top_k=self.top_k)
 
     def as_dict(self) -> dict[str, Any]:

@@ -28,6 +28,11 @@ class Peers:
         """Whether there is no other rank."""
         return bool(self._group.world_size == 1)
 
+    @property
+    def first(self) -> bool:
+        """Whether this rank is the one that speaks for all."""
+        return bool(self._group.is_first_rank)
+
     def agree(self) -> None:
         """Vote that all is well here.
 

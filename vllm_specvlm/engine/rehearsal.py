@@ -9,9 +9,11 @@ from vllm_specvlm.engine.peers import Peers
 from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.planner import Costs
 
-_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_ROWS = (1, 16, 64, 4, 8, 32, 2, 128, 256)
+"""Those that say most about the curve first."""
+_LEAST_SIZES = 3
 _SECONDS = 2.0
-"""Time after which no larger pass is tried; the curves go on in proportion from there."""
+"""Time after which no further size is tried."""
 _REPEATS = 3
 _LEAST = 1e-6
 
@@ -32,9 +34,8 @@ def rehearse(target: Callable[[int], object], draft: Callable[[int], object], mo
 def _timed(run: Callable[[int], object], most: int, peers: Peers) -> Iterator[tuple[int, float]]:
     run(1)
     began = time.perf_counter()
-    for rows in _ROWS:
-        if rows > most:
-            return
+    sizes = [rows for rows in _ROWS if rows <= most]
+    for measured, rows in enumerate(sizes, 1):
         seconds = []
         for _ in range(_REPEATS):
             started = time.perf_counter()
@@ -42,5 +43,5 @@ def _timed(run: Callable[[int], object], most: int, peers: Peers) -> Iterator[tu
             seconds.append(time.perf_counter() - started)
         best, spent = peers.share([max(min(seconds), _LEAST), time.perf_counter() - began])
         yield rows, best
-        if spent > _SECONDS:
+        if spent > _SECONDS and measured >= _LEAST_SIZES:
             return

@@ -10,7 +10,8 @@ from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm.v1.sample.sampler import Sampler
 
-from vllm_specvlm.tree.draw import PURPOSE_ACCEPT, draw, uniforms
+from vllm_specvlm.tree.noise import position_keys
+from vllm_specvlm.tree.race import race
 
 # vLLM's own bound between greedy and sampled requests (vllm/v1/sample/sampler.py).
 GREEDY_BELOW = 1e-5
@@ -37,7 +38,7 @@ def plain_reason(params: SamplingParams, logprobs_mode: str) -> str | None:
 
 
 def request_seed(params: SamplingParams, engine_seed: int, number: int) -> int:
-    """int64 seed of a request's uniforms: its own seed, else one from the engine's seed and its running number.
+    """int64 seed of a request's noise: its own seed, else one from the engine's seed and its running number.
 
     The same on every tensor-parallel rank, independent between requests, and the same in the next run.
     """
@@ -58,8 +59,8 @@ def target_tokens(
 ) -> torch.Tensor:
     """One token per row: vLLM's arg-max for greedy requests, else a draw from the request's processed distribution.
 
-    The draw at output position p of a request uses the one uniform that belongs to (seed, p). So the text of a
-    sampled request is a function of its seed and the target's law, whatever trees were drafted.
+    The draw at output position p of a request is a race (`tree.race`) with the noise that belongs to (seed, p). So the
+    text of a sampled request is a function of its seed and the target's law, whatever trees were drafted.
 
     Args:
         logits: [rows, vocabulary].
@@ -90,5 +91,5 @@ def target_tokens(
     # A row of overflowed logits has no law to draw from; it keeps its arg-max, and its neighbours their draws.
     drawable = probabilities.isfinite().all(dim=-1)
     rows, probabilities = rows[drawable], probabilities[drawable]
-    tokens[rows] = draw(probabilities, uniforms(seeds[rows], positions[rows], PURPOSE_ACCEPT))
+    tokens[rows] = race(probabilities, position_keys(seeds[rows], positions[rows]))
     return tokens

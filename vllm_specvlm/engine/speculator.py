@@ -10,9 +10,11 @@ from vllm.config import VllmConfig
 
 from vllm_specvlm.draft.drafter import Drafter
 from vllm_specvlm.draft.lookup import LookupDrafter
+from vllm_specvlm.engine import exporter
 from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.draft_vlm import DraftVLM
 from vllm_specvlm.engine.log import logger_for
+from vllm_specvlm.engine.metrics import Metrics
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
 from vllm_specvlm.engine.peers import PeerFailedError, Peers
 from vllm_specvlm.engine.planned_growth import Growable, PlannedGrowth
@@ -59,6 +61,7 @@ class Speculator:
         self.shape = self.options.shape()
         self.tally = Tally()
         self._config = vllm_config
+        self.metrics = Metrics()
         self._logprobs_mode: str = vllm_config.model_config.logprobs_mode
         self._vlm: DraftVLM | None = None
         self._drafter: Drafter | None
@@ -90,6 +93,8 @@ class Speculator:
         """Tell the runner whose batch is drafted for."""
         self._runner = runner
         self._peers = Peers()
+        if self._peers.first:
+            self.metrics = exporter.metrics()
         if self._vlm is not None:
             self._vlm.bind(runner, self._peers)
 
@@ -191,6 +196,7 @@ class Speculator:
 
     def observe_step(self, has_trees: bool) -> None:
         """Every step: keep the tally."""
+        self.metrics.step(has_trees)
         if has_trees:
             self.tally.tree_steps += 1
         else:
@@ -198,14 +204,19 @@ class Speculator:
 
     def observe_accepted(self, places: Sequence[TreePlace], accepted: Mapping[int, Accepted]) -> None:
         """After acceptance: keep the tally. Placeholders that vLLM pads a resumed request with were never drafted."""
+        ids = self._runner.input_batch.req_ids
         for place in places:
             if place.tree.tokens[0] < 0:
                 continue
+            nodes, path = len(place.tree), len(accepted[place.request].path)
             self.tally.trees += 1
-            self.tally.nodes += len(place.tree)
-            self.tally.accepted += len(accepted[place.request].path)
+            self.tally.nodes += nodes
+            self.tally.accepted += path
+            state = self._runner.requests[ids[place.request]]
+            params = state.sampling_params
+            sampled = params is not None and params.temperature >= GREEDY_BELOW
+            self.metrics.tree(nodes, path + 1, picture=bool(state.mm_features), sampled=sampled)
         if self._planned is not None:
-            ids = self._runner.input_batch.req_ids
             self._planned.observe_accepted({ids[p.request]: (p.tree, accepted[p.request]) for p in places})
 
     def draft(self, sampled: Sequence[bool], code: FlatCode) -> dict[str, list[int]]:
@@ -218,15 +229,17 @@ class Speculator:
         """
         if self._drafter is None:
             return {}
+        codes: dict[str, list[int]] = {}
         with self.tally.clock("draft"):
             try:
-                return self._draft(sampled, code)
+                codes = self._draft(sampled, code)
             except PeerFailedError:
                 self._switch_off()
             except Exception:
                 self._peers.tell_failure()
                 self._switch_off()
-        return {}
+        self.metrics.spent(self.tally.seconds)
+        return codes
 
     def _draft(self, sampled: Sequence[bool], code: FlatCode) -> dict[str, list[int]]:
         assert self._drafter is not None
@@ -236,8 +249,11 @@ class Speculator:
         batch = self._batch(sampled)
         if self._planned is not None:
             trees = self._grow_planned(self._drafter, self._planned, batch, sum(sampled), step)
+        elif batch:
+            self.metrics.plan("fixed")
+            trees = self._grow(self._drafter, batch)
         else:
-            trees = self._grow(self._drafter, batch) if batch else {}
+            trees = {}
         codes = {request_id: code.encode(tree) for request_id, tree in trees.items() if len(tree)}
         self._peers.agree()
         if self._clock is not None:
@@ -302,6 +318,7 @@ class Speculator:
         candidates = [self._candidate(drafter, growable) for growable in batch]
         plan = planner.plan(requests, candidates)
         self.tally.plans[plan.mode.value] += 1
+        self.metrics.plan(plan.mode.value)
         if plan.mode is Mode.PLAIN:
             return {}
         chosen = [batch[i] for i in plan.chosen]
@@ -341,6 +358,7 @@ class Speculator:
         """Go on without the drafter, which failed with the exception being handled."""
         logger.exception("The drafter failed and is switched off; requests go on without speculation.")
         self.tally.drafter_failures += 1
+        self.metrics.switched_off()
         self._drafter = self._vlm = self._failure = None
 
 

@@ -44,6 +44,10 @@ class TreeSampler:
         """The request is over."""
         self._seeds.pop(request_id, None)
 
+    def seed(self, request_id: str) -> int:
+        """int64 seed of the noise that draws this request's tokens. Raises KeyError if it was not admitted."""
+        return self._seeds[request_id]
+
     def sample(
         self, logits: torch.Tensor, verification: Verification | None, ours: Sequence[bool]
     ) -> tuple[SamplerOutput, dict[int, Accepted]]:

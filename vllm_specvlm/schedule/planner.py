@@ -34,6 +34,9 @@ _PROBE_SHARE = 0.01
 """Share of the time spent on looking whether speculation would pay, where it does not."""
 _PLAIN_EVERY = 256
 """Steps with trees after which a plain step refreshes what plain decoding costs here."""
+_PLAIN_SEEN = 3
+_PLAIN_SOON = 8
+"""The same while fewer than three plain steps of about this many requests were seen."""
 _PROBE_NODES = 4
 _REMEMBER_FOR = 8
 """Steps an expectation is used before it is computed anew."""
@@ -123,11 +126,12 @@ class Planner:
         self._speculating = bool(chosen) and expected > plain * (1.0 if self._speculating else _MARGIN)
         if self._speculating:
             self._since_plain += 1
-            if self._since_plain < _PLAIN_EVERY:
+            known = self.costs.plain.seen(requests) >= _PLAIN_SEEN
+            if self._since_plain < (_PLAIN_EVERY if known else _PLAIN_SOON):
                 return self._draft(Mode.TREES, expected, chosen, candidates)
             self._since_plain = 0
             return self._nothing()
-        return self._probe(candidates, plain)
+        return self._probe(requests, candidates, plain)
 
     def _draft(self, mode: Mode, goal: float, chosen: Sequence[int], candidates: Sequence[Candidate]) -> Plan:
         self._mode, self._goal = mode, goal
@@ -148,13 +152,14 @@ class Planner:
             if c.backlog <= 8 or c.remaining * saved / requests > self.costs.draft.at(c.backlog)
         ]
 
-    def _probe(self, candidates: Sequence[Candidate], plain: float) -> Plan:
+    def _probe(self, requests: int, candidates: Sequence[Candidate], plain: float) -> Plan:
         """Look at one request's tree if there is time for it, the one that is fed at the least cost."""
         if not candidates:
             return self._nothing()
         i = min(range(len(candidates)), key=lambda i: candidates[i].backlog)
         learning = len(self._memory) < _LEARNING
         price = self.costs.draft.at(candidates[i].backlog + 1) + 3 * self.costs.draft.at(4) + self.overhead
+        price += max(self.costs.tree.at(requests + _PROBE_NODES) - self.costs.plain.at(requests), 0.0)
         if not learning and self._credit < price:
             return self._nothing()
         self._credit = max(self._credit - price, 0.0)
@@ -199,22 +204,20 @@ class Planner:
     def admit(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
         """Nodes worth another level (see `tree.grow.LevelGate`): what it should add against what it costs."""
         reach = np.exp(np.asarray(scores, dtype=np.float64))
-        rows = len(reach)
-        verified = self._requests + rows
-        tree = self.costs.tree.over(np.array([verified, verified + max(rows, 8)], dtype=np.float64))
-        node = float(tree[1] - tree[0]) / max(rows, 8)
-        level = self.costs.draft.over(np.array([1, rows, rows + 8], dtype=np.float64))
-        row = float(level[2] - level[1]) / 8
+        rows, costs = len(reach), self.costs
+        verified, ahead = self._requests + rows, max(rows, 8)
+        node = (costs.tree.at(verified + ahead) - costs.tree.at(verified)) / ahead
+        row = (costs.draft.at(rows + 8) - costs.draft.at(rows)) / 8
         gain = reach * self._ratio[min(depth, len(self._ratio) - 1)]
-        wanted = gain > self._goal * (row + node)
-        total = float(gain[wanted].sum())
+        wanted: npt.NDArray[np.bool_] = gain > self._goal * (row + node)
         count = int(wanted.sum())
-        if total <= self._goal * (float(level[0]) + (row + node) * count):
+        if float(gain[wanted].sum()) <= self._goal * (costs.draft.at(1) + (row + node) * count):
             wanted[:] = False
         if wanted.any():
             self._rows.append(count)
             self._frontier[depth] = float(reach[wanted].sum())
-        return [bool(w) for w in wanted]
+        flags: list[bool] = wanted.tolist()
+        return flags
 
     # -- after drafting ------------------------------------------------------------------------------------------
 

@@ -30,12 +30,13 @@ def walk(tree: TokenTree, row_tokens: Sequence[int]) -> Accepted:
 
     Greedy: the rule is argmax, so the text is plain decoding's.
 
-    Sampled: let v's row token be `draw(target's law at v, u)` with the uniform u of the output position after v
-    (`draw.uniforms`). Then each emitted token is the one that plain decoding draws there with the same uniforms: the
-    text is a function of them and of the target, the same for every tree, even for one that knows them. As the
-    uniforms of different positions are independent, its law is the target's. Siblings and cousins share a uniform,
-    which is harmless, as one of them at most is on the path. If rows were drawn by other means, two things would be
-    needed: draws along a path independent of each other, and a tree that does not depend on this step's draws.
+    Sampled: let v's row token be the winner of the race of the target's law at v with the noise of the output position
+    after v (`race.race`, `noise.position_keys`). Then each emitted token is the one that plain decoding draws there
+    with the same noise: the text is a function of it and of the target, the same for every tree, even for one that
+    knows the noise, and ours does. As the noise of different positions is independent, the text's law is the target's.
+    Siblings and cousins share their noise, which is harmless, as one of them at most is on the path. If rows were drawn
+    by other means, two things would be needed: draws along a path independent of each other, and a tree that does not
+    depend on this step's draws.
 
     The rule is naive sampling over a tree as in SpecInfer (Miao et al. 2024) and SpecExec (Svirschevski et al. 2024).
     No lossless rule accepts more of a tree fixed before the draws: node v can be on the accepted path only if the text

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vllm_specvlm.schedule.cost_curve import KNOTS, CostCurve
+
+
+def flat_then_linear(rows: int) -> float:
+    return 0.010 * max(1.0, rows / 8)
+
+
+def prior() -> CostCurve:
+    return CostCurve({rows: flat_then_linear(rows) for rows in (1, 2, 4, 8, 16, 32, 64)})
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 12, 64])
+def test_the_prior_is_believed_at_first(rows: int) -> None:
+    assert prior().at(rows) == pytest.approx(flat_then_linear(rows))
+
+
+def test_beyond_the_last_row_cost_is_in_proportion() -> None:
+    assert prior().at(640) == pytest.approx(flat_then_linear(640))
+    assert prior().at(100_000) == pytest.approx(flat_then_linear(100_000))
+
+
+def test_a_smaller_pass_never_looks_dearer_at_first() -> None:
+    curve = CostCurve({1: 0.03, 2: 0.01, 4: 0.02})
+    assert [curve.at(rows) for rows in (1, 2, 4)] == [0.01, 0.01, 0.02]
+
+
+def test_observations_correct_their_stretch_and_spread_to_unseen_ones() -> None:
+    curve = prior()
+    for _ in range(50):
+        curve.observe(8, 2 * flat_then_linear(8))
+    assert curve.at(8) == pytest.approx(2 * flat_then_linear(8))
+    assert curve.at(32) == pytest.approx(2 * flat_then_linear(32))
+    for _ in range(50):
+        curve.observe(32, flat_then_linear(32))
+    assert curve.at(32) == pytest.approx(flat_then_linear(32), rel=1e-3)
+    assert flat_then_linear(16) < curve.at(16) < 2 * flat_then_linear(16)
+    assert curve.seen(32) == 50 and curve.seen(64) == 0
+
+
+def test_one_stall_is_no_law() -> None:
+    curve = prior()
+    for _ in range(100):
+        curve.observe(4, 0.010)
+    curve.observe(4, 5.0)
+    assert curve.at(4) == pytest.approx(0.010, rel=0.02)
+    for _ in range(300):  # but a lasting change is learned
+        curve.observe(4, 0.020)
+    assert curve.at(4) == pytest.approx(0.020, rel=0.02)
+
+
+def test_saving_keeps_the_curve() -> None:
+    curve = prior()
+    curve.observe(16, 0.05)
+    again = CostCurve.from_dict(curve.as_dict())
+    seconds = np.minimum.accumulate(curve.over(KNOTS)[::-1])[::-1]
+    assert again.over(KNOTS) == pytest.approx(seconds, rel=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{}, {0: 1.0}, {1: 0.0}, {1: -1.0}])
+def test_a_prior_needs_positive_numbers(wrong: dict[int, float]) -> None:
+    with pytest.raises(ValueError, match="positive seconds for positive rows"):
+        CostCurve(wrong)
+
+
+@pytest.mark.parametrize("wrong", [{}, {"rows": [1], "seconds": []}, {"rows": 1, "seconds": 2}])
+def test_what_is_no_saved_curve_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="calibrate again"):
+        CostCurve.from_dict(wrong)
+
+
+def test_one_number_is_as_many() -> None:
+    curve = prior()
+    curve.observe(24, 0.05)
+    rows = np.concatenate([np.arange(1, 700), [8191, 8192, 8193, 20_000]]).astype(np.float64)
+    assert [curve.at(int(n)) for n in rows] == pytest.approx(curve.over(rows).tolist())

@@ -1,0 +1,148 @@
+"""The planner against the formula by brute force, and what users were promised: it stays out where it would lose."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from vllm_specvlm.schedule.cost_curve import CostCurve
+from vllm_specvlm.schedule.planner import Candidate, Costs, Mode, Planner
+
+READY = Candidate(backlog=0, remaining=100.0)
+IDLE_SHAPE = {1: 0.010, 8: 0.010, 64: 0.012, 512: 0.020}  # a GPU that waits for memory: rows are nearly free
+BUSY_SHAPE = {1: 0.010, 2: 0.020, 64: 0.640}  # no idle arithmetic: every row costs a whole token
+DRAFT = {1: 0.001, 64: 0.002}
+
+
+def planner(step: dict[int, float], draft: dict[int, float] = DRAFT) -> Planner:
+    return Planner(Costs(CostCurve(step), CostCurve(step), CostCurve(draft)))
+
+
+def play(
+    planned: Planner, requests: int, accepted: float, steps: int, candidate: Candidate = READY
+) -> list[tuple[Mode, int]]:
+    """Steps in which every drafted node is believed to follow its parent with probability `accepted`; two children
+    a node, at most four levels. What was planned: mode and nodes in all."""
+    done = []
+    for _ in range(steps):
+        plan = planned.plan(requests, [candidate] * requests)
+        if plan.mode is Mode.PLAIN:
+            planned.spent(planned.costs.plain.at(requests))
+            planned.costs.plain.observe(requests, planned.costs.plain.at(requests))
+            done.append((plan.mode, 0))
+            continue
+        scores = {i: [np.log(accepted), np.log(accepted / 9)] for i in plan.chosen}
+        depths = {i: [1, 1] for i in plan.chosen}
+        for depth in range(1, 4):
+            frontier = [np.log(accepted) * depth for _ in plan.chosen]
+            admitted = planned.admit(depth, frontier)
+            if not any(admitted):
+                break
+            for i, yes in zip(plan.chosen, admitted, strict=True):
+                if yes:
+                    scores[i] += [np.log(accepted) * (depth + 1), np.log(accepted) * depth + np.log(accepted / 9)]
+                    depths[i] += [depth + 1] * 2
+        order = {i: np.argsort(-np.array(scores[i]), kind="stable") for i in plan.chosen}
+        kept = planned.cut([([scores[i][j] for j in order[i]], [depths[i][j] for j in order[i]]) for i in plan.chosen])
+        done.append((plan.mode, sum(kept)))
+    return done
+
+
+def test_idle_machine_and_good_draft_speculate() -> None:
+    done = play(planner(IDLE_SHAPE), 4, 0.9, 60)
+    assert all(mode is Mode.TREES for mode, _ in done[40:])
+    assert min(nodes for _, nodes in done[40:]) >= 4 * 4
+
+
+def test_what_plain_decoding_costs_is_looked_at_soon() -> None:
+    """Three plain steps early on, however good the draft: the rehearsal may have met a busy moment."""
+    done = play(planner(IDLE_SHAPE), 4, 0.9, 40)
+    assert [mode for mode, _ in done].count(Mode.PLAIN) == 3
+    assert Mode.PLAIN in {mode for mode, _ in done[:20]}
+
+
+def test_busy_machine_stays_plain() -> None:
+    """Each row costs as much as a token is worth: no draft is good enough."""
+    done = play(planner(BUSY_SHAPE), 16, 0.9, 400)
+    assert Mode.TREES not in {mode for mode, _ in done}
+    # Looking costs little: one request's small tree, now and then.
+    assert sum(mode is Mode.PROBE for mode, _ in done[20:]) < 20
+
+
+def test_bad_draft_stays_plain() -> None:
+    done = play(planner(IDLE_SHAPE), 1, 0.02, 200)
+    assert Mode.TREES not in {mode for mode, _ in done}
+
+
+def test_a_dear_drafter_stays_plain() -> None:
+    done = play(planner(IDLE_SHAPE, {1: 0.050, 64: 0.050}), 1, 0.9, 200)
+    assert Mode.TREES not in {mode for mode, _ in done}
+
+
+def test_it_starts_again_when_the_draft_gets_better() -> None:
+    planned = planner(IDLE_SHAPE)
+    play(planned, 2, 0.02, 300)
+    done = play(planned, 2, 0.9, 6000)
+    assert done[-1][0] is Mode.TREES
+
+
+def test_plain_steps_are_refreshed_while_speculating() -> None:
+    done = play(planner(IDLE_SHAPE), 1, 0.9, 600)
+    assert [mode for mode, _ in done[40:]].count(Mode.PLAIN) == 2
+
+
+def test_an_answer_too_short_to_repay_its_feeding_is_left_plain() -> None:
+    planned = planner({1: 0.010, 64: 0.012}, {1: 0.001, 64: 0.002, 1024: 0.050})
+    play(planned, 2, 0.9, 60)
+    short, long = Candidate(backlog=1000, remaining=4.0), Candidate(backlog=1000, remaining=400.0)
+    assert planned.plan(2, [READY, short]).chosen == (0,)
+    assert planned.plan(2, [READY, long]).chosen == (0, 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_cut_maximises_goodput(seed: int) -> None:
+    """Against every combination of prefixes of three trees."""
+    rng = np.random.default_rng(seed)
+    knots = np.cumsum(rng.exponential(1e-3, 6)) + 0.005
+    step = dict(zip((1, 2, 4, 8, 16, 32), knots.tolist(), strict=True))
+    planned = planner(step)
+    play(planned, 3, 0.9, 12)
+    plan = planned.plan(3, [READY] * 3)
+    if plan.mode is not Mode.TREES:
+        pytest.skip("this machine is too slow to speculate")
+    trees = [sorted(np.log(rng.beta(1, 1, 5)).tolist(), reverse=True) for _ in range(3)]
+    drafted = planned.costs.draft.at(3) + planned.overhead
+
+    def goodput(sizes: tuple[int, ...]) -> float:
+        gained = sum(float(np.exp(tree[:n]).sum()) for tree, n in zip(trees, sizes, strict=True))
+        nodes = sum(sizes)
+        seconds = planned.costs.tree.at(3 + nodes) if nodes else planned.costs.plain.at(3)
+        return (3 + gained) / (drafted + seconds)
+
+    best = max(goodput(sizes) for sizes in itertools.product(range(6), repeat=3))
+    kept = planned.cut([(tree, [1] * 5) for tree in trees])
+    assert goodput(tuple(kept)) == pytest.approx(best)
+
+
+def test_a_probe_verifies_something_even_where_it_loses() -> None:
+    planned = planner(BUSY_SHAPE)
+    plan = planned.plan(16, [READY] * 16)
+    assert plan.mode is Mode.PROBE and len(plan.chosen) == 1
+    assert planned.cut([(np.log([0.1, 0.05, 0.01]).tolist(), [1, 1, 1])]) == [3]
+
+
+def test_nothing_grown_is_nothing_verified() -> None:
+    planned = planner(IDLE_SHAPE)
+    planned.plan(2, [READY] * 2)
+    assert planned.cut([((), ())]) == [0]
+    assert planned.cut([]) == []
+
+
+def test_nobody_to_draft_for() -> None:
+    assert planner(IDLE_SHAPE).plan(3, []).mode is Mode.PLAIN
+
+
+def test_same_history_same_plans() -> None:
+    assert play(planner(IDLE_SHAPE), 3, 0.8, 100) == play(planner(IDLE_SHAPE), 3, 0.8, 100)

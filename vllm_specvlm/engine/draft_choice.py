@@ -1,0 +1,164 @@
+"""Which tokens a draft proposes: its likeliest, or for sampled requests those likeliest to win the target's draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vllm_specvlm.draft.calibration import Calibration
+from vllm_specvlm.engine.batch import Batch
+from vllm_specvlm.engine.sampling import GREEDY_BELOW
+from vllm_specvlm.tree.grow import LevelProposal
+from vllm_specvlm.tree.noise import exponentials, position_keys
+
+CANDIDATES = 64
+"""So many of the draft's likeliest tokens enter its race. The target's has its whole vocabulary, but the noise of that
+in every level would cost more than the rare winner from beyond is worth."""
+
+Place = tuple[str, int]
+"""A token to be chosen: request and position."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """How the target will draw one token."""
+
+    temperature: float
+    top_k: int
+    """0 or less: all."""
+    top_p: float
+    seed: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """What was known of a token directly behind the confirmed text: the request's next one, whatever the tree."""
+
+    place: Place
+    ids: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+    noise: npt.NDArray[np.float32]
+
+
+class DraftChoice:
+    """Chooses a draft's candidates.
+
+    Greedy requests get the draft's likeliest tokens, with their log-probabilities under the draft.
+
+    The target draws a sampled request's token by a race (`tree.race`) whose noise is known beforehand: position and
+    seed make it. Its candidates are ranked by the draft's logits at the request's own temperature, top-k and top-p plus
+    that noise: drafter-invariant coupling (Daliri, Musco, Suresh 2024), over lists of candidates as in Rowan et al.
+    2025, "List-Level Distribution Coupling with Applications to Speculative Decoding and Lossy Compression". How much
+    the noise counts depends on how near the draft's law is to the target's; `Calibration` learns it from the tokens
+    drawn. What changes logits with the path (penalties and the like) is left out: that costs acceptance, never an
+    answer.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        """`batch` knows the requests, their text and their seeds."""
+        self._batch = batch
+        self._calibration = Calibration()
+        self._guesses: list[_Guess] = []
+
+    def learn(self) -> None:
+        """Compare the last guesses with what the target has drawn since."""
+        text = self._batch.input_batch
+        for guess in self._guesses:
+            request_id, position = guess.place
+            row = text.req_id_to_index.get(request_id)
+            if row is None or text.num_tokens_no_spec[row] <= position:
+                continue
+            drawn = np.flatnonzero(guess.ids == text.token_ids_cpu[row, position])
+            if len(drawn) and np.isfinite(guess.logits[drawn[0]]):
+                self._calibration.learn(guess.logits, guess.noise, int(drawn[0]))
+        self._guesses = []
+
+    def candidates(self, logits: torch.Tensor, places: Sequence[Place], top_k: int) -> LevelProposal:
+        """At most `top_k` next tokens of each row, the likeliest to be the target's first.
+
+        Args:
+            logits: float32 [rows, vocabulary] of the draft.
+            places: per row, what is to be guessed.
+            top_k: most children of a row.
+
+        Returns:
+            [rows, at most top_k].
+        """
+        width = min(top_k, logits.shape[-1])
+        tokens = torch.empty((len(logits), width), dtype=torch.int64, device=logits.device)
+        log_probs = logits.new_empty((len(logits), width))
+        draws = [self._draw(*place) for place in places]
+        greedy = [row for row, draw in enumerate(draws) if draw is None]
+        if greedy:
+            likely = logits[greedy].topk(width, dim=-1)
+            tokens[greedy] = likely.indices
+            log_probs[greedy] = likely.values - logits[greedy].logsumexp(dim=-1, keepdim=True)
+        sampled = [row for row, draw in enumerate(draws) if draw is not None]
+        if sampled:
+            ids, values, noise = _race(logits[sampled], [draw for draw in draws if draw is not None], width)
+            belief = self._calibration.belief
+            best = (belief.sharpness * (values + belief.trust * noise)).log_softmax(dim=-1).topk(width, dim=-1)
+            tokens[sampled], log_probs[sampled] = ids.gather(1, best.indices), best.values
+            self._note([places[row] for row in sampled], ids, values, noise)
+        return LevelProposal(tokens.cpu().numpy(), log_probs.cpu().numpy())
+
+    def _draw(self, request_id: str, position: int) -> _Draw | None:
+        """None for a greedy request."""
+        params = self._batch.requests[request_id].sampling_params
+        if params.temperature < GREEDY_BELOW:
+            return None
+        seed = self._batch.tree_sampler.seed(request_id)
+        return _Draw(params.temperature, params.top_k, params.top_p, seed, position)
+
+    def _note(self, places: Sequence[Place], ids: torch.Tensor, values: torch.Tensor, noise: torch.Tensor) -> None:
+        """Keep the guesses that the target's next token will judge."""
+        text = self._batch.input_batch
+        rows = [
+            row
+            for row, (request_id, position) in enumerate(places)
+            if text.num_tokens_no_spec[text.req_id_to_index[request_id]] == position
+        ]
+        if rows:
+            arrays = zip(*(tensor[rows].cpu().numpy() for tensor in (ids, values, noise)), strict=True)
+            self._guesses += [_Guess(places[row], *of_row) for row, of_row in zip(rows, arrays, strict=True)]
+
+
+def _race(logits: torch.Tensor, draws: Sequence[_Draw], width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """[rows, n]: token ids (int64), logits (float32, -inf where the law excludes one), T times noise (float32)."""
+    device = logits.device
+    temperature = logits.new_tensor([[draw.temperature] for draw in draws])
+    values, ids = logits.topk(min(max(CANDIDATES, width), logits.shape[-1]), dim=-1)
+    values = _within_top_p(logits, _within_top_k(values, draws), temperature, draws)
+    seeds = torch.tensor([draw.seed for draw in draws], device=device)
+    positions = torch.tensor([draw.position for draw in draws], device=device)
+    return ids, values, -temperature * exponentials(position_keys(seeds, positions), ids).log()
+
+
+def _within_top_k(values: torch.Tensor, draws: Sequence[_Draw]) -> torch.Tensor:
+    """float32 [rows, n], descending: -inf behind each row's top-k. Ties with the last one stay, as in vLLM."""
+    count = values.shape[-1]
+    last = torch.tensor([draw.top_k if 0 < draw.top_k < count else count for draw in draws], device=values.device)
+    return values.masked_fill(values < values.gather(1, last[:, None] - 1), -torch.inf)
+
+
+def _within_top_p(
+    logits: torch.Tensor, values: torch.Tensor, temperature: torch.Tensor, draws: Sequence[_Draw]
+) -> torch.Tensor:
+    """float32 [rows, n], descending: -inf where the likelier tokens alone hold a row's top-p.
+
+    As in vLLM, of the law that top-k left: the row's best n values hold all of it if its top-k is not above n.
+    """
+    if all(draw.top_p >= 1.0 for draw in draws):
+        return values
+    scaled = values / temperature
+    whole = torch.tensor([[not 0 < draw.top_k <= values.shape[-1]] for draw in draws], device=values.device)
+    mass = torch.where(whole, (logits / temperature).logsumexp(-1, keepdim=True), scaled.logsumexp(-1, keepdim=True))
+    probs = (scaled - mass).exp()
+    # A row without top-p keeps all its values, whatever their sum rounds to.
+    top_p = values.new_tensor([[draw.top_p if draw.top_p < 1.0 else torch.inf] for draw in draws])
+    return values.masked_fill(probs.cumsum(-1) - probs >= top_p, -torch.inf)

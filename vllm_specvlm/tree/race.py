@@ -1,0 +1,41 @@
+"""Drawing tokens from their laws by an exponential race, which a drafter can foresee."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vllm_specvlm.tree.noise import exponentials
+
+_CHUNK_ELEMENTS = 1 << 20
+
+
+def race(probs: Tensor, keys: Tensor) -> Tensor:
+    """The winner of each row's race: float32 [n, V] and int64 [n] (`noise.position_keys`) give int64 [n].
+
+    Token t arrives at time E_t / p_t, with the exponential variables E of the row's key; the first to arrive wins. So
+    token t wins with probability p_t / sum p: the Gumbel-max trick, argmax(log p + Gumbel), with Gumbel = -log E. Rows
+    need no normalising. How rare a token may be is said at `noise.exponentials`.
+
+    Rows of one key are coupled: laws p and q, run with the same key, have the same winner with probability at least
+    (1 - TV(p, q)) / (1 + TV(p, q)) (Daliri, Musco, Suresh 2024, "Coupling without Communication and Drafter-Invariant
+    Speculative Decoding"), and always if p = q. That is what a drafter gains that ranks its candidates with the same
+    noise; which law it has does not matter to this one.
+
+    A token of probability 0 never wins. Each row depends on its own law and key only. Temporary memory is bounded (five
+    times 4 MiB, or five rows) by working on some rows at a time; rows of one key are worked on together, since they
+    share their noise. On the CPU a row without positive, finite mass raises ValueError; on other devices, where
+    looking would cost a synchronisation, such a row's token is undefined.
+    """
+    count, vocabulary = probs.shape
+    winners = torch.empty(count, dtype=torch.int64, device=probs.device)
+    if not count:
+        return winners
+    tokens = torch.arange(vocabulary, device=probs.device)
+    for rows in keys.argsort().split(max(1, _CHUNK_ELEMENTS // vocabulary)):
+        distinct, key_of_row = torch.unique(keys[rows], return_inverse=True)
+        speed, winner = (probs[rows] / exponentials(distinct, tokens)[key_of_row]).max(dim=1)
+        if probs.device.type == "cpu" and not bool(((speed > 0) & speed.isfinite()).all()):
+            raise ValueError("A row's probabilities are no law; check the logits for NaN or all -inf.")
+        winners[rows] = winner
+    return winners
