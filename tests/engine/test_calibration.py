@@ -24,7 +24,7 @@ DEPTH = 4
 
 def speculative(**more: Any) -> dict[str, Any]:
     """The target drafts for itself: what it likes best is always accepted."""
-    return {"model": str(target_of(FAMILY)), "num_speculative_tokens": 12, "depth": DEPTH, **more}
+    return {"model": str(target_of(FAMILY)), "num_speculative_tokens": 12, "depth": DEPTH, "planner": True, **more}
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,6 @@ def test_a_warm_planner_has_nothing_to_learn() -> None:
     warm = simulate(trace, IDLE, 0.0, "planned", 1, warm=True)
     assert cold.plans["probe"] > 0 == warm.plans["probe"]
     assert warm.tokens == cold.tokens
-    assert warm.tokens_per_s > cold.tokens_per_s
 
 
 @pytest.mark.parametrize("policy", ["plain", "planned", "tree-8", "chain-3"])
