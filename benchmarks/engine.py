@@ -93,6 +93,11 @@ class Engine:
         counted: dict[str, Any] | None = self._pipe.recv()
         return counted
 
+    def call(self, method: str, *arguments: Any) -> Any:
+        """What the first worker's method of that name returns."""
+        self._pipe.send(("call", method, arguments))
+        return self._pipe.recv()
+
     def close(self) -> None:
         """End the process."""
         self._pipe.close()
@@ -135,6 +140,8 @@ def _serve(pipe: Any, method: Method, settings: dict[str, Any]) -> None:
         if order == "tally":
             ours = (method.speculative or {}).get("method") == "specvlm"
             pipe.send(llm.collective_rpc("specvlm_tally")[0] if ours else None)
+        elif order == "call":
+            pipe.send(llm.collective_rpc(arguments[0], args=arguments[1])[0])
         else:
             rounds += 1
             pipe.send(_answer(llm.llm_engine, rounds, *arguments))

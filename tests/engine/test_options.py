@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from vllm_specvlm.engine.options import SpecVLMOptions
@@ -22,6 +24,21 @@ def test_dashes_and_paths() -> None:
 def test_chain() -> None:
     shape = SpecVLMOptions.parse({"tree": "chain", "num_speculative_tokens": 9, "depth": 5}).shape()
     assert (shape.nodes, shape.depth, shape.width, shape.top_k) == (5, 5, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"profile": 3}, "write a file"),
+        ({"profile": ""}, "write a file"),
+        ({"profile": "p.json", "planner": False}, "planner, which is off"),
+        ({"profile": "p.json", "tree": "chain"}, "planner, which is off"),
+    ],
+)
+def test_a_profile_is_a_file_for_the_planner(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        SpecVLMOptions.parse(given)
+    assert SpecVLMOptions.parse({"profile": "p.json"}).profile == "p.json"
 
 
 def test_the_planner_is_for_dynamic_trees() -> None:

@@ -16,6 +16,7 @@ from vllm_specvlm.cli.console import UserError, say
 COMMANDS = {
     "serve": "an OpenAI-compatible server: everything `vllm serve` takes",
     "demo": "answer a question about a picture, plainly and with specvlm, and compare",
+    "calibrate": "measure what steps cost here, for the planner; or simulate recorded traffic with it",
     "doctor": "check this installation, and a pair of models, and say what to do",
 }
 

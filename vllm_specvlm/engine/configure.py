@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_specvlm import ops
 from vllm_specvlm.engine import exporter
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
+from vllm_specvlm.schedule.profile import Profile
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig
@@ -55,6 +58,8 @@ def translate(args: EngineArgs, target: ModelConfig, parallel: ParallelConfig) -
     options = SpecVLMOptions.parse(_given(args))
     refuse_unsupported(args, target, parallel)
     ops.load()
+    if options.profile is not None:
+        options = replace(options, profile=_checked_profile(options.profile))
     if options.model is not None:
         options = _with_checked_draft(options, target)
     args.spec_method = args.spec_model = args.spec_tokens = None
@@ -86,9 +91,14 @@ def _given(args: EngineArgs) -> dict[str, Any]:
     return given
 
 
-def _with_checked_draft(options: SpecVLMOptions, target: ModelConfig) -> SpecVLMOptions:
-    from dataclasses import replace
+def _checked_profile(given: str) -> str:
+    """The profile's absolute path, as workers may run elsewhere; whether it fits is for them to say, who know more."""
+    path = Path(given).expanduser().absolute()
+    Profile.load(path)
+    return str(path)
 
+
+def _with_checked_draft(options: SpecVLMOptions, target: ModelConfig) -> SpecVLMOptions:
     from vllm_specvlm import zoo
     from vllm_specvlm.engine import pair
 

@@ -50,6 +50,8 @@ class SpecVLMOptions:
     """Tokens of other finished answers of this server the lookup drafter may draw on; 0 keeps requests apart."""
     fast_attention: bool = False
     """Use the bf16 dot-product kernel: faster, no longer bit-equal to plain decoding."""
+    profile: str | None = None
+    """File of `specvlm calibrate` that the planner starts from, instead of measuring anew at every start."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -79,6 +81,10 @@ class SpecVLMOptions:
             raise ValueError("Options 'paths' and 'tree': 'chain' exclude each other; leave one out.")
         if self.planner and not self._dynamic:
             raise ValueError("Option 'planner' needs dynamic trees; leave it out, or leave 'tree' and 'paths' out.")
+        if self.profile is not None and (not isinstance(self.profile, str) or not self.profile):
+            raise ValueError(f"Option 'profile' is {self.profile!r}; write a file of `specvlm calibrate`.")
+        if self.profile is not None and not self.plans:
+            raise ValueError("Option 'profile' is for the planner, which is off here; leave 'profile' out.")
         if self.lookup_min_match > self.lookup_max_match:
             raise ValueError(
                 f"Option 'lookup_min_match' is {self.lookup_min_match}, above 'lookup_max_match' "

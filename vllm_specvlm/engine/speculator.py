@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.config import VllmConfig
@@ -17,13 +18,18 @@ from vllm_specvlm.engine.metrics import Metrics
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
 from vllm_specvlm.engine.peers import PeerFailedError, Peers
 from vllm_specvlm.engine.planned_growth import Growable, PlannedGrowth
+from vllm_specvlm.engine.profile_key import profile_key
+from vllm_specvlm.engine.recording_growth import RecordingGrowth
 from vllm_specvlm.engine.rehearsal import rehearse
 from vllm_specvlm.engine.request_wish import RequestWish
 from vllm_specvlm.engine.sampling import GREEDY_BELOW, plain_reason
 from vllm_specvlm.engine.step_clock import StepClock
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.schedule.answer_lengths import AnswerLengths
+from vllm_specvlm.schedule.forced_planner import ForcedPlanner
 from vllm_specvlm.schedule.planner import Candidate, Mode, Planner
+from vllm_specvlm.schedule.profile import Profile
+from vllm_specvlm.schedule.trace import TracedRequest
 from vllm_specvlm.tree.accept import Accepted
 from vllm_specvlm.tree.flat_code import FlatCode
 from vllm_specvlm.tree.grow import grow
@@ -54,6 +60,7 @@ class Speculator:
         self.options = SpecVLMOptions.parse(given)
         self.shape = self.options.shape()
         self.tally = Tally()
+        self._config = vllm_config
         self.metrics = Metrics()
         self._logprobs_mode: str = vllm_config.model_config.logprobs_mode
         self._vlm: DraftVLM | None = None
@@ -105,9 +112,52 @@ class Speculator:
         """Measure what passes cost, and plan from now on; `target` is a pass of the target over so many rows."""
         if self._drafter is None or not self.options.plans:
             return
-        costs = rehearse(target, self._drafter.rehearse, most_rows, self._peers)
-        self._clock = StepClock(costs, self._peers)
+        self._key = profile_key(self._config, self.options)
+        profile = self._profile_given()
+        costs = rehearse(target, self._drafter.rehearse, most_rows, self._peers) if profile is None else profile.costs
+        self._costs, self._clock = costs, StepClock(costs, self._peers)
+        if profile is not None:
+            self._clock.overhead = profile.overhead
         self._planned = PlannedGrowth(Planner(costs), self._clock)
+
+    def _profile_given(self) -> Profile | None:
+        """The profile of the options, the first rank's on every rank: ranks that plan otherwise would wait forever.
+
+        Raises:
+            ValueError: it was measured with something else than this engine.
+        """
+        if self.options.profile is None:
+            return None
+        mine = Profile.load(Path(self.options.profile), self._key)
+        return Profile.from_dict(self._peers.share([mine.as_dict()])[0])
+
+    def profile(self) -> Profile | None:
+        """What steps and passes cost as far as is known now; None without a planner."""
+        if self._clock is None:
+            return None
+        return Profile(self._key, self._costs, self._clock.overhead)
+
+    def force(self, nodes: int | None) -> None:
+        """Draft trees of so many nodes for everyone, 0 for none, to see what they cost; None plans again."""
+        if self._clock is None:
+            raise RuntimeError("There is no planner to stand in for; leave 'planner', 'tree' and 'paths' out.")
+        planner = Planner(self._costs) if nodes is None else ForcedPlanner(self._costs, nodes)
+        self._planned = PlannedGrowth(planner, self._clock)
+
+    def record(self) -> None:
+        """Draft for every position and verify nothing, to learn what drafts would have been worth (see `recorded`)."""
+        if self._clock is None:
+            raise RuntimeError("There is no planner to stand in for; leave 'planner', 'tree' and 'paths' out.")
+        planner = ForcedPlanner(self._costs, self.shape.nodes)
+        self._planned = RecordingGrowth(planner, self._clock, self._runner)
+
+    def recorded(self) -> list[TracedRequest]:
+        """The requests answered since `record`, in the order in which they ended; planning goes on from here."""
+        if not isinstance(self._planned, RecordingGrowth):
+            raise RuntimeError("Nothing was recorded; call 'specvlm_record' first.")
+        found = self._planned.recorded()
+        self.force(None)
+        return found
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[int]]:
         """Never called by our runner, which drafts in `draft`; vLLM requires a proposer to have it."""

@@ -46,3 +46,20 @@ class TreeCPUWorker(CPUWorker):
         """Counters of this worker since start, for `LLM.collective_rpc("specvlm_tally")`."""
         tally: dict[str, Any] = self.model_runner.drafter.tally.as_dict()
         return tally
+
+    def specvlm_profile(self) -> dict[str, Any] | None:
+        """What passes cost as this worker knows it now (`schedule.profile.Profile`); None without a planner."""
+        profile = self.model_runner.drafter.profile()
+        return None if profile is None else profile.as_dict()
+
+    def specvlm_force(self, nodes: int | None) -> None:
+        """For calibration: trees of so many nodes in every step, 0 for none; None gives the planner back."""
+        self.model_runner.drafter.force(nodes)
+
+    def specvlm_record(self) -> None:
+        """For the simulator: from now on draft at every position, verify nothing, and note what was drafted."""
+        self.model_runner.drafter.record()
+
+    def specvlm_recorded(self) -> list[dict[str, Any]]:
+        """The requests answered since `specvlm_record` (`schedule.trace.TracedRequest`); the planner is back."""
+        return [request.as_dict() for request in self.model_runner.drafter.recorded()]

@@ -96,11 +96,14 @@ class CostCurve:
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> CostCurve:
-        """A curve whose prior is the saved one. Raises ValueError if it is none."""
+        """A curve whose prior is the saved one, as sure of it as it was. Raises ValueError if it is none."""
         rows, seconds = saved.get("rows"), saved.get("seconds")
         if not isinstance(rows, list) or not isinstance(seconds, list) or len(rows) != len(seconds):
             raise ValueError("A saved cost curve needs 'rows' and 'seconds' of one length; calibrate again.")
-        return cls({int(row): float(second) for row, second in zip(rows, seconds, strict=True)})
+        curve = cls({int(row): float(second) for row, second in zip(rows, seconds, strict=True)})
+        if rows == KNOTS.tolist() and len(observed := saved.get("observed", ())) == len(rows):
+            curve._count[:] = observed
+        return curve
 
     def _prior(self, rows: Floats) -> Floats:
         return _line(rows, self._rows, self._seconds)

@@ -1,0 +1,56 @@
+"""What this engine's costs depend on, read from its configuration and its machine."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from pathlib import Path
+
+import torch
+import vllm
+from vllm.config import CompilationMode, VllmConfig
+
+import vllm_specvlm
+from vllm_specvlm.engine.options import SpecVLMOptions
+from vllm_specvlm.schedule.profile import ProfileKey
+
+
+def profile_key(config: VllmConfig, options: SpecVLMOptions) -> ProfileKey:
+    """The key of this worker's engine; its threads are bound by now."""
+    model = config.model_config
+    compiled = config.compilation_config.mode not in (None, CompilationMode.NONE)
+    return ProfileKey(
+        model=_named(model.model),
+        draft="lookup" if options.model is None else _named(options.model),
+        dtype=str(model.dtype).removeprefix("torch."),
+        mode="compiled" if compiled else "eager",
+        tensor_parallel=config.parallel_config.tensor_parallel_size,
+        device=_device(),
+        threads=torch.get_num_threads(),
+        vllm=vllm.__version__,
+        torch=str(torch.__version__),
+        vllm_specvlm=vllm_specvlm.__version__,
+    )
+
+
+def _named(model: str) -> str:
+    """The name of a model; a folder's own name alone would say too little, and its whole path too much."""
+    folder = Path(model).expanduser()
+    try:
+        digest = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    except OSError:
+        return model
+    return f"{folder.resolve().name}@{digest[:12]}"
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
