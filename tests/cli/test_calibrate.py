@@ -28,7 +28,9 @@ KEY = ProfileKey("target@1", "draft@2", "float32", "eager", 1, "a CPU", 2, "0.32
 def some_profile() -> Profile:
     flat = CostCurve({1: 0.010, 8192: 0.010})
     flat.observe(4, 0.010)
-    return Profile(KEY, Costs(flat, flat, CostCurve({1: 0.001, 8192: 0.001})), 0.0005)
+    return Profile(
+        KEY, Costs(flat, flat, CostCurve({1: 0.001, 8192: 0.001}), CostCurve({1: 0.001, 8192: 0.001})), 0.0005
+    )
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def test_the_table_and_the_file(
     path = tmp_path / "p.json"
     assert calibrate.main(["--out", str(path)]) == 0
     said = capsys.readouterr()
-    assert said.out.splitlines()[1].split() == ["4", "10.00", "(1)", "10.00", "(1)", "1.00", "1.00x"]
+    assert said.out.splitlines()[1].split() == ["4", "10.00", "(1)", "10.00", "(1)", "1.00", "1.00", "1.00x"]
     assert str(path) in said.err
     assert Profile.load(path, KEY).as_dict() == some_profile().as_dict()
 

@@ -38,7 +38,7 @@ class OracleDrafter:
     def backlog(self, request_id: str) -> int:
         return 0
 
-    def rehearse(self, rows: int) -> None:
+    def rehearse(self, rows: int, scored: int) -> None:
         pass
 
     def open(self, request_ids: Sequence[str]) -> None:

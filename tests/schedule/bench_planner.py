@@ -39,7 +39,7 @@ class Timed:
 
 def step_ms(requests: int, planned: bool, repeats: int = 300) -> float:
     """Median milliseconds of a step's growing and planning, without the drafter."""
-    planner = Planner(Costs(CostCurve(STEP), CostCurve(STEP), CostCurve(DRAFT)))
+    planner = Planner(Costs(CostCurve(STEP), CostCurve(STEP), CostCurve(DRAFT), CostCurve(DRAFT)))
     drafter = Timed(AcceptanceModel() if planned else None)
     candidates = [Candidate(2, 50.0)] * requests
     taken = []

@@ -17,7 +17,7 @@ DRAFT = {1: 0.001, 64: 0.002}
 
 
 def planner(step: dict[int, float], draft: dict[int, float] = DRAFT) -> Planner:
-    return Planner(Costs(CostCurve(step), CostCurve(step), CostCurve(draft)))
+    return Planner(Costs(CostCurve(step), CostCurve(step), CostCurve(draft), CostCurve(draft)))
 
 
 def play(
@@ -113,7 +113,7 @@ def test_the_cut_maximises_goodput(seed: int) -> None:
     if plan.mode is not Mode.TREES:
         pytest.skip("this machine is too slow to speculate")
     trees = [sorted(np.log(rng.beta(1, 1, 5)).tolist(), reverse=True) for _ in range(3)]
-    drafted = planned.costs.draft.at(3) + planned.overhead
+    drafted = planned.costs.feed.at(3) + planned.overhead
 
     def goodput(sizes: tuple[int, ...]) -> float:
         gained = sum(float(np.exp(tree[:n]).sum()) for tree, n in zip(trees, sizes, strict=True))

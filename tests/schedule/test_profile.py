@@ -31,7 +31,9 @@ FIELDS = [field.name for field in dataclasses.fields(ProfileKey)]
 
 
 def profile() -> Profile:
-    costs = Costs(CostCurve({1: 0.010, 64: 0.030}), CostCurve({1: 0.011, 64: 0.040}), CostCurve({1: 0.001}))
+    costs = Costs(
+        CostCurve({1: 0.010, 64: 0.030}), CostCurve({1: 0.011, 64: 0.040}), CostCurve({1: 0.001}), CostCurve({1: 0.001})
+    )
     for _ in range(5):
         costs.tree.observe(8, 0.020)
     return Profile(KEY, costs, 0.0012)

@@ -23,9 +23,9 @@ def per_row(seconds: float) -> CostCurve:
     return CostCurve({1: seconds, 8192: seconds * 8192})
 
 
-IDLE = Costs(flat(0.010), flat(0.010), flat(0.001))
+IDLE = Costs(flat(0.010), flat(0.010), flat(0.001), flat(0.001))
 """Rows are free: a step takes 10 ms, a draft pass 1 ms."""
-BUSY = Costs(per_row(0.010), per_row(0.010), flat(0.001))
+BUSY = Costs(per_row(0.010), per_row(0.010), flat(0.001), flat(0.001))
 """Every row takes 10 ms."""
 
 
@@ -100,7 +100,7 @@ def test_the_nearest_tree_before_stands_in() -> None:
 
 def test_a_batch_shares_its_steps() -> None:
     """Prompts of 30 ms alone add 20 ms each to a step; two then decode together."""
-    costs = Costs(CostCurve({1: 0.010, 2: 0.012, 8192: 0.012}), flat(0.010), flat(0.001))
+    costs = Costs(CostCurve({1: 0.010, 2: 0.012, 8192: 0.012}), flat(0.010), flat(0.001), flat(0.001))
     trace = [dataclasses.replace(answer(5, 0), prompt_seconds=0.030) for _ in range(2)]
     assert play(trace, costs, "plain", 2).seconds == pytest.approx(0.010 + 2 * 0.020 + 4 * 0.012)
     assert play(trace, costs, "plain", 1).seconds == pytest.approx(2 * (0.030 + 4 * 0.010))
@@ -108,7 +108,7 @@ def test_a_batch_shares_its_steps() -> None:
 
 def test_a_free_place_is_taken_at_once() -> None:
     """The third prompt joins the step after the first answer ended."""
-    costs = Costs(flat(0.010), flat(0.010), flat(0.001))
+    costs = Costs(flat(0.010), flat(0.010), flat(0.001), flat(0.001))
     trace = [answer(2, 0), answer(4, 0), answer(3, 0)]
     # Steps: prompts of 1 and 2; both decode and 1 ends; 2 decodes and 3 starts; both decode and 2 ends; 3 decodes.
     assert play(trace, costs, "plain", 2).steps == 5
@@ -121,7 +121,7 @@ def test_arrivals() -> None:
 
 def test_the_drafter_has_to_read_the_prompt_first() -> None:
     """99 prompt rows and the root in the first pass, then what each step added and the root."""
-    costs = Costs(flat(0.010), flat(0.010), per_row(0.0001))
+    costs = Costs(flat(0.010), flat(0.010), per_row(0.0001), per_row(0.0001))
     found = play([answer(5, 1, prompt=99)], costs, "chain-1")
     first = 0.0001 * 100
     assert found.seconds == pytest.approx(0.010 + (first + 0.010) + (0.0001 * 3 + 0.010))
@@ -145,7 +145,7 @@ def test_the_planner_stays_out_where_every_row_costs_a_token(concurrency: int) -
 
 def test_the_planner_finds_out_that_a_boastful_draft_is_wrong() -> None:
     trace = [answer(400, 0)] * 4
-    costs = Costs(flat(0.010), per_row(0.005), flat(0.002))
+    costs = Costs(flat(0.010), per_row(0.005), flat(0.002), flat(0.002))
     planned, plain, chained = (play(trace, costs, policy, 4) for policy in ("planned", "plain", "chain-4"))
     assert planned.plans["plain"] > 0.9 * sum(planned.plans.values())
     assert planned.tokens_per_s > 0.9 * plain.tokens_per_s > chained.tokens_per_s

@@ -144,7 +144,7 @@ def measure(options: argparse.Namespace) -> Profile:
 
 def table(profile: Profile) -> str:
     """The curves for people to read, up to the largest size that was observed."""
-    curves = {name: getattr(profile.costs, name).as_dict() for name in ("plain", "tree", "draft")}
+    curves = {name: getattr(profile.costs, name).as_dict() for name in ("plain", "tree", "draft", "feed")}
     rows = curves["plain"]["rows"]
     last = max((i for curve in curves.values() for i, n in enumerate(curve["observed"]) if n), default=0)
     one = profile.costs.plain.at(1)
@@ -154,9 +154,12 @@ def table(profile: Profile) -> str:
         return f"{1e3 * curves[name]['seconds'][i]:>9.2f} {f'({observed})' if observed else '':>6}"
 
     lines = [
-        bold(f"{'rows':>5}  {'plain ms':>16}  {'trees ms':>16}  {'draft ms':>16}  {'trees / one plain':>18}"),
+        bold(
+            f"{'rows':>5}  {'plain ms':>16}  {'trees ms':>16}  {'draft ms':>16}  {'feed ms':>16}"
+            f"  {'trees / one plain':>18}"
+        ),
         *(
-            f"{rows[i]:>5}  {cell('plain', i)}  {cell('tree', i)}  {cell('draft', i)}"
+            f"{rows[i]:>5}  {cell('plain', i)}  {cell('tree', i)}  {cell('draft', i)}  {cell('feed', i)}"
             f"  {curves['tree']['seconds'][i] / one:>17.2f}x"
             for i in range(last + 1)
             if any(curve["observed"][i] for curve in curves.values())

@@ -37,8 +37,8 @@ class Drafter(Protocol):
         """Rows that `open` would have to compute for this request besides its root; 0 for one that has caught up."""
         ...
 
-    def rehearse(self, rows: int) -> None:
-        """Do the work of a pass over so many rows, for a stopwatch; it leaves nothing behind."""
+    def rehearse(self, rows: int, scored: int) -> None:
+        """Do the work of a pass over so many rows, proposing for `scored` of them, for a stopwatch; nothing stays."""
         ...
 
     def finish(self, request_id: str) -> None:

@@ -115,7 +115,7 @@ class LookupDrafter:
         """None: there is nothing to compute."""
         return 0
 
-    def rehearse(self, rows: int) -> None:
+    def rehearse(self, rows: int, scored: int) -> None:
         """There is nothing to compute."""
 
     def open(self, request_ids: Sequence[str]) -> None:

@@ -117,6 +117,9 @@ LEDGER: tuple[Symbol, ...] = (
     Symbol("vllm.config.utils:replace", "called", "the draft's view of the configuration"),
     Symbol("vllm.config:ModelConfig", "called", "the draft's configuration"),
     Symbol("vllm.config:ModelConfig.uses_mrope", "called", "which positions the draft takes"),
+    Symbol(
+        "vllm.multimodal.cache.base:MultiModalCache.get_item_size", "called", "bounds the pictures kept for the draft"
+    ),
     Symbol("vllm.multimodal.utils:group_and_batch_mm_kwargs", "called", "batches pictures for the draft's tower"),
     Symbol("vllm.multimodal:MULTIMODAL_REGISTRY", "called", "compares image processing of draft and target"),
     Symbol("vllm.tokenizers:cached_tokenizer_from_config", "called", "compares tokenizers of draft and target"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from vllm.multimodal.cache.base import MultiModalCache
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.multimodal.utils import group_and_batch_mm_kwargs
 
@@ -20,6 +21,9 @@ Encoder = Callable[..., Sequence[torch.Tensor]]
 
 class DraftVision:
     """Embeddings of pictures by content hash, least recently used dropped first.
+
+    vLLM hands over a picture's pixels once: a later request whose prompt is cached comes without. As a request may be
+    left undrafted, the pixels are kept until the picture is encoded, within a bound of the same size.
 
     A picture that cannot be encoded (its pixels are gone, or the tower raises) is reported as unseen: the draft goes
     blind for it, no request fails.
@@ -36,6 +40,24 @@ class DraftVision:
         self._device = device
         self._cache: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._bytes = 0
+        self._pixels: OrderedDict[str, MultiModalFeatureSpec] = OrderedDict()
+        self._pixel_bytes = 0
+
+    def keep(self, features: Sequence[MultiModalFeatureSpec]) -> None:
+        """Pictures of a new request: keep their pixels until they are encoded."""
+        for feature in features:
+            known = feature.identifier in self._cache or feature.identifier in self._pixels
+            if feature.data is None or known or self._encode is None:
+                continue
+            self._pixels[feature.identifier] = feature
+            self._pixel_bytes += MultiModalCache.get_item_size(feature.data)
+            while self._pixel_bytes > self._capacity:
+                self._drop_pixels(next(iter(self._pixels)))
+
+    def _drop_pixels(self, identifier: str) -> None:
+        dropped = self._pixels.pop(identifier, None)
+        if dropped is not None:
+            self._pixel_bytes -= MultiModalCache.get_item_size(dropped.data)
 
     def embeddings(self, features: Sequence[MultiModalFeatureSpec]) -> dict[str, torch.Tensor]:
         """[visual tokens, draft hidden size] by feature identifier; the unseen ones are missing."""
@@ -46,8 +68,10 @@ class DraftVision:
             if cached is not None:
                 self._cache.move_to_end(feature.identifier)
                 found[feature.identifier] = cached
-            elif self._encode is not None and feature.data is not None:
-                wanted[feature.identifier] = feature
+                continue
+            kept = self._pixels.get(feature.identifier, feature)
+            if self._encode is not None and kept.data is not None:
+                wanted[feature.identifier] = kept
         found.update(self._encoded(wanted))
         return found
 
@@ -72,6 +96,7 @@ class DraftVision:
     def _store(self, identifier: str, output: torch.Tensor) -> None:
         if output.untyped_storage().nbytes() > output.nbytes:
             output = output.clone()  # A slice would keep its whole batch in memory.
+        self._drop_pixels(identifier)
         self._cache[identifier] = output
         self._bytes += output.nbytes
         while self._bytes > self._capacity and self._cache:

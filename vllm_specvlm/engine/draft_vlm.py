@@ -120,9 +120,7 @@ class DraftVLM:
 
     def warm_up(self) -> None:
         """One pass without attention, which compiles the draft when compilation is on."""
-        self.rehearse(self._config.scheduler_config.max_num_batched_tokens)
-
-    # -- the life of a request -----------------------------------------------------------------------------------
+        self.rehearse(self._config.scheduler_config.max_num_batched_tokens, 1)
 
     def begin(self, request_id: str, tokens: Sequence[int]) -> None:
         """Nothing to note: tokens are read from vLLM's batch when they are fed."""
@@ -136,12 +134,12 @@ class DraftVLM:
         root = int(self._runner.input_batch.num_tokens_no_spec[row]) - 1
         return len(self._blocks.missing(self._table(row), self._fed.get(request_id, 0), root))
 
-    def rehearse(self, rows: int) -> None:
-        """A pass without attention, and its likeliest tokens."""
+    def rehearse(self, rows: int, scored: int) -> None:
+        """A pass without attention, and the likeliest tokens of some rows."""
         mrope = self._model_config.uses_mrope
         positions = np.zeros((self._model_config.mrope_num_dims, rows) if mrope else rows, dtype=np.int64)
         hidden = self._network.forward(self._ids(np.zeros(rows)), self._tensor(positions), None, None, None)
-        self._network.logits(hidden, self._vocabulary).topk(1)
+        self._network.logits(hidden[:scored], self._vocabulary).topk(1)
 
     def finish(self, request_id: str) -> None:
         """Forget the request; its blocks keep their marks, since vLLM may still share them."""
@@ -152,6 +150,7 @@ class DraftVLM:
         """Clear the marks of blocks handed out afresh; a resumed request starts from what its blocks hold."""
         size = self._blocks.block_size
         for new in scheduled.scheduled_new_reqs:
+            self._vision.keep(new.mm_features)
             self._blocks.clear(new.block_ids[self._group][new.num_computed_tokens // size :])
         cached = scheduled.scheduled_cached_reqs
         for request_id, blocks, computed in zip(
@@ -162,8 +161,6 @@ class DraftVLM:
                 self._fed.pop(request_id, None)
             if blocks is not None:
                 self._blocks.clear(blocks[self._group][computed // size if resumed else 0 :])
-
-    # -- feeding -------------------------------------------------------------------------------------------------
 
     def open(self, request_ids: Sequence[str]) -> None:
         """Feed what is missing, and the roots of the requests that have then caught up."""
@@ -258,8 +255,6 @@ class DraftVLM:
             self._fed[feed.request_id] = feed.upto
         self._root_hidden = hidden[roots]
 
-    # -- growing -------------------------------------------------------------------------------------------------
-
     def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
         """Children of the frontier's nodes; requests not caught up, or with a full segment, get none."""
         proposal = LevelProposal(
@@ -331,8 +326,6 @@ class DraftVLM:
         slots = np.full(len(taken), -1, dtype=np.int64)
         hidden = self._forward(rows, frontier.token[chosen], np.concatenate(positions, axis=-1), slots, (), None)
         return chosen, hidden
-
-    # -- one pass ------------------------------------------------------------------------------------------------
 
     def _forward(
         self,

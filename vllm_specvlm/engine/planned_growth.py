@@ -91,11 +91,11 @@ class PlannedGrowth:
     def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
         """The drafter's proposal with probabilities of being accepted in the place of the draft's own."""
         assert self._drafter is not None
-        started, rows = time.perf_counter(), len(frontier.node)
+        started, rows, first = time.perf_counter(), len(frontier.node), self._opened is not None
         if self._opened is not None:
             started, rows, self._opened = self._opened, rows + self._backlog, None
         proposal = self._drafter.propose_level(frontier, top_k)
-        self._clock.passed(rows, started)
+        self._clock.passed(rows, started, first=first)
         level = features(
             proposal.log_probs.astype(np.float64),
             int(frontier.depth[0]) + 1,

@@ -18,7 +18,7 @@ _REPEATS = 3
 _LEAST = 1e-6
 
 
-def rehearse(target: Callable[[int], object], draft: Callable[[int], object], most: int, peers: Peers) -> Costs:
+def rehearse(target: Callable[[int], object], draft: Callable[[int, int], object], most: int, peers: Peers) -> Costs:
     """Prior cost curves from a few passes each.
 
     Args:
@@ -28,7 +28,9 @@ def rehearse(target: Callable[[int], object], draft: Callable[[int], object], mo
         peers: all ranks run the same passes and keep the first one's times.
     """
     step = dict(_timed(target, most, peers))
-    return Costs(plain=CostCurve(step), tree=CostCurve(step), draft=CostCurve(dict(_timed(draft, most, peers))))
+    level = dict(_timed(lambda rows: draft(rows, rows), most, peers))
+    feed = dict(_timed(lambda rows: draft(rows, 1), most, peers))
+    return Costs(CostCurve(step), CostCurve(step), CostCurve(level), CostCurve(feed))
 
 
 def _timed(run: Callable[[int], object], most: int, peers: Peers) -> Iterator[tuple[int, float]]:

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from vllm_specvlm.engine.peers import Peers
+from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.planner import Costs
 
 if TYPE_CHECKING:
@@ -65,16 +66,19 @@ class StepClock:
             if kind == "overhead":
                 self.overhead += _OVERHEAD_WEIGHT * (min(seconds, 4 * self.overhead) - self.overhead)
                 continue
-            curve = {"plain": self._costs.plain, "tree": self._costs.tree, "draft": self._costs.draft}[kind]
+            curve: CostCurve = getattr(self._costs, kind)
             curve.observe(rows, seconds)
-            step = seconds if kind != "draft" else step
+            step = seconds if kind in ("plain", "tree") else step
         return step
 
-    def passed(self, rows: int, started: float) -> None:
-        """A draft pass over so many rows began at `started` (of `time.perf_counter`) and has just ended."""
+    def passed(self, rows: int, started: float, *, first: bool) -> None:
+        """A draft pass over so many rows began at `started` (of `time.perf_counter`) and has just ended.
+
+        `first`: it computed the roots and what was missing before them, not a level of nodes.
+        """
         seconds = time.perf_counter() - started
         self._passes += seconds
-        self._seen.append(("draft", rows, seconds))
+        self._seen.append(("feed" if first else "draft", rows, seconds))
 
     def end_drafting(self) -> None:
         """Drafting ends and the next step begins."""

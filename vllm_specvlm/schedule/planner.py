@@ -77,7 +77,9 @@ class Costs:
     tree: CostCurve
     """A step with trees, by rows: requests and nodes."""
     draft: CostCurve
-    """A draft pass, by rows."""
+    """A draft pass over a level of nodes, by rows."""
+    feed: CostCurve
+    """A draft's first pass, by rows: the roots' and those that were missing, pictures included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +147,11 @@ class Planner:
         if len(self._memory) < _LEARNING:
             return []
         saved = requests / plain - requests / max(self._expect(requests, len(candidates)), 1e-9) if candidates else 0.0
+        rows = sum(c.backlog for c in candidates)
+        row = self.costs.feed.at(rows) / rows if rows else 0.0
         # `saved` is seconds per token of every request; one request's share of the batch's time is 1 / requests.
         return [
-            i
-            for i, c in enumerate(candidates)
-            if c.backlog <= 8 or c.remaining * saved / requests > self.costs.draft.at(c.backlog)
+            i for i, c in enumerate(candidates) if c.backlog <= 8 or c.remaining * saved / requests > row * c.backlog
         ]
 
     def _probe(self, requests: int, candidates: Sequence[Candidate], plain: float) -> Plan:
@@ -158,7 +160,7 @@ class Planner:
             return self._nothing()
         i = min(range(len(candidates)), key=lambda i: candidates[i].backlog)
         learning = len(self._memory) < _LEARNING
-        price = self.costs.draft.at(candidates[i].backlog + 1) + 3 * self.costs.draft.at(4) + self.overhead
+        price = self.costs.feed.at(candidates[i].backlog + 1) + 3 * self.costs.draft.at(4) + self.overhead
         price += max(self.costs.tree.at(requests + _PROBE_NODES) - self.costs.plain.at(requests), 0.0)
         if not learning and self._credit < price:
             return self._nothing()
@@ -185,7 +187,9 @@ class Planner:
             [sum(t.rows[level] for t in self._memory if level < len(t.rows)) for level in range(deepest)],
             dtype=np.float64,
         )
-        drafted = np.cumsum(self.costs.draft.over(np.maximum(rows * scale, 1.0).astype(np.float64))) + self.overhead
+        passes = self.costs.draft.over(np.maximum(rows * scale, 1.0).astype(np.float64))
+        passes[0] = self.costs.feed.at(max(round(rows[0] * scale), 1))
+        drafted = np.cumsum(passes) + self.overhead
         best = 0.0
         for depth in range(1, deepest + 1):
             inside = probabilities[depths <= depth]
@@ -237,7 +241,8 @@ class Planner:
         nodes = np.arange(len(order) + 1)
         seconds = self.costs.tree.over(self._requests + nodes.astype(np.float64))
         seconds[0] = self.costs.plain.at(self._requests)
-        drafted = sum(self.costs.draft.at(rows) for rows in self._rows) + self.overhead
+        drafted = sum(self.costs.draft.at(rows) for rows in self._rows[1:]) + self.overhead
+        drafted += sum(self.costs.feed.at(rows) for rows in self._rows[:1])
         goodput = (self._requests + np.concatenate(([0.0], np.cumsum(order)))) / (drafted + seconds)
         count = int(goodput.argmax())
         if self._mode is Mode.PROBE:

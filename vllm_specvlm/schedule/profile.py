@@ -16,7 +16,7 @@ from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.planner import Costs
 
 _FORMAT = 1
-_CURVES = ("plain", "tree", "draft")
+_CURVES = ("plain", "tree", "draft", "feed")
 
 
 @dataclass(frozen=True, slots=True)

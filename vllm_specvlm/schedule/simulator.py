@@ -127,7 +127,7 @@ class _Steady:
         trees = [live.tree() for live in batch]
         replay = Replay(trees)
         grown = grow_scored(replay, self.shape, [self.shape.nodes] * len(batch), range(len(batch)))
-        seconds = _passes(self.costs.draft, replay.rows, batch) + self.overhead
+        seconds = _passes(self.costs, replay.rows, batch) + self.overhead
         for i, live in enumerate(batch):
             live.recorded, live.chosen, live.backlog = trees[i], grown[i].tree.tokens, 0
         return seconds
@@ -144,7 +144,7 @@ class _Planned:
 
     def __init__(self, costs: Costs, overhead: float, shape: TreeShape) -> None:
         self._truth, self._overhead, self._shape = costs, overhead, shape
-        curves = (costs.plain, costs.tree, costs.draft)
+        curves = (costs.plain, costs.tree, costs.draft, costs.feed)
         # What the planner knows, it learns from the clock, as in the engine; it starts from the same profile.
         self._known = Costs(*(CostCurve.from_dict(curve.as_dict()) for curve in curves))
         self._planner = Planner(self._known)
@@ -192,7 +192,7 @@ class _Planned:
         self._batch, self._replay = batch, Replay(trees)
         budgets = [self._shape.nodes] * len(batch)
         grown = grow_scored(self, self._shape, budgets, range(len(batch)), gate=self._planner)
-        seconds = _passes(self._truth.draft, self._replay.rows, batch, self._known.draft) + self._overhead
+        seconds = _passes(self._truth, self._replay.rows, batch, self._known) + self._overhead
         kept = self._planner.cut([(g.log_probs, g.tree.depths) for g in grown.values()])
         flat = np.concatenate([level.reshape(-1, len(FEATURES)) for level in self._levels])
         for i, live in enumerate(batch):
@@ -215,15 +215,17 @@ class _Planned:
         return LevelProposal(proposal.tokens, self._acceptance.log_probs(level))
 
 
-def _passes(curve: CostCurve, levels: Sequence[int], batch: Sequence[_Live], known: CostCurve | None = None) -> float:
+def _passes(costs: Costs, levels: Sequence[int], batch: Sequence[_Live], known: Costs | None = None) -> float:
     """Seconds of a tree's draft passes; the first one also computes what the drafter has not seen yet."""
     seconds = 0.0
     for level, rows in enumerate(levels):
-        rows += sum(live.backlog for live in batch) if level == 0 else 0
+        name = "draft" if level else "feed"
+        rows += 0 if level else sum(live.backlog for live in batch)
+        curve: CostCurve = getattr(costs, name)
         spent = curve.at(rows)
         seconds += spent
         if known is not None:
-            known.observe(rows, spent)
+            getattr(known, name).observe(rows, spent)
     return seconds
 
 
