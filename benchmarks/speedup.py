@@ -24,7 +24,7 @@ def methods(draft: str) -> list[Method]:
     """What is compared; the budget of nodes is in the name."""
 
     def ours(nodes: int, **more: Any) -> dict[str, Any]:
-        return {"method": "specvlm", "num_speculative_tokens": nodes, **more}
+        return {"method": "specvlm", "num_speculative_tokens": nodes, "planner": False, **more}
 
     ngram = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
     return [
@@ -35,6 +35,7 @@ def methods(draft: str) -> list[Method]:
         Method("tree-8", ours(8, model=draft)),
         Method("tree-16", ours(16, model=draft)),
         Method("tree-32", ours(32, model=draft)),
+        Method("planner", {"method": "specvlm", "model": draft}),
     ]
 
 
