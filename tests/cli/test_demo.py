@@ -86,7 +86,7 @@ def test_both_engines_get_the_same_request(engines: SimpleNamespace, models: dic
 
 def test_lookup_needs_no_draft_model(engines: SimpleNamespace) -> None:
     assert demo.main(["--draft", "lookup"]) == 0
-    assert engines.asked[1].speculative == {"method": "specvlm", "num_speculative_tokens": 8}
+    assert engines.asked[1].speculative == {"method": "specvlm", "num_speculative_tokens": 16}
 
 
 def test_the_report_shows_both_answers_only_if_they_differ(

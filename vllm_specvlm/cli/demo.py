@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         default=REFERENCE_DRAFT,
         help="a draft model's folder, or lookup: draft from the text so far, without a model",
     )
-    result.add_argument("--nodes", metavar="N", type=_count(1, MAX_NODES), default=8, help="most nodes of a tree")
+    result.add_argument("--nodes", metavar="N", type=_count(1, MAX_NODES), default=16, help="most nodes of a tree")
     result.add_argument("--max-tokens", metavar="N", type=_count(2, 1024), default=96, help="longest answer")
     result.add_argument("--repeat", metavar="N", type=_count(1, 1000), default=3, help="measured runs of each")
     result.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
