@@ -15,6 +15,7 @@ from vllm_specvlm.tree.race import race
 
 # vLLM's own bound between greedy and sampled requests (vllm/v1/sample/sampler.py).
 GREEDY_BELOW = 1e-5
+_CHUNK_ELEMENTS = 1 << 23
 
 
 def plain_reason(params: SamplingParams, logprobs_mode: str) -> str | None:
@@ -80,16 +81,17 @@ def target_tokens(
     rows = (temperature >= GREEDY_BELOW).nonzero().flatten()
     if not len(rows):
         return tokens
-    requests = request_of_row[rows]
-    scaled = logits[rows].float() / temperature[rows].unsqueeze(-1)
-    scaled = apply_top_k_top_p(
-        scaled,
-        None if metadata.top_k is None else metadata.top_k[requests],
-        None if metadata.top_p is None else metadata.top_p[requests],
-    )
-    probabilities = scaled.softmax(dim=-1)
-    # A row of overflowed logits has no law to draw from; it keeps its arg-max, and its neighbours their draws.
-    drawable = probabilities.isfinite().all(dim=-1)
-    rows, probabilities = rows[drawable], probabilities[drawable]
-    tokens[rows] = race(probabilities, position_keys(seeds[rows], positions[rows]))
+    # A few rows at a time: a batch of large trees has thousands, each with a copy of the vocabulary per operation.
+    for chunk in rows.split(max(1, _CHUNK_ELEMENTS // logits.shape[1])):
+        requests = request_of_row[chunk]
+        scaled = apply_top_k_top_p(
+            logits[chunk].float() / temperature[chunk].unsqueeze(-1),
+            None if metadata.top_k is None else metadata.top_k[requests],
+            None if metadata.top_p is None else metadata.top_p[requests],
+        )
+        probabilities = scaled.softmax(dim=-1)
+        # A row of overflowed logits has no law to draw from; it keeps its arg-max, and its neighbours their draws.
+        drawable = probabilities.isfinite().all(dim=-1)
+        chosen = chunk[drawable]
+        tokens[chosen] = race(probabilities[drawable], position_keys(seeds[chosen], positions[chosen]))
     return tokens
