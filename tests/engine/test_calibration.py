@@ -72,7 +72,7 @@ def test_an_engine_starts_from_a_profile(calibrated: tuple[LLM, Profile], tmp_pa
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"threads": 99}, "threads 99 and this engine has 1"), ({"model": "llama@0"}, "model 'llama@0'")],
+    [({"threads": 99}, "threads 99 and this engine has "), ({"model": "llama@0"}, "model 'llama@0'")],
 )
 def test_an_engine_refuses_a_profile_of_another(
     calibrated: tuple[LLM, Profile], tmp_path: Path, change: dict[str, Any], says: str

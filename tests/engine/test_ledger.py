@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import pytest
 
 from tests.engine import vllm_sources
 from vllm_specvlm.engine import compat
+from vllm_specvlm.engine.attention_cpu import TreeCPUAttentionImpl
 from vllm_specvlm.engine.compat import Symbol
+from vllm_specvlm.engine.runner import TreeModelRunner
+from vllm_specvlm.engine.worker import TreeCPUWorker
 
 
 def test_installed_vllm_fits() -> None:
@@ -39,6 +43,19 @@ def test_a_missing_or_changed_symbol_is_found(symbol: Symbol, says: str, monkeyp
     found = compat.check()[1]
     assert not found.ok and says in found.detail
     assert len(vllm_sources.problems(Path(vllm.__file__).parents[1])) == 1
+
+
+@pytest.mark.parametrize("ours", [TreeModelRunner, TreeCPUWorker, TreeCPUAttentionImpl])
+def test_every_override_is_in_the_ledger(ours: type) -> None:
+    """A method of ours that hides one of vLLM's is one that vLLM may change."""
+    listed = {symbol.where.rpartition(".")[2] for symbol in compat.LEDGER if symbol.use == "overridden"}
+    stock = ours.__mro__[1]
+    hidden = {
+        name
+        for name in vars(ours)
+        if inspect.isroutine(vars(ours)[name]) and not name.startswith("__") and hasattr(stock, name)
+    }
+    assert hidden and hidden <= listed
 
 
 @pytest.mark.parametrize("version", ["0.31.2", "0.34.0", "1.0.0", "unknown"])

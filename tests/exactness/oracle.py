@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from vllm_specvlm.draft.drafter import Opening
 from vllm_specvlm.tree.grow import Frontier, LevelProposal
 
 Answers = Mapping[tuple[int, ...], tuple[int, ...]]
@@ -41,9 +42,10 @@ class OracleDrafter:
     def rehearse(self, rows: int, scored: int) -> None:
         pass
 
-    def open(self, request_ids: Sequence[str]) -> None:
+    def open(self, request_ids: Sequence[str]) -> Opening:
         self._remaining = [self._rest(self._texts[request_id]) for request_id in request_ids]
         self._right: list[bool] = []
+        return Opening(len(request_ids))
 
     def _rest(self, text: list[int]) -> tuple[int, ...]:
         for prompt, answer in self._answers.items():

@@ -15,6 +15,7 @@ from tests.exactness.engines import target_of
 
 EQUAL_DRAFT = {"num_speculative_tokens": 4, "tree": "chain"}
 TREE_DRAFT = {"num_speculative_tokens": 12}
+PLANNED_DRAFT = {"planner": True, "num_speculative_tokens": 12}
 TWO_RANKS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
 
 
@@ -61,8 +62,14 @@ def _check(family: str, options: dict[str, Any], environment: dict[str, str]) ->
     tree = play(family, options, TREE_DRAFT, environment)
     assert tree["rounds"] == reference
     assert all(tally["accepted"] > tally["trees"] for tally in tree["tallies"])
+    planned = play(family, options, PLANNED_DRAFT, environment)
+    assert planned["rounds"] == reference
+    first = planned["tallies"][0]
+    assert sum(first["plans"].values()) > 20 and first["drafter_failures"] == 0
+    # Ranks that planned otherwise would have waited for each other; here they did the same to the last count.
+    assert all({**tally, "seconds": 0} == {**first, "seconds": 0} for tally in planned["tallies"])
     # One rank counts for /metrics, whatever their number, and the process that started it can read that.
-    for played in (chain, tree):
+    for played in (chain, tree, planned):
         tally, metrics = played["tallies"][0], played["metrics"]
         assert metrics["specvlm_acceptance_length_count"] == tally["trees"]
         assert metrics["specvlm_steps_total"] == tally["tree_steps"] + tally["plain_steps"]
@@ -93,9 +100,10 @@ def test_a_drafter_that_fails_on_one_rank() -> None:
     """Both ranks stop drafting together; requests go on."""
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     reference = play("llava", TWO_RANKS, None, environment)["rounds"]
-    broken = play("llava", TWO_RANKS, TREE_DRAFT, environment, None, "--break-rank", "1")
-    assert broken["rounds"] == reference
-    assert [tally["drafter_failures"] for tally in broken["tallies"]] == [1, 1]
+    for draft in (TREE_DRAFT, PLANNED_DRAFT):
+        broken = play("llava", TWO_RANKS, draft, environment, None, "--break-rank", "1")
+        assert broken["rounds"] == reference
+        assert [tally["drafter_failures"] for tally in broken["tallies"]] == [1, 1]
 
 
 @pytest.mark.slow  # two engines

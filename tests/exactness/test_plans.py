@@ -35,7 +35,7 @@ class RandomPlanner(Planner):
     def admit(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
         return [self._random.random() < 0.8 for _ in scores]
 
-    def cut(self, trees: Sequence[tuple[Sequence[float], Sequence[int]]]) -> list[int]:
+    def cut(self, trees: Sequence[tuple[Sequence[float], Sequence[int]]], typical: Sequence[bool]) -> list[int]:
         return [self._random.randint(0, len(scores)) for scores, _ in trees]
 
 

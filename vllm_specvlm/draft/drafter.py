@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from vllm_specvlm.tree.grow import Frontier, LevelProposal
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What `Drafter.open` did."""
+
+    rows: int
+    """Rows it computed, the roots included."""
+    behind: frozenset[int] = frozenset()
+    """Indexes of requests that have not caught up, and get no tree this time."""
 
 
 @runtime_checkable
@@ -25,7 +36,7 @@ class Drafter(Protocol):
         """These tokens were confirmed after those already known. Raises KeyError for a request that never began."""
         ...
 
-    def open(self, request_ids: Sequence[str]) -> None:
+    def open(self, request_ids: Sequence[str]) -> Opening:
         """The batch to draft for: `Frontier.request` is an index into it. Ends the growth of trees opened before."""
         ...
 
@@ -33,8 +44,11 @@ class Drafter(Protocol):
         """At most top_k children for every row of the frontier, best first; levels come in order since `open`."""
         ...
 
-    def backlog(self, request_id: str) -> int:
-        """Rows that `open` would have to compute for this request besides its root; 0 for one that has caught up."""
+    def backlog(self, request_id: str) -> int | None:
+        """Rows that `open` would have to compute for this request besides its root, 0 if it has caught up.
+
+        None for a request that cannot be drafted for at all, such as one longer than the draft's context.
+        """
         ...
 
     def rehearse(self, rows: int, scored: int) -> None:

@@ -10,6 +10,7 @@ from itertools import islice
 
 import numpy as np
 
+from vllm_specvlm.draft.drafter import Opening
 from vllm_specvlm.draft.gram import BARRIER
 from vllm_specvlm.draft.indexed_text import IndexedText
 from vllm_specvlm.draft.token_ring import TokenRing
@@ -118,10 +119,11 @@ class LookupDrafter:
     def rehearse(self, rows: int, scored: int) -> None:
         """There is nothing to compute."""
 
-    def open(self, request_ids: Sequence[str]) -> None:
+    def open(self, request_ids: Sequence[str]) -> Opening:
         """The batch to draft for."""
         self._batch = list(request_ids)
         self._rows = []
+        return Opening(len(self._batch))
 
     def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
         """Continuations of every row, likeliest first; of equal ones the one that occurred last, own text first."""

@@ -109,6 +109,11 @@ LEDGER: tuple[Symbol, ...] = (
         ("attn_metadata", "vllm_config", "num_tokens"),
     ),
     Symbol(
+        "vllm.v1.worker.cpu_worker:CPUWorker.compile_or_warm_up_model",
+        "overridden",
+        "the last call before requests: passes are timed here",
+    ),
+    Symbol(
         "vllm.v1.worker.gpu_model_runner:GPUModelRunner._dummy_run",
         "called",
         "times passes of the target before the first request",

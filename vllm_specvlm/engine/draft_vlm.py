@@ -11,6 +11,7 @@ import torch
 from vllm.config import VllmConfig
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
+from vllm_specvlm.draft.drafter import Opening
 from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.dense_store import DenseStore
 from vllm_specvlm.engine.draft_blocks import DraftBlocks
@@ -128,11 +129,17 @@ class DraftVLM:
     def advance(self, request_id: str, tokens: Sequence[int]) -> None:
         """As `begin`."""
 
-    def backlog(self, request_id: str) -> int:
-        """Confirmed tokens before the root whose K/V the draft does not have."""
+    def backlog(self, request_id: str) -> int | None:
+        """Confirmed tokens before the root whose K/V the draft does not have; None beyond its context."""
         row = self._runner.input_batch.req_id_to_index[request_id]
         root = int(self._runner.input_batch.num_tokens_no_spec[row]) - 1
-        return len(self._blocks.missing(self._table(row), self._fed.get(request_id, 0), root))
+        if root + self._depth >= self._model_config.max_model_len:
+            return None
+        if request_id not in self._fed:
+            # Looked up once: what its blocks held when it came. Tokens since then are missing.
+            missing = self._blocks.missing(self._table(row), 0, root)
+            self._fed[request_id] = int(missing[0]) if len(missing) else root
+        return root - self._fed[request_id]
 
     def rehearse(self, rows: int, scored: int) -> None:
         """A pass without attention, and the likeliest tokens of some rows."""
@@ -162,7 +169,7 @@ class DraftVLM:
             if blocks is not None:
                 self._blocks.clear(blocks[self._group][computed // size if resumed else 0 :])
 
-    def open(self, request_ids: Sequence[str]) -> None:
+    def open(self, request_ids: Sequence[str]) -> Opening:
         """Feed what is missing, and the roots of the requests that have then caught up."""
         self._choice.learn()
         self._store.reserve(len(request_ids) * self._segment)
@@ -180,6 +187,8 @@ class DraftVLM:
                 self._growing[index] = _Growing(feed.row, feed.root, feed.spans, index * self._segment)
         if feeds:
             self._run_feeds(feeds, [growing.dense_start for growing in self._growing.values()])
+        behind = frozenset(range(len(request_ids))) - set(self._growing)
+        return Opening(sum(len(feed.positions) for feed in feeds), behind)
 
     def _feed(self, request_id: str, room: int) -> _Feed | None:
         """What to feed for a request in at most `room` rows; None when there is nothing, or no room."""

@@ -41,7 +41,7 @@ class SpecVLMOptions:
     text_only_draft: bool = False
     """Allow a draft that cannot see: the pictures are then holes in its context."""
     vision_cache_mib: int = 256
-    """Bound on the draft's cache of encoded pictures, MiB."""
+    """Bound on the draft's cache of encoded pictures, and again on that of pixels not encoded yet, MiB."""
     lookup_min_match: int = 2
     """Shortest suffix the lookup drafter matches, tokens."""
     lookup_max_match: int = 16

@@ -30,6 +30,10 @@ class Growable:
     """It samples, instead of taking the likeliest token."""
     picture: bool
     """It shows a picture."""
+    left: int
+    """Tokens its answer may still get."""
+    bounded: bool
+    """It asked for smaller trees than the engine's: they say nothing about others'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +58,24 @@ class PlannedGrowth:
         self._levels: list[npt.NDArray[np.float64]] = []
         self._sampled = self._picture = np.zeros(0, dtype=bool)
         self._opened: float | None = None
-        self._backlog = 0
+        self._fed_rows = 0
 
-    def grow(self, drafter: Drafter, batch: Sequence[Growable], backlog: int, shape: TreeShape) -> dict[str, TokenTree]:
+    def grow(self, drafter: Drafter, batch: Sequence[Growable], shape: TreeShape) -> dict[str, TokenTree]:
         """Trees of the batch by request id, the planner's choice of nodes.
 
         Args:
             drafter: already told of the batch's confirmed tokens.
             batch: the requests the plan chose.
-            backlog: rows the drafter has to compute before the trees' first level.
             shape: the engine's bounds.
         """
-        self._drafter, self._batch, self._backlog = drafter, batch, backlog
+        self._drafter, self._batch = drafter, batch
         self._levels = []
         self._sampled = np.array([g.sampled for g in batch])
         self._picture = np.array([g.picture for g in batch])
         self._opened = time.perf_counter()
-        drafter.open([growable.request_id for growable in batch])
+        opening = drafter.open([growable.request_id for growable in batch])
+        self._fed_rows = opening.rows
+        self.planner.fed(opening.rows)
         grown = grow_scored(
             self,
             shape,
@@ -79,7 +84,11 @@ class PlannedGrowth:
             [growable.depth for growable in batch],
             self.planner,
         )
-        kept = self.planner.cut([(g.log_probs, g.tree.depths) for g in grown.values()])
+        grown = {i: g for i, g in grown.items() if i not in opening.behind}
+        tell = [not batch[i].bounded for i in grown]
+        kept = self.planner.cut([(g.log_probs, g.tree.depths) for g in grown.values()], tell)
+        if not any(kept):
+            return {}
         flat = np.concatenate([level.reshape(-1, len(FEATURES)) for level in self._levels])
         sent: dict[str, TokenTree] = {}
         for count, (i, g) in zip(kept, grown.items(), strict=True):
@@ -93,7 +102,7 @@ class PlannedGrowth:
         assert self._drafter is not None
         started, rows, first = time.perf_counter(), len(frontier.node), self._opened is not None
         if self._opened is not None:
-            started, rows, self._opened = self._opened, rows + self._backlog, None
+            started, rows, self._opened = self._opened, self._fed_rows, None
         proposal = self._drafter.propose_level(frontier, top_k)
         self._clock.passed(rows, started, first=first)
         level = features(

@@ -29,7 +29,7 @@ class RecordingGrowth(PlannedGrowth):
         self._grown: dict[str, tuple[Growable, list[tuple[int, Grown]]]] = {}
         self._finished: list[TracedRequest] = []
 
-    def grow(self, drafter: Drafter, batch: Sequence[Growable], backlog: int, shape: TreeShape) -> dict[str, TokenTree]:
+    def grow(self, drafter: Drafter, batch: Sequence[Growable], shape: TreeShape) -> dict[str, TokenTree]:
         """Nothing to verify; what was grown is kept."""
         drafter.open([growable.request_id for growable in batch])
         depths, budgets = [growable.depth for growable in batch], [growable.nodes for growable in batch]

@@ -23,7 +23,7 @@ class RequestWish:
         Raises:
             ValueError: a value is none of these.
         """
-        given = {key: value for key, value in (extra_args or {}).items() if key.startswith("specvlm")}
+        given = {key: value for key, value in (extra_args or {}).items() if str(key).startswith("specvlm")}
         unknown = sorted(set(given) - {"specvlm", "specvlm_nodes", "specvlm_depth"})
         if unknown:
             raise ValueError(

@@ -128,8 +128,16 @@ class Speculator:
         """
         if self.options.profile is None:
             return None
-        mine = Profile.load(Path(self.options.profile), self._key)
-        return Profile.from_dict(self._peers.share([mine.as_dict()])[0])
+        found: list[Any] = []
+        if self._peers.first:
+            try:
+                found = [Profile.load(Path(self.options.profile), self._key).as_dict(), None]
+            except ValueError as error:
+                found = [None, str(error)]
+        profile, refusal = self._peers.share(found)
+        if refusal is not None:
+            raise ValueError(refusal)
+        return Profile.from_dict(profile)
 
     def profile(self) -> Profile | None:
         """What steps and passes cost as far as is known now; None without a planner."""
@@ -278,7 +286,9 @@ class Speculator:
             nodes = min(self.shape.nodes, room, wish.nodes)
             if depth > 0 and nodes > 0:
                 sampling = state.sampling_params.temperature >= GREEDY_BELOW
-                batch.append(Growable(request_id, nodes, depth, sampling, bool(state.mm_features)))
+                left = most - len(state.output_token_ids)
+                bounded = wish != RequestWish()
+                batch.append(Growable(request_id, nodes, depth, sampling, bool(state.mm_features), left, bounded))
         return batch
 
     def _wish(self, request_id: str) -> RequestWish:
@@ -288,7 +298,8 @@ class Speculator:
             try:
                 wish = RequestWish.parse(self._runner.requests[request_id].sampling_params.extra_args)
             except ValueError as error:
-                logger.warning_once("%s The request is answered as if it had not said so.", error)
+                logger.debug("Request %s: %s", request_id, error)
+                logger.warning_once("Requests come with 'specvlm' arguments that mean nothing; they are ignored.")
                 wish = RequestWish()
             self._wishes[request_id] = wish
         return wish
@@ -315,22 +326,26 @@ class Speculator:
         planner = planned.planner
         planner.overhead = self._clock.overhead
         planner.spent(step)
-        candidates = [self._candidate(drafter, growable) for growable in batch]
-        plan = planner.plan(requests, candidates)
-        self.tally.plans[plan.mode.value] += 1
-        self.metrics.plan(plan.mode.value)
+        if self._vlm is None:
+            # The lookup drafter reads as answers are written, and learns from those that it did not draft for.
+            for growable in batch:
+                self._tell(drafter, growable.request_id)
+        backlogs = [(growable, drafter.backlog(growable.request_id)) for growable in batch]
+        able = [(growable, backlog) for growable, backlog in backlogs if backlog is not None]
+        plan = planner.plan(requests, [self._candidate(growable, backlog) for growable, backlog in able])
+        if able:
+            self.tally.plans[plan.mode.value] += 1
+            self.metrics.plan(plan.mode.value)
         if plan.mode is Mode.PLAIN:
             return {}
-        chosen = [batch[i] for i in plan.chosen]
+        chosen = [able[i][0] for i in plan.chosen]
         for growable in chosen:
             self._tell(drafter, growable.request_id)
-        backlog = sum(candidates[i].backlog for i in plan.chosen)
-        return planned.grow(drafter, chosen, backlog, self.shape)
+        return planned.grow(drafter, chosen, self.shape)
 
-    def _candidate(self, drafter: Drafter, growable: Growable) -> Candidate:
+    def _candidate(self, growable: Growable, backlog: int) -> Candidate:
         state = self._runner.requests[growable.request_id]
-        remaining = self._lengths.remaining(len(state.output_token_ids), growable.depth + 1)
-        return Candidate(drafter.backlog(growable.request_id), remaining)
+        return Candidate(backlog, self._lengths.remaining(len(state.output_token_ids), growable.left))
 
     def _tell(self, drafter: Drafter, request_id: str) -> None:
         """Bring the drafter's idea of a request up to the confirmed tokens."""

@@ -51,25 +51,27 @@ class StepClock:
         self._decoding = (requests, scheduled.total_num_scheduled_tokens) if steady and requests else None
 
     def begin_drafting(self) -> float:
-        """Drafting begins: learn what was measured since the last time. Seconds of the step, 0 if it tells nothing."""
+        """Drafting begins: learn what was measured since the last time. Seconds since then, waits included."""
         now = time.perf_counter()
-        if self._ended is not None and self._decoding is not None and self._scheduled == 1:
-            requests, rows = self._decoding
-            kind = "plain" if rows == requests else "tree"
-            self._seen.append((kind, rows, now - self._ended))
+        if self._ended is not None:
+            self._seen.append(("elapsed", 0, now - self._ended))
+            if self._decoding is not None and self._scheduled == 1:
+                requests, rows = self._decoding
+                self._seen.append(("plain" if rows == requests else "tree", rows, now - self._ended))
         self._scheduled = 0
         self._passes = 0.0
         self._began = now
         seen, self._seen = self._peers.share(self._seen), []
-        step = 0.0
+        elapsed = 0.0
         for kind, rows, seconds in seen:
-            if kind == "overhead":
+            if kind == "elapsed":
+                elapsed = seconds
+            elif kind == "overhead":
                 self.overhead += _OVERHEAD_WEIGHT * (min(seconds, 4 * self.overhead) - self.overhead)
-                continue
-            curve: CostCurve = getattr(self._costs, kind)
-            curve.observe(rows, seconds)
-            step = seconds if kind in ("plain", "tree") else step
-        return step
+            else:
+                curve: CostCurve = getattr(self._costs, kind)
+                curve.observe(rows, seconds)
+        return elapsed
 
     def passed(self, rows: int, started: float, *, first: bool) -> None:
         """A draft pass over so many rows began at `started` (of `time.perf_counter`) and has just ended.

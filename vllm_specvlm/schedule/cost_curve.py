@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,9 @@ _MIDDLES = [float(m) for m in (KNOTS[1:] + KNOTS[:-1]) / 2]
 _SLOWEST = 0.05
 """Weight of a new observation once there are many: a mean over some twenty passes."""
 _OUTLIER = 0.3
-"""How far, as a logarithm, one observation counts from what is expected: a busy moment is no new law."""
+"""How far, as a logarithm, an observation may lie from what is expected: a busy moment is no new law."""
+_NO_OUTLIERS = 3
+"""So many of them in a row are one."""
 
 
 class CostCurve:
@@ -46,6 +49,7 @@ class CostCurve:
         self._seconds = np.minimum.accumulate(seconds[::-1])[::-1]
         self._correction = np.zeros(len(KNOTS))
         self._count = np.zeros(len(KNOTS), dtype=np.int64)
+        self._doubts: dict[int, list[float]] = {}
         self._stale = True
         self._at_knots = self._prior(KNOTS)
         self._values: list[float] = self._at_knots.tolist()
@@ -54,11 +58,15 @@ class CostCurve:
         """A pass over `rows` rows took so long."""
         knot = _nearest(rows)
         found = math.log(seconds / float(self._prior(np.array([rows], dtype=np.float64))[0]))
-        count = self._count[knot]
-        if count:
-            expected = self._correction[knot]
-            found = expected + min(max(found - expected, -_OUTLIER), _OUTLIER)
-        self._correction[knot] += (found - self._correction[knot]) * max(1 / (count + 1), _SLOWEST)
+        weight = max(1 / (self._count[knot] + 1), _SLOWEST)
+        doubts = self._doubts.setdefault(knot, [])
+        if self._count[knot] and abs(found - self._correction[knot]) > _OUTLIER:
+            doubts.append(found)
+            if len(doubts) < _NO_OUTLIERS:
+                return
+            found, weight = statistics.median(doubts), 1.0
+        doubts.clear()
+        self._correction[knot] += (found - self._correction[knot]) * weight
         self._count[knot] += 1
         self._stale = True
 
@@ -82,7 +90,8 @@ class CostCurve:
 
     def _refresh(self) -> None:
         if self._stale:
-            self._at_knots = self._prior(KNOTS) * np.exp(self._corrections())
+            # More rows never cost less: where it looks so, the larger passes met shorter contexts.
+            self._at_knots = np.maximum.accumulate(self._prior(KNOTS) * np.exp(self._corrections()))
             self._values = self._at_knots.tolist()
             self._stale = False
 
@@ -100,8 +109,14 @@ class CostCurve:
         rows, seconds = saved.get("rows"), saved.get("seconds")
         if not isinstance(rows, list) or not isinstance(seconds, list) or len(rows) != len(seconds):
             raise ValueError("A saved cost curve needs 'rows' and 'seconds' of one length; calibrate again.")
-        curve = cls({int(row): float(second) for row, second in zip(rows, seconds, strict=True)})
-        if rows == KNOTS.tolist() and len(observed := saved.get("observed", ())) == len(rows):
+        try:
+            curve = cls({int(row): float(second) for row, second in zip(rows, seconds, strict=True)})
+            observed = [int(count) for count in saved.get("observed", ())]
+        except (OverflowError, TypeError) as error:
+            raise ValueError("A saved cost curve holds something that is no number; calibrate again.") from error
+        if min(observed, default=0) < 0:
+            raise ValueError(f"A saved cost curve was observed {min(observed)} times; calibrate again.")
+        if rows == KNOTS.tolist() and len(observed) == len(rows):
             curve._count[:] = observed
         return curve
 

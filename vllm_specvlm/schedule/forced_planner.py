@@ -27,7 +27,7 @@ class ForcedPlanner(Planner):
         """As many rows as all trees have nodes, so that small trees show what narrow draft passes cost."""
         return [row < self._nodes * self._trees for row in range(len(scores))]
 
-    def cut(self, trees: Sequence[tuple[Sequence[float], Sequence[int]]]) -> list[int]:
+    def cut(self, trees: Sequence[tuple[Sequence[float], Sequence[int]]], typical: Sequence[bool]) -> list[int]:
         """The wanted size, or what was grown."""
         return [min(self._nodes, len(scores)) for scores, _ in trees]
 

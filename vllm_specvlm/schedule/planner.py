@@ -32,11 +32,12 @@ _MARGIN = 1.02
 """Speculation starts where it promises 2 % more than plain decoding, and goes on where it promises anything."""
 _PROBE_SHARE = 0.01
 """Share of the time spent on looking whether speculation would pay, where it does not."""
-_PLAIN_EVERY = 256
+_PLAIN_EVERY = 128
 """Steps with trees after which a plain step refreshes what plain decoding costs here."""
 _PLAIN_SEEN = 3
 _PLAIN_SOON = 8
-"""The same while fewer than three plain steps of about this many requests were seen."""
+"""The same while fewer than three plain steps of about this many requests were seen, or asked for in vain: steps with
+prompts in them cannot be told apart."""
 _PROBE_NODES = 4
 _REMEMBER_FOR = 8
 """Steps an expectation is used before it is computed anew."""
@@ -94,8 +95,8 @@ class _Remembered:
 class Planner:
     """Plans steps from cost curves and from what the last trees were worth. The same calls give the same plans.
 
-    One step: `plan`, then `admit` before each deeper level while trees grow, then `cut`. `spent` tells how much time a
-    step without speculation took, of which probes may use a share.
+    One step: `plan`, then `fed`, `admit` before each deeper level while trees grow, and `cut`. `spent` tells how much
+    time a step took.
     """
 
     def __init__(self, costs: Costs) -> None:
@@ -104,12 +105,13 @@ class Planner:
         self.overhead = 1e-3
         """Seconds of drafting outside draft passes, per step; kept by whoever measures."""
         self._memory: deque[_Remembered] = deque(maxlen=_MEMORY)
-        self._credit = 0.0
+        self._credit = self._price = 0.0
         self._since_plain = 0
+        self._refreshed: dict[int, int] = {}
         self._speculating = False
         self._expected: dict[tuple[int, int], tuple[float, int]] = {}
         self._ratio = np.full(128, 0.6)
-        self._requests = 0
+        self._requests = self._probes = self._steps = 0
         self._goal = 0.0
         self._mode = Mode.PLAIN
         self._rows: list[int] = []
@@ -121,6 +123,7 @@ class Planner:
     def plan(self, requests: int, candidates: Sequence[Candidate]) -> Plan:
         """Whom to draft for, in a batch of `requests` that decode."""
         self._requests = requests
+        self._steps += 1
         self._frontier = {}
         plain = requests / self.costs.plain.at(requests)
         chosen = self._worth_feeding(requests, candidates, plain)
@@ -128,10 +131,11 @@ class Planner:
         self._speculating = bool(chosen) and expected > plain * (1.0 if self._speculating else _MARGIN)
         if self._speculating:
             self._since_plain += 1
-            known = self.costs.plain.seen(requests) >= _PLAIN_SEEN
+            known = max(self.costs.plain.seen(requests), self._refreshed.get(requests, 0)) >= _PLAIN_SEEN
             if self._since_plain < (_PLAIN_EVERY if known else _PLAIN_SOON):
                 return self._draft(Mode.TREES, expected, chosen, candidates)
             self._since_plain = 0
+            self._refreshed[requests] = self._refreshed.get(requests, 0) + 1
             return self._nothing()
         return self._probe(requests, candidates, plain)
 
@@ -158,10 +162,15 @@ class Planner:
         """Look at one request's tree if there is time for it, the one that is fed at the least cost."""
         if not candidates:
             return self._nothing()
-        i = min(range(len(candidates)), key=lambda i: candidates[i].backlog)
+        # Of those that have caught up, another one every time: one request's trees are not the traffic's.
+        self._probes += 1
+        first = self._probes % len(candidates)
+        order = [*range(first, len(candidates)), *range(first)]
+        i = min(order, key=lambda i: candidates[i].backlog if candidates[i].backlog > 8 else 0)
         learning = len(self._memory) < _LEARNING
         price = self.costs.feed.at(candidates[i].backlog + 1) + 3 * self.costs.draft.at(4) + self.overhead
         price += max(self.costs.tree.at(requests + _PROBE_NODES) - self.costs.plain.at(requests), 0.0)
+        self._price = price
         if not learning and self._credit < price:
             return self._nothing()
         self._credit = max(self._credit - price, 0.0)
@@ -174,8 +183,7 @@ class Planner:
     def _expect(self, requests: int, trees: int) -> float:
         """Best goodput of a step of `requests`, `trees` of which have trees like those remembered."""
         known = self._expected.get((requests, trees))
-        if known is not None and known[1] > 0:
-            self._expected[requests, trees] = (known[0], known[1] - 1)
+        if known is not None and self._steps < known[1]:
             return known[0]
         scale = trees / len(self._memory)
         probabilities = np.concatenate([tree.probabilities for tree in self._memory])
@@ -200,10 +208,14 @@ class Planner:
             best = max(best, float(goodput.max(initial=0.0)))
         if len(self._expected) > 256:
             self._expected.clear()
-        self._expected[requests, trees] = (best, _REMEMBER_FOR)
+        self._expected[requests, trees] = (best, self._steps + _REMEMBER_FOR)
         return best
 
     # -- while drafting ------------------------------------------------------------------------------------------
+
+    def fed(self, rows: int) -> None:
+        """The first draft pass had so many rows; it may not have caught up with everybody."""
+        self._rows[:1] = [rows]
 
     def admit(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
         """Nodes worth another level (see `tree.grow.LevelGate`): what it should add against what it costs."""
@@ -225,15 +237,16 @@ class Planner:
 
     # -- after drafting ------------------------------------------------------------------------------------------
 
-    def cut(self, trees: Sequence[tuple[Sequence[float], Sequence[int]]]) -> list[int]:
+    def cut(self, trees: Sequence[tuple[Sequence[float], Sequence[int]]], typical: Sequence[bool]) -> list[int]:
         """How many nodes of each tree to verify, the best first.
 
         Args:
             trees: per tree its nodes' log-probabilities of being accepted, descending, and their depths.
+            typical: per tree whether it tells what others will be worth; not if its request asked for a small one.
         """
         probabilities = [np.exp(np.asarray(scores, dtype=np.float64)) for scores, _ in trees]
         depths = [np.asarray(levels, dtype=np.int64) for _, levels in trees]
-        self._remember(probabilities, depths)
+        self._remember(probabilities, depths, typical)
         pooled = np.concatenate([np.zeros(0), *probabilities])
         if not len(pooled):
             return [0] * len(trees)
@@ -258,14 +271,18 @@ class Planner:
             spare -= more
         return kept
 
-    def _remember(self, probabilities: Sequence[Floats], depths: Sequence[npt.NDArray[np.int64]]) -> None:
+    def _remember(
+        self, probabilities: Sequence[Floats], depths: Sequence[npt.NDArray[np.int64]], typical: Sequence[bool]
+    ) -> None:
         share = tuple(rows / max(len(probabilities), 1) for rows in (self._usual, *self._rows[1:]))
-        for p, d in zip(probabilities, depths, strict=True):
-            self._memory.append(_Remembered(p, d, share))
+        for p, d, tells in zip(probabilities, depths, typical, strict=True):
+            if tells:
+                self._memory.append(_Remembered(p, d, share))
         for depth, reach in self._frontier.items():
             below = sum(float(p[d == depth + 1].sum()) for p, d in zip(probabilities, depths, strict=True))
             self._ratio[depth] += 0.1 * (min(below / reach, 1.0) - self._ratio[depth])
 
     def spent(self, seconds: float) -> None:
-        """A step without speculation took so long; a share of it may go into probes."""
-        self._credit = min(self._credit + _PROBE_SHARE * seconds, 1.0)
+        """The step last planned took so long; if it was plain, a share of it may go into probes."""
+        if self._mode is Mode.PLAIN:
+            self._credit = min(self._credit + _PROBE_SHARE * seconds, max(1.0, 2 * self._price))

@@ -193,7 +193,7 @@ class _Planned:
         budgets = [self._shape.nodes] * len(batch)
         grown = grow_scored(self, self._shape, budgets, range(len(batch)), gate=self._planner)
         seconds = _passes(self._truth, self._replay.rows, batch, self._known) + self._overhead
-        kept = self._planner.cut([(g.log_probs, g.tree.depths) for g in grown.values()])
+        kept = self._planner.cut([(g.log_probs, g.tree.depths) for g in grown.values()], [True] * len(grown))
         flat = np.concatenate([level.reshape(-1, len(FEATURES)) for level in self._levels])
         for i, live in enumerate(batch):
             live.recorded, live.backlog = trees[i], 0

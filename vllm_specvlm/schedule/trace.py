@@ -8,6 +8,7 @@ verified to record it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,8 +60,14 @@ class TracedRequest:
     picture: bool = False
 
     def __post_init__(self) -> None:
-        if self.prompt < 1 or self.tokens < 1 or self.arrival < 0 or (self.prompt_seconds or 0.0) < 0:
-            raise ValueError("'prompt' and 'tokens' must be at least 1 and times must not be negative")
+        if (
+            self.prompt < 1
+            or self.tokens < 1
+            or not all(0 <= t < math.inf for t in (self.arrival, self.prompt_seconds or 0))
+        ):
+            raise ValueError("'prompt' and 'tokens' must be at least 1 and times finite and not negative")
+        if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
+            raise ValueError(f"'limit' is {self.limit!r}, which is no number of tokens")
         if any(a.at >= b.at for a, b in zip(self.trees, self.trees[1:], strict=False)):
             raise ValueError("trees must be listed by ascending 'at', one per position")
 
