@@ -41,7 +41,9 @@ def engine(model: Path, speculative: Mapping[str, Any] | None = None, **options:
     arguments = {**_BASE, **options, "model": str(model)}
     key = repr((sorted(arguments.items(), key=str), speculative))
     if key not in _kept:
-        fixed = {"method": "specvlm", "num_speculative_tokens": 8, "planner": False}
+        fixed: dict[str, Any] = {"method": "specvlm", "planner": False}
+        if speculative is not None and "paths" not in speculative:
+            fixed["num_speculative_tokens"] = 8
         config = None if speculative is None else {**fixed, **speculative}
         _kept[key] = LLM(**arguments, speculative_config=config)
     llm = _kept[key]
