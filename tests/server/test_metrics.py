@@ -17,6 +17,7 @@ from vllm_specvlm.engine.metric import METRICS
 pytestmark = pytest.mark.slow  # two servers of three processes
 
 _SPEC = "vllm:spec_decode_num_"
+_COUNTS = ("drafts", "draft_tokens")
 
 
 def test_counters(always_server: Server) -> None:
@@ -46,6 +47,17 @@ def test_a_plain_request_drafts_nothing(always_server: Server) -> None:
     after = metrics(always_server)
     assert after[f"{_SPEC}drafts_total"] == before[f"{_SPEC}drafts_total"]
     assert after["vllm:generation_tokens_total"] == before["vllm:generation_tokens_total"] + answer.completion_tokens
+
+
+def test_a_request_says_how_much_it_wants(always_server: Server, reference: Reference) -> None:
+    """`vllm_xargs` reach the drafter; a value that means nothing is ignored."""
+    for wish, most in (({"specvlm": "off"}, 0), ({"specvlm_nodes": 2}, 2), ({"specvlm_nodes": "lots"}, 8)):
+        before = metrics(always_server)
+        (answer,) = ask(always_server, {**good()["picture"], "vllm_xargs": wish})
+        after = metrics(always_server)
+        assert answer == reference.good["picture"]
+        drafts, drafted = (after[f"{_SPEC}{name}_total"] - before[f"{_SPEC}{name}_total"] for name in _COUNTS)
+        assert (drafts > 0) == (most > 0) and drafted <= most * drafts
 
 
 def _grown(server: Server, act: Callable[[], object]) -> dict[str, float]:
