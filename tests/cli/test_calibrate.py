@@ -18,7 +18,7 @@ from vllm_specvlm.cli.console import UserError
 from vllm_specvlm.cli.progress import Progress
 from vllm_specvlm.schedule import trace
 from vllm_specvlm.schedule.cost_curve import CostCurve
-from vllm_specvlm.schedule.planner import Costs
+from vllm_specvlm.schedule.costs import Costs
 from vllm_specvlm.schedule.profile import Profile, ProfileKey
 from vllm_specvlm.schedule.trace import RecordedTree, TracedRequest
 

@@ -15,7 +15,8 @@ from tests.exactness.test_identity import FAMILIES, plain, play
 from tests.tiny.checkpoints import build
 from tests.tiny.prompts import Prompt, prompts
 from tests.tiny.sizes import DRAFT
-from vllm_specvlm.schedule.planner import Candidate, Mode, Plan, Planner
+from vllm_specvlm.schedule.plan import Candidate, Mode, Plan
+from vllm_specvlm.schedule.planner import Planner
 
 
 class RandomPlanner(Planner):

@@ -9,7 +9,9 @@ import numpy as np
 
 from vllm_specvlm.schedule.acceptance import AcceptanceModel, features
 from vllm_specvlm.schedule.cost_curve import CostCurve
-from vllm_specvlm.schedule.planner import Candidate, Costs, Mode, Planner
+from vllm_specvlm.schedule.costs import Costs
+from vllm_specvlm.schedule.plan import Candidate, Mode
+from vllm_specvlm.schedule.planner import Planner
 from vllm_specvlm.tree.grow import Frontier, LevelProposal, grow_scored
 from vllm_specvlm.tree.tree_shape import TreeShape
 

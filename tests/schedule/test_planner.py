@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from vllm_specvlm.schedule.cost_curve import CostCurve
-from vllm_specvlm.schedule.planner import Candidate, Costs, Mode, Planner
+from vllm_specvlm.schedule.costs import Costs
+from vllm_specvlm.schedule.plan import Candidate, Mode
+from vllm_specvlm.schedule.planner import Planner
 
 READY = Candidate(backlog=0, remaining=100.0)
 IDLE_SHAPE = {1: 0.010, 8: 0.010, 64: 0.012, 512: 0.020}  # a GPU that waits for memory: rows are nearly free

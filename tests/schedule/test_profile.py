@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vllm_specvlm.schedule.cost_curve import CostCurve
-from vllm_specvlm.schedule.planner import Costs
+from vllm_specvlm.schedule.costs import Costs
 from vllm_specvlm.schedule.profile import Profile, ProfileKey
 
 KEY = ProfileKey(

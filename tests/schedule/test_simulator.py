@@ -9,8 +9,8 @@ import pytest
 
 from vllm_specvlm.schedule import simulator
 from vllm_specvlm.schedule.cost_curve import CostCurve
+from vllm_specvlm.schedule.costs import Costs
 from vllm_specvlm.schedule.forced_planner import ForcedPlanner
-from vllm_specvlm.schedule.planner import Costs
 from vllm_specvlm.schedule.simulator import Prediction, simulate
 from vllm_specvlm.schedule.trace import RecordedTree, TracedRequest
 

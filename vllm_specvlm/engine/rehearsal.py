@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from vllm_specvlm.engine.peers import Peers
 from vllm_specvlm.schedule.cost_curve import CostCurve
-from vllm_specvlm.schedule.planner import Costs
+from vllm_specvlm.schedule.costs import Costs
 
 _ROWS = (1, 16, 64, 4, 8, 32, 2, 128, 256)
 """Those that say most about the curve first."""

@@ -27,7 +27,8 @@ from vllm_specvlm.engine.step_clock import StepClock
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.schedule.answer_lengths import AnswerLengths
 from vllm_specvlm.schedule.forced_planner import ForcedPlanner
-from vllm_specvlm.schedule.planner import Candidate, Mode, Planner
+from vllm_specvlm.schedule.plan import Candidate, Mode
+from vllm_specvlm.schedule.planner import Planner
 from vllm_specvlm.schedule.profile import Profile
 from vllm_specvlm.schedule.trace import TracedRequest
 from vllm_specvlm.tree.accept import Accepted

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vllm_specvlm.engine.peers import Peers
 from vllm_specvlm.schedule.cost_curve import CostCurve
-from vllm_specvlm.schedule.planner import Costs
+from vllm_specvlm.schedule.costs import Costs
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vllm_specvlm.schedule.planner import Candidate, Costs, Mode, Plan, Planner
+from vllm_specvlm.schedule.costs import Costs
+from vllm_specvlm.schedule.plan import Candidate, Mode, Plan
+from vllm_specvlm.schedule.planner import Planner
 
 
 class ForcedPlanner(Planner):

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
 
-from vllm_specvlm.schedule.cost_curve import CostCurve
+from vllm_specvlm.schedule.costs import Costs
+from vllm_specvlm.schedule.plan import Candidate, Mode, Plan
 
 Floats = npt.NDArray[np.float64]
 
@@ -41,46 +41,6 @@ prompts in them cannot be told apart."""
 _PROBE_NODES = 4
 _REMEMBER_FOR = 8
 """Steps an expectation is used before it is computed anew."""
-
-
-class Mode(Enum):
-    """What the next step is for."""
-
-    PLAIN = "plain"
-    TREES = "trees"
-    PROBE = "probe"
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A request that may have a tree."""
-
-    backlog: int
-    """Rows the drafter has to compute before it can draft for the request."""
-    remaining: float
-    """Tokens the answer is expected to go on for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Which candidates get a tree, by their index; the tree's size is decided as it grows."""
-
-    mode: Mode
-    chosen: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """What things cost here, in seconds by rows."""
-
-    plain: CostCurve
-    """A step without trees, by requests; all of it, the host's share included, but drafting."""
-    tree: CostCurve
-    """A step with trees, by rows: requests and nodes."""
-    draft: CostCurve
-    """A draft pass over a level of nodes, by rows."""
-    feed: CostCurve
-    """A draft's first pass, by rows: the roots' and those that were missing, pictures included."""
 
 
 @dataclass(frozen=True, slots=True)

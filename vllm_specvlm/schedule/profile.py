@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_specvlm.schedule.cost_curve import CostCurve
-from vllm_specvlm.schedule.planner import Costs
+from vllm_specvlm.schedule.costs import Costs
 
 _FORMAT = 1
 _CURVES = ("plain", "tree", "draft", "feed")

@@ -22,7 +22,9 @@ import numpy as np
 from vllm_specvlm.schedule.acceptance import FEATURES, AcceptanceModel, Floats, features
 from vllm_specvlm.schedule.answer_lengths import AnswerLengths
 from vllm_specvlm.schedule.cost_curve import CostCurve
-from vllm_specvlm.schedule.planner import Candidate, Costs, Mode, Planner
+from vllm_specvlm.schedule.costs import Costs
+from vllm_specvlm.schedule.plan import Candidate, Mode
+from vllm_specvlm.schedule.planner import Planner
 from vllm_specvlm.schedule.replay import Replay
 from vllm_specvlm.schedule.trace import RecordedTree, TracedRequest
 from vllm_specvlm.tree.grow import Frontier, LevelProposal, grow_scored
