@@ -90,16 +90,16 @@ class DraftChoice:
             [rows, at most top_k].
         """
         width = min(top_k, logits.shape[-1])
-        tokens = torch.empty((len(logits), width), dtype=torch.int64, device=logits.device)
-        log_probs = logits.new_empty((len(logits), width))
         draws = [self._draw(*place) for place in places]
-        greedy = [row for row, draw in enumerate(draws) if draw is None]
-        if greedy:
-            likely = logits[greedy].topk(width, dim=-1)
-            tokens[greedy] = likely.indices
-            log_probs[greedy] = likely.values - logits[greedy].logsumexp(dim=-1, keepdim=True)
         sampled = [row for row, draw in enumerate(draws) if draw is not None]
-        if sampled:
+        if not sampled:
+            tokens, log_probs = _likeliest(logits, width)  # picking rows would copy their logits
+        else:
+            tokens = torch.empty((len(logits), width), dtype=torch.int64, device=logits.device)
+            log_probs = logits.new_empty((len(logits), width))
+            greedy = [row for row, draw in enumerate(draws) if draw is None]
+            if greedy:
+                tokens[greedy], log_probs[greedy] = _likeliest(logits[greedy], width)
             ids, values, noise = _race(logits[sampled], [draw for draw in draws if draw is not None], width)
             belief = self._calibration.belief
             best = (belief.sharpness * (values + belief.trust * noise)).log_softmax(dim=-1).topk(width, dim=-1)
@@ -126,6 +126,12 @@ class DraftChoice:
         if rows:
             arrays = zip(*(tensor[rows].cpu().numpy() for tensor in (ids, values, noise)), strict=True)
             self._guesses += [_Guess(places[row], *of_row) for row, of_row in zip(rows, arrays, strict=True)]
+
+
+def _likeliest(logits: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """[rows, width]: token ids (int64) and log-probabilities (float32), descending."""
+    likely = logits.topk(width, dim=-1)
+    return likely.indices, likely.values - logits.logsumexp(dim=-1, keepdim=True)
 
 
 def _race(logits: torch.Tensor, draws: Sequence[_Draw], width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
