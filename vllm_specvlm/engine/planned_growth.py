@@ -104,7 +104,6 @@ class PlannedGrowth:
         if self._opened is not None:
             started, rows, self._opened = self._opened, self._fed_rows, None
         proposal = self._drafter.propose_level(frontier, top_k)
-        self._clock.passed(rows, started, first=first)
         level = features(
             proposal.log_probs.astype(np.float64),
             int(frontier.depth[0]) + 1,
@@ -112,7 +111,9 @@ class PlannedGrowth:
             self._picture[frontier.request],
         )
         self._levels.append(level)
-        return LevelProposal(proposal.tokens, self.acceptance.log_probs(level))
+        calibrated = LevelProposal(proposal.tokens, self.acceptance.log_probs(level))
+        self._clock.passed(rows, started, first=first)
+        return calibrated
 
     def observe_accepted(self, trees: Mapping[str, tuple[TokenTree, Accepted]]) -> None:
         """What was accepted of the last step's trees: children of accepted nodes had their chance, others had none."""

@@ -229,6 +229,7 @@ class Planner:
             more = min(spare, int((p == floor).sum()))
             kept[i] += more
             spare -= more
+        self._learn_ratio(probabilities, depths, kept)
         return kept
 
     def _remember(
@@ -238,8 +239,15 @@ class Planner:
         for p, d, tells in zip(probabilities, depths, typical, strict=True):
             if tells:
                 self._memory.append(_Remembered(p, d, share))
+
+    def _learn_ratio(
+        self, probabilities: Sequence[Floats], depths: Sequence[npt.NDArray[np.int64]], kept: Sequence[int]
+    ) -> None:
+        """What levels add for each expanded node above: only nodes that are verified add anything."""
         for depth, reach in self._frontier.items():
-            below = sum(float(p[d == depth + 1].sum()) for p, d in zip(probabilities, depths, strict=True))
+            below = sum(
+                float(p[:n][d[:n] == depth + 1].sum()) for p, d, n in zip(probabilities, depths, kept, strict=True)
+            )
             self._ratio[depth] += 0.1 * (min(below / reach, 1.0) - self._ratio[depth])
 
     def spent(self, seconds: float) -> None:
