@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import Engine, Method, Question, Round, acceptance_length, start
-from machine import machine, versions
+from machine import command, machine, versions
 from speedup import chats
 
 from vllm_specvlm.schedule import trace
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "versions": versions(),
             "mode": {"dtype": arguments.dtype, "compiled": False},
             "date": datetime.date.today().isoformat(),
-            "command": ["benchmarks/simulate.py", *(argv or sys.argv[1:])],
+            "command": command("benchmarks/simulate.py", argv),
             "key": dataclasses.asdict(profile.key),
             "rows": rows,
             "largest_error": max(abs(found["error"]) for found in rows),
