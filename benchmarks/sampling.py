@@ -12,12 +12,11 @@ import argparse
 import datetime
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import machine, versions
+from machine import command, machine, versions
 from speedup import chats
 
 _SUBJECTS = """
@@ -153,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "versions": versions(),
             "mode": {"dtype": "float32", "compiled": False},
             "date": datetime.date.today().isoformat(),
-            "command": ["benchmarks/sampling.py", *(argv or sys.argv[1:])],
+            "command": command("benchmarks/sampling.py", argv),
             "rows": table,
         }
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -16,6 +16,7 @@ from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.dense_store import DenseStore
 from vllm_specvlm.engine.draft_blocks import DraftBlocks
 from vllm_specvlm.engine.draft_choice import DraftChoice, Place
+from vllm_specvlm.engine.draft_feed import Feed, complement, feed_rows
 from vllm_specvlm.engine.draft_network import DraftNetwork
 from vllm_specvlm.engine.draft_vision import DraftVision, place
 from vllm_specvlm.engine.options import SpecVLMOptions
@@ -29,28 +30,6 @@ from vllm_specvlm.tree.token_tree import MAX_NODES
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.worker.gpu_input_batch import CachedRequestState
-
-
-@dataclass(slots=True)
-class _Feed:
-    """One request's rows in the pass that feeds confirmed tokens."""
-
-    request_id: str
-    row: int
-    """Row in vLLM's input batch."""
-    written: np.ndarray
-    """int64: positions whose K/V go to the paged cache in this pass."""
-    root: int | None
-    """Position of the tree's root, or None while the request has not caught up."""
-    upto: int
-    """The paged positions below this are then all written, or holes."""
-    spans: list[tuple[int, int]]
-    pictures: list[tuple[MultiModalFeatureSpec, torch.Tensor]]
-
-    @property
-    def positions(self) -> np.ndarray:
-        """int64: positions of all rows, the root last."""
-        return self.written if self.root is None else np.append(self.written, self.root)
 
 
 @dataclass(slots=True)
@@ -176,7 +155,7 @@ class DraftVLM:
         self._growing = {}
         self._root_hidden = None
         room = self._config.scheduler_config.max_num_batched_tokens
-        feeds: list[_Feed] = []
+        feeds: list[Feed] = []
         for index, request_id in enumerate(request_ids):
             feed = self._feed(request_id, room)
             if feed is None:
@@ -190,7 +169,7 @@ class DraftVLM:
         behind = frozenset(range(len(request_ids))) - set(self._growing)
         return Opening(sum(len(feed.positions) for feed in feeds), behind)
 
-    def _feed(self, request_id: str, room: int) -> _Feed | None:
+    def _feed(self, request_id: str, room: int) -> Feed | None:
         """What to feed for a request in at most `room` rows; None when there is nothing, or no room."""
         row = self._runner.input_batch.req_id_to_index[request_id]
         state = self._runner.requests[request_id]
@@ -208,7 +187,7 @@ class DraftVLM:
         if not caught_up and not len(written):
             self._fed[request_id] = upto
             return None
-        return _Feed(request_id, row, written, root if caught_up else None, upto, _complement(holes, upto), pictures)
+        return Feed(request_id, row, written, root if caught_up else None, upto, complement(holes, upto), pictures)
 
     def _look(
         self, request_id: str, state: CachedRequestState, missing: np.ndarray
@@ -229,14 +208,14 @@ class DraftVLM:
                 self._holes.setdefault(request_id, []).append((start, stop))
         return [(feature, seen[feature.identifier]) for feature, _, _ in wanted if feature.identifier in seen]
 
-    def _run_feeds(self, feeds: Sequence[_Feed], dense_starts: Sequence[int]) -> None:
+    def _run_feeds(self, feeds: Sequence[Feed], dense_starts: Sequence[int]) -> None:
         """One forward pass over all feeds; keeps the roots' hidden states, in the order of `dense_starts`."""
         starts = iter(dense_starts)
         rows, ids, positions, slots, masks, pictures, roots = [], [], [], [], [], [], []
         first_row = 0
         for feed in feeds:
             at = feed.positions
-            rows.append(_feed_rows(feed, first_row, next(starts) if feed.root is not None else 0))
+            rows.append(feed_rows(feed, first_row, next(starts) if feed.root is not None else 0))
             ids.append(self._runner.input_batch.token_ids_cpu[feed.row, at])
             positions.append(self._rope_positions(feed.request_id, at))
             slot = np.full(len(at), -1, dtype=np.int64)
@@ -379,28 +358,3 @@ class DraftVLM:
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
-
-
-def _feed_rows(feed: _Feed, first_row: int, dense_start: int) -> TreeRows:
-    """Confirmed rows see themselves and what stands before them; the root is dense row 0 and sees itself too."""
-    count = len(feed.positions)
-    visible = (feed.positions + 1).astype(np.int32)
-    dense_at = np.full(count, -1, dtype=np.int32)
-    ancestors = np.zeros((count, 2), dtype=np.uint64)
-    if feed.root is not None:
-        visible[-1] = feed.root
-        dense_at[-1] = dense_start
-        ancestors[-1, 0] = 1
-    return TreeRows(first_row, feed.row, feed.spans, visible, dense_start, dense_at, ancestors)
-
-
-def _complement(holes: Sequence[tuple[int, int]], upto: int) -> list[tuple[int, int]]:
-    """[0, upto) without the holes."""
-    spans, start = [], 0
-    for hole_start, hole_stop in sorted(holes):
-        if start < min(hole_start, upto):
-            spans.append((start, min(hole_start, upto)))
-        start = max(start, hole_stop)
-    if start < upto:
-        spans.append((start, upto))
-    return spans
