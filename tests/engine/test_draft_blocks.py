@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from vllm_specvlm.engine.draft_blocks import DraftBlocks
-from vllm_specvlm.engine.draft_vlm import _complement
+from vllm_specvlm.engine.draft_feed import complement
 
 
 def test_marks_follow_the_physical_blocks() -> None:
@@ -27,9 +27,9 @@ def test_slots() -> None:
 
 
 def test_spans_leave_holes_out() -> None:
-    assert _complement([], 10) == [(0, 10)]
-    assert _complement([(2, 5)], 10) == [(0, 2), (5, 10)]
-    assert _complement([(0, 3), (8, 12)], 10) == [(3, 8)]
-    assert _complement([(4, 20)], 4) == [(0, 4)]
-    assert _complement([(6, 7), (1, 2)], 7) == [(0, 1), (2, 6)]
-    assert _complement([(0, 9)], 5) == []
+    assert complement([], 10) == [(0, 10)]
+    assert complement([(2, 5)], 10) == [(0, 2), (5, 10)]
+    assert complement([(0, 3), (8, 12)], 10) == [(3, 8)]
+    assert complement([(4, 20)], 4) == [(0, 4)]
+    assert complement([(6, 7), (1, 2)], 7) == [(0, 1), (2, 6)]
+    assert complement([(0, 9)], 5) == []
