@@ -1,0 +1,131 @@
+"""What a feature head is made of, and which target it was made for: the `config.json` of its checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm_specvlm.compress.compressor import CompressorConfig
+
+MODEL_TYPE = "specvlm_feature_head"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TargetId:
+    """Which target a head belongs to: features of another one mean nothing to it."""
+
+    name: str
+    """For messages only."""
+    model_type: str
+    hidden_size: int
+    layers: int
+    vocabulary: int
+    digest: str | None = None
+    """SHA-256 (hexadecimal) of the final norm's weights in bfloat16, which no quantisation touches and every training
+    moves; None if they were not at hand when a public head was converted."""
+
+    def differs(self, other: TargetId) -> str | None:
+        """In which respect `other` is not this target, as `its ... is A, not B`; None if it is."""
+        for field_ in dataclasses.fields(self):
+            mine, theirs = getattr(self, field_.name), getattr(other, field_.name)
+            if field_.name != "name" and None not in (mine, theirs) and mine != theirs:
+                return f"its {field_.name.replace('_', ' ')} is {theirs}, not {mine}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class HeadConfig:
+    """The network of a feature head (EAGLE, Li et al. 2024; SpecVLM, Huang et al. 2025, section 3.3).
+
+    `fusion` is how the target's feature and the next token's embedding meet: `linear` joins them before the layer
+    (EAGLE-1 and 2, SpecVLM), `wide` shows both to the layer's attention (EAGLE-3, Li et al. 2025).
+    """
+
+    hidden_size: int
+    """Of the target: of its features and token embeddings."""
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    target_vocabulary: int
+    vocabulary: int | None
+    """Tokens the head can draft; None: all, and their logits come from the target's own output layer."""
+    rope_parameters: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0})
+    """As in a Llama's configuration."""
+    max_position_embeddings: int = 1 << 17
+    rms_norm_eps: float = 1e-5
+    fusion: str = "linear"
+    feature_layers: tuple[int, ...] = ()
+    """Hidden states entering these layers of the target, side by side; empty: what leaves its final norm."""
+    input_norm: bool = True
+    """Normalise feature and embedding before they are joined (SpecVLM's addition)."""
+    layer_norm: bool = True
+    """Normalise the layer's input, as Llama does and EAGLE-1's head does not."""
+    output_norm: bool = True
+    """Normalise before the output layer."""
+    fusion_bias: bool = False
+    attention_bias: bool = False
+    own_embedding: bool = False
+    """The head brings an embedding table of its own in place of the target's."""
+    compressor: CompressorConfig = field(default_factory=CompressorConfig)
+
+    def __post_init__(self) -> None:
+        if self.fusion not in ("linear", "wide"):
+            raise ValueError(f"The head's fusion is {self.fusion!r}; it must be 'linear' or 'wide'.")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"The head has {self.num_attention_heads} attention heads, not a multiple of its "
+                f"{self.num_key_value_heads} key-value heads; correct its configuration."
+            )
+        if self.vocabulary is not None and not 0 < self.vocabulary <= self.target_vocabulary:
+            raise ValueError(
+                f"The head drafts {self.vocabulary} tokens of the target's {self.target_vocabulary}; it must be between."
+            )
+
+    @property
+    def features(self) -> int:
+        """Numbers in one target feature."""
+        return self.hidden_size * max(1, len(self.feature_layers))
+
+    @property
+    def reduces(self) -> bool:
+        """Whether features pass a layer of their own before they are joined with embeddings."""
+        return self.fusion == "wide" or len(self.feature_layers) > 1
+
+
+def as_json(config: HeadConfig, target: TargetId) -> dict[str, Any]:
+    """The `config.json` of a head."""
+    network = dataclasses.asdict(config) | {"feature_layers": list(config.feature_layers)}
+    network["compressor"] = config.compressor.as_dict()
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": ["SpecVLMFeatureHead"],
+        "format": FORMAT,
+        "target": dataclasses.asdict(target),
+        "network": network,
+    }
+
+
+def from_json(given: Mapping[str, Any]) -> tuple[HeadConfig, TargetId]:
+    """Read what `as_json` wrote.
+
+    Raises:
+        ValueError: it is no feature head, was written by a newer version, or has a key missing or too many.
+    """
+    if given.get("model_type") != MODEL_TYPE:
+        raise ValueError(f"Its model type is {given.get('model_type')!r}, not {MODEL_TYPE!r}; give a feature head.")
+    if given.get("format") != FORMAT:
+        raise ValueError(
+            f"Its format is {given.get('format')!r} and this version reads {FORMAT}; upgrade vllm_specvlm, or train or "
+            "convert the head again."
+        )
+    try:
+        network = dict(given["network"])
+        network["feature_layers"] = tuple(network.get("feature_layers", ()))
+        network["compressor"] = CompressorConfig.from_dict(network.get("compressor", {"kind": "text"}))
+        return HeadConfig(**network), TargetId(**given["target"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"Its config.json does not describe a feature head ({error}); restore the file.") from error
