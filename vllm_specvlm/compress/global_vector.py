@@ -14,7 +14,7 @@ from vllm_specvlm.compress.learned_queries import LearnedQueries
 class GlobalVector(Compressor):
     """Kind `global`: ViSpec's image adaptor. The last query's answer is the global vector, the others are tokens.
 
-    How the vector joins the text is the drafter's: ViSpec multiplies [hidden; vector] by a matrix that starts as [I, 0].
+    How it joins the text is the drafter's: ViSpec multiplies [hidden; vector] by a matrix that starts as [I, 0].
     """
 
     def __init__(self, config: CompressorConfig, hidden: int) -> None:

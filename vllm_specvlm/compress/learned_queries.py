@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 _HEAD_CHANNELS = 64
@@ -17,6 +16,9 @@ class LearnedQueries(nn.Module):
     Keys see normalised tokens, values the tokens themselves, and both projections of the values start as the identity:
     at first every answer is a weighted mean of tokens, in the scale and the space that the drafter knows. Heads have 64
     channels, or as many as 64 and H are both multiples of. 3 H * H weights.
+
+    Queries are few and tokens many, so the projections are applied to the queries and to the answers: q (K x) is
+    (q K) x, and the mean of V x is V of the mean. That is 2 * queries * H / 64 products of length H per token, not 2 H.
     """
 
     def __init__(self, queries: int, hidden: int) -> None:
@@ -36,9 +38,9 @@ class LearnedQueries(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[queries, H] from tokens [V, H], of the same dtype."""
-        query, key, value = (
-            rows.unflatten(-1, (self.heads, -1)).transpose(0, 1)
-            for rows in (self.queries, self.key(self.norm(tokens)), self.value(tokens))
-        )
-        seen = F.scaled_dot_product_attention(query[None], key[None], value[None])[0]
-        return self.out(seen.transpose(0, 1).flatten(1))
+        by_head = (self.heads, -1, tokens.shape[1])  # a head's rows of a projection: [heads, channels, H]
+        asked = torch.einsum("qhc,hcx->hqx", self.queries.unflatten(1, by_head[:2]), self.key.weight.view(by_head))
+        scale = math.sqrt(self.heads / tokens.shape[1])
+        attention = (asked * scale @ self.norm(tokens).T).softmax(-1)
+        seen = torch.einsum("hqx,hcx->qhc", attention @ tokens, self.value.weight.view(by_head))
+        return self.out(seen.flatten(1))

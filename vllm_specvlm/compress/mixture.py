@@ -15,7 +15,7 @@ from vllm_specvlm.compress.gate import Gate
 
 
 class Mixture(Compressor):
-    """Kind `weight`: every branch is run, and token j is the mean of the branches' j-th, weighted by the gate's softmax.
+    """Kind `weight`: every branch is run; token j is the mean of the branches' j-th, weighted by the gate's softmax.
 
     Branches see the tokens as a sequence, so that the j-th tokens of all are of the same stretch of the picture.
     """
