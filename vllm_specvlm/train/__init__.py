@@ -1,0 +1,1 @@
+"""Making feature heads: data, distillation, imitation, conversion."""
