@@ -54,6 +54,8 @@ class Seen:
     text: tuple[int, ...]
     drafted: tuple[int, ...]
     visible: np.ndarray
+    shown: tuple[str, ...]
+    """Content hashes of its pictures."""
     pictures: tuple[tuple[int, int, torch.Tensor, torch.Tensor | None], ...]
     """Start and stop of placeholders, compressed tokens, global vector."""
     logits: torch.Tensor
@@ -84,7 +86,9 @@ class Recorder:
                 for s in context.pictures
                 if (c := context.compressed.get(s.start)) is not None
             )
-            self.seen.append(Seen(text, tuple(path), context.visible[: tree.root].copy(), pictures, said.clone()))
+            shown = tuple(span.identifier for span in context.pictures)
+            visible = context.visible[: tree.root].copy()
+            self.seen.append(Seen(text, tuple(path), visible, shown, pictures, said.clone()))
 
     _paths: dict[tuple[str, int], list[int]]
 
@@ -129,11 +133,11 @@ class Reference:
         self.family = family
         self.head = head
 
-    def features(self, text: tuple[int, ...], images: tuple[Any, ...]) -> torch.Tensor:
+    def features(self, text: tuple[int, ...], images: list[Any]) -> torch.Tensor:
         """float32 [tokens, features] of the target, placeholders in `text` expanded already."""
         inputs: dict[str, Any] = {"input_ids": torch.tensor([text]), "attention_mask": torch.ones(1, len(text)).long()}
         if images:
-            inputs |= dict(self.processor.image_processor(images=list(images), return_tensors="pt"))
+            inputs |= dict(self.processor.image_processor(images=images, return_tensors="pt"))
             image_token = self.model.config.image_token_id
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == image_token).int()
         if self.family == "llava":
@@ -203,22 +207,27 @@ def _attend(
     return mixed[0].transpose(0, 1)
 
 
-def check(recorder: Recorder, family: str, images: dict[tuple[int, ...], tuple[Any, ...]], most: int = 60) -> int:
+def check(recorder: Recorder, family: str, images: dict[str, Any], most: int = 60) -> int:
     """Compare what was heard with a plain pass; how many were compared."""
     reference = Reference(family, recorder.drafter._network.head)
     chosen = recorder.seen[:: max(1, len(recorder.seen) // most)]
     for seen in chosen:
-        of = next(value for start, value in images.items() if seen.text[: len(start)] == start)
-        expected = reference.logits(seen, reference.features(seen.text, of))
+        expected = reference.logits(seen, reference.features(seen.text, [images[name] for name in seen.shown]))
         torch.testing.assert_close(seen.logits[: len(expected)], expected[: len(seen.logits)], atol=2e-3, rtol=1e-3)
     return len(chosen)
 
 
-def images_by_prompt(llm: LLM, family: str, params: SamplingParams) -> dict[tuple[int, ...], tuple[Any, ...]]:
-    """Pictures by expanded prompt ids."""
-    batch = prompts(family)
-    outputs = answers(llm, batch, SamplingParams(temperature=0.0, max_tokens=1))
-    return {tuple(o.prompt_token_ids or ()): p.images for o, p in zip(outputs, batch, strict=True)}
+def pictures_by_hash(llm: LLM, family: str) -> dict[str, Any]:
+    """The test prompts' pictures by the hashes that vLLM gives them."""
+    drafter = runner(llm).drafter._model
+    assert isinstance(drafter, FeatureDrafter)
+    found: dict[str, Any] = {}
+    for prompt in prompts(family):
+        answers(llm, [prompt], SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True))
+        (context,) = drafter._contexts.values()
+        found.update(zip((span.identifier for span in context.pictures), prompt.images, strict=True))
+    assert llm.reset_prefix_cache()
+    return found
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
@@ -246,7 +255,7 @@ def test_identity_with_every_compressor(kind: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_engine_and_plain_pass_agree(family: str, scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = with_head(family, POOL, scenario, tree="chain", num_speculative_tokens=4)
-    images = images_by_prompt(engine(target_of(family)), family, scenario.params())
+    images = pictures_by_hash(llm, family)
     with recorded(llm, monkeypatch) as recorder:
         play(llm, scenario, family)
     assert tally(llm)["drafter_failures"] == 0
@@ -273,7 +282,7 @@ def test_other_networks(network: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     if compressor.kind == "text":
         more["text_only_draft"] = True
     llm = with_head("llava", compressor, scenario, tree="chain", num_speculative_tokens=4, **more)
-    images = images_by_prompt(engine(target_of("llava")), "llava", scenario.params())
+    images = pictures_by_hash(llm, "llava")
     with recorded(llm, monkeypatch) as recorder:
         assert play(llm, scenario, "llava") == plain("llava", scenario)
     assert tally(llm)["drafter_failures"] == 0
@@ -285,7 +294,7 @@ def test_control_wrong_features_are_noticed(monkeypatch: pytest.MonkeyPatch) -> 
     """Features shifted by one position: the answers stay, the comparison fails."""
     scenario = SCENARIOS[0]
     llm = with_head("llava", POOL, scenario, tree="chain", num_speculative_tokens=4)
-    images = images_by_prompt(engine(target_of("llava")), "llava", scenario.params())
+    images = pictures_by_hash(llm, "llava")
     drafter = runner(llm).drafter._model
     assert isinstance(drafter, FeatureDrafter)
     keep = drafter.keep_features

@@ -85,7 +85,7 @@ class HeadConfig:
             )
         if self.vocabulary is not None and not 0 < self.vocabulary <= self.target_vocabulary:
             raise ValueError(
-                f"The head drafts {self.vocabulary} tokens of the target's {self.target_vocabulary}; it must be between."
+                f"The head drafts {self.vocabulary} tokens; it must be 1 to the target's {self.target_vocabulary}."
             )
 
     @property
