@@ -14,6 +14,11 @@ from vllm_specvlm.cli.model_names import resolve
 if TYPE_CHECKING:
     from vllm_specvlm.train.convert.conversion import Converted
 
+_DESCRIPTION = """\
+Convert a downloaded draft head to the format that this plugin trains and
+serves: EAGLE-1 and EAGLE-2, EAGLE-3, both as the speculators library writes
+them, and the text part of ViSpec.
+"""
 _EPILOG = """\
 A layout that is not known for certain is refused, with what was found.
 --target is worth giving: EAGLE-3 heads often do not say which layers they
@@ -43,13 +48,12 @@ def parser() -> argparse.ArgumentParser:
     """The command line of `specvlm convert`."""
     result = argparse.ArgumentParser(
         prog="specvlm convert",
-        description="Convert a downloaded draft head to the format that this plugin trains and serves: EAGLE-1 and"
-        " EAGLE-2, EAGLE-3, both as the speculators library writes them, and the text part of ViSpec.",
+        description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("source", metavar="SOURCE", help="folder with the head's config.json and weights")
-    result.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write; a head there is replaced")
+    result.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write to")
     result.add_argument("--target", metavar="DIR", help="folder of the target that the head was made for")
     result.add_argument(
         "--layers",

@@ -120,7 +120,9 @@ def speculators(kind: str, **outer: Any) -> dict[str, Any]:
     return shared | outer
 
 
-def write(folder: Path, weights: dict[str, Tensor], config: dict[str, Any] | None = None, kind: str = "safetensors") -> Path:
+def write(
+    folder: Path, weights: dict[str, Tensor], config: dict[str, Any] | None = None, kind: str = "safetensors"
+) -> Path:
     """Write a checkpoint; the configuration is a Llama's unless given."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(LLAMA if config is None else config))
@@ -132,7 +134,12 @@ def write(folder: Path, weights: dict[str, Tensor], config: dict[str, Any] | Non
 
 
 def write_target(
-    folder: Path, embedding: Tensor | None = None, *, nested: bool = False, dtype: torch.dtype = torch.float32, **changed: Any
+    folder: Path,
+    embedding: Tensor | None = None,
+    *,
+    nested: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **changed: Any,
 ) -> Path:
     """Write a target: its embedding table (random unless given), final norm and output layer; `nested` as in a VLM."""
     random = torch.Generator().manual_seed(9)

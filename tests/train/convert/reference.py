@@ -23,16 +23,14 @@ def turn(head: Tensor, positions: Tensor) -> Tensor:
     """Component i and component i + d/2 are one complex number, turned by position * theta^(-2i/d)."""
     half = HEAD_DIM // 2
     angles = positions.double()[:, None] * THETA ** (-torch.arange(half, dtype=torch.float64) / half)
-    turned = torch.complex(head[:, :half].double(), head[:, half:].double()) * torch.polar(torch.ones(()).double(), angles)
+    number = torch.complex(head[:, :half].double(), head[:, half:].double())
+    turned = number * torch.polar(torch.ones_like(angles), angles)
     return torch.cat((turned.real, turned.imag), dim=1).to(head.dtype)
 
 
 @dataclass
 class Reference:
-    """A head with a cache.
-
-    swapped and misread are for controls: joined in the other order; the other residual.
-    """
+    """A head with a cache. `swapped`, joined in the other order, is for a control."""
 
     weights: dict[str, Tensor]
     prefix: str
@@ -80,7 +78,8 @@ class Reference:
 
     def eagle3(self, state: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
         """A layer whose attention reads cat(norm(embedding), norm(state))."""
-        embedding = rms(self.weights["embed_tokens.weight"][tokens], self.weights[f"{self.prefix}.input_layernorm.weight"])
+        embedding = self.weights["embed_tokens.weight"][tokens]
+        embedding = rms(embedding, self.weights[f"{self.prefix}.input_layernorm.weight"])
         normed = rms(state, self.weights[f"{self.prefix}.hidden_norm.weight"])
         residual = normed if self.norm_before_residual else state
         x = residual + self.attention(self.join(embedding, normed), positions)

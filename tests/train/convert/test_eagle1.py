@@ -50,10 +50,13 @@ def test_logits_are_those_of_the_formula(tmp_path: Path, kind: str, bias: bool, 
 
 def test_a_head_of_the_speculators_library(tmp_path: Path) -> None:
     weights = eagle1()
+    theirs = {"fc.": "fusion_fc.", "layers.0.": "transformer."}
     renamed = {
-        name.replace("fc.", "fusion_fc.").replace("layers.0.", "transformer."): tensor for name, tensor in weights.items()
+        next((name.replace(old, new) for old, new in theirs.items() if name.startswith(old)), name): tensor
+        for name, tensor in weights.items()
     }
-    config = speculators("eagle", layernorms=False, fusion_bias=True, transformer_layer_architecture="LlamaDecoderLayer")
+    architecture = {"transformer_layer_architecture": "LlamaDecoderLayer", "layernorms": False}
+    config = speculators("eagle", fusion_bias=True, **architecture)
     got = logits_of(converted(write(tmp_path / "source", renamed, config), tmp_path / "out"))
     assert_same(got, expected(weights))
 

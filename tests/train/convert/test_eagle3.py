@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.train.convert.checkpoints import DRAFT, HIDDEN, LAYERS, LLAMA, VOCABULARY, eagle3, speculators, write, write_target
+from tests.train.convert.checkpoints import (
+    DRAFT,
+    HIDDEN,
+    LAYERS,
+    LLAMA,
+    VOCABULARY,
+    eagle3,
+    speculators,
+    write,
+    write_target,
+)
 from tests.train.convert.comparison import assert_different, assert_same, features, of_head, play
 from tests.train.convert.reference import Reference, rms
 from vllm_specvlm.draft import head_checkpoint
@@ -131,7 +141,7 @@ def test_layers_that_the_source_names(tmp_path: Path, given: dict[str, Any], fou
     ("given", "wishes", "said"),
     [
         ({}, Wishes(), "does not say which layers .* give --target"),
-        ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 5, 8]}}, Wishes(), "--layers 1 5 8 or --layers 2 6 9"),
+        ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 5, 8]}}, Wishes(), "1 5 8 or --layers 2 6 9"),
         ({"eagle_config": {"use_aux_hidden_state": False}}, Wishes(), "no middle layers"),
         ({"eagle_aux_hidden_state_layer_ids": [5, 1, 8]}, Wishes(), r"\[5, 1, 8\] are not ascending"),
         ({}, Wishes(layers=(2, 6)), r"'fc.weight' .* \(64, 192\), .* \(64, 128\)"),

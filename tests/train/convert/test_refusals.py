@@ -11,16 +11,26 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.convert.checkpoints import DRAFT, HIDDEN, LLAMA, VOCABULARY, Weights, eagle1, eagle3, speculators, write
+from tests.train.convert.checkpoints import (
+    DRAFT,
+    HIDDEN,
+    LLAMA,
+    VOCABULARY,
+    Weights,
+    eagle1,
+    eagle3,
+    speculators,
+    write,
+)
 from vllm_specvlm.draft import head_checkpoint
 from vllm_specvlm.train.convert.conversion import convert
 from vllm_specvlm.train.convert.parts import Wishes
 
-LAYERS = Wishes(layers=(2, 6, 9))
+PLAIN, LAYERS = Wishes(), Wishes(layers=(2, 6, 9))
 CONFIG3 = LLAMA | {"draft_vocab_size": DRAFT}
 
 
-def refused(folder: Path, wishes: Wishes = LAYERS) -> str:
+def refused(folder: Path, wishes: Wishes = PLAIN) -> str:
     with pytest.raises(ValueError) as caught:
         convert(folder, wishes)
     said = str(caught.value)
@@ -100,7 +110,7 @@ def test_a_missing_tensor_of_eagle1(tmp_path: Path, name: str) -> None:
 def test_a_missing_tensor_of_eagle3(tmp_path: Path, name: str) -> None:
     weights = eagle3()
     del weights[name]
-    said = refused(write(tmp_path, weights, CONFIG3))
+    said = refused(write(tmp_path, weights, CONFIG3), LAYERS)
     assert f"'{name}'" in said or "not a head of a layout" in said
 
 
@@ -114,7 +124,7 @@ def test_a_tensor_of_another_shape(tmp_path: Path, name: str) -> None:
 def test_an_unknown_tensor(tmp_path: Path) -> None:
     weights = eagle3()
     weights.norm("midlayer.self_attn.q_norm")
-    said = refused(write(tmp_path, weights, CONFIG3))
+    said = refused(write(tmp_path, weights, CONFIG3), LAYERS)
     assert "'midlayer.self_attn.q_norm.weight', unknown in EAGLE-3" in said
 
 
@@ -145,6 +155,7 @@ def test_a_tensor_in_two_files(tmp_path: Path) -> None:
         ({"sliding_window": 512}, "sliding window of 512"),
         ({"layer_types": ["sliding_attention"]}, "'sliding_attention'"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
         ({"hidden_size": None}, "hidden_size = None"),
         ({"num_attention_heads": "4"}, "num_attention_heads = '4'"),
         ({"num_key_value_heads": 3}, "k_proj"),
@@ -177,7 +188,7 @@ def test_unknown_keys_that_are_off_or_ignored(tmp_path: Path) -> None:
 def test_a_vocabulary_that_cannot_be(tmp_path: Path, change: Callable[[Weights], object], named: str) -> None:
     weights = eagle3()
     change(weights)
-    said = refused(write(tmp_path, weights, CONFIG3))
+    said = refused(write(tmp_path, weights, CONFIG3), LAYERS)
     assert named in said or "twice or outside" in said
 
 
@@ -195,7 +206,7 @@ def test_a_vocabulary_that_cannot_be(tmp_path: Path, change: Callable[[Weights],
     ],
 )
 def test_heads_of_the_speculators_library(tmp_path: Path, kind: str, changed: dict[str, Any], named: str) -> None:
-    assert named in refused(write(tmp_path, eagle3(prefix="layers.0"), speculators(kind, **changed)))
+    assert named in refused(write(tmp_path, eagle3(prefix="layers.0"), speculators(kind, **changed)), PLAIN)
 
 
 def test_rotary_positions_of_every_spelling(tmp_path: Path) -> None:
@@ -224,3 +235,7 @@ def test_mrope_is_said(tmp_path: Path) -> None:
 def test_hidden_sizes_are_the_configurations(tmp_path: Path) -> None:
     assert json.loads((write(tmp_path, eagle1()) / "config.json").read_text())["hidden_size"] == HIDDEN
     assert "fc.weight" in refused(write(tmp_path, eagle1(), LLAMA | {"hidden_size": 2 * HIDDEN}))
+
+
+def test_layers_are_no_choice_of_eagle1(tmp_path: Path) -> None:
+    assert "leave out --layers" in refused(write(tmp_path, eagle1()), LAYERS)

@@ -162,3 +162,10 @@ def test_provenance_says_where_it_came_from(tmp_path: Path) -> None:
     json.dumps(found)
     assert (found["source"], found["layout"]) == ("eagle", "EAGLE-1")
     assert set(found["sha256"]) == {"config.json", "model.safetensors"}
+
+
+def test_a_truncated_target(tmp_path: Path) -> None:
+    path = write_target(tmp_path / "target") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="cannot be read"):
+        targets.of_folder(tmp_path / "target")

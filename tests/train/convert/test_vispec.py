@@ -17,7 +17,7 @@ OUTPUT = torch.randn(VOCABULARY, HIDDEN, generator=torch.Generator().manual_seed
 
 
 def test_it_is_refused_unless_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="ViSpec head .* --text-only"):
+    with pytest.raises(ValueError, match=r"ViSpec head .* --text-only"):
         convert(write(tmp_path, vispec()), Wishes())
 
 

@@ -1,7 +1,7 @@
 """vLLM's own code of both heads, on the CPU: names through its weight mapper, its layers, its forward passes.
 
-Run as a module, `KIND FOLDER OUT`, in a process of its own, since it starts vLLM's parallel groups. Only attention over the
-cache is replaced, by `comparison.caching`.
+Run as a module with folders of heads, in a process of its own, since it starts vLLM's parallel groups. Writes
+`logits.pt` (EAGLE-1: states) into each. Only attention over the cache is replaced, by `comparison.caching`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.train.convert.comparison import caching, features, play
 class Attention(nn.Module):
     """In place of vLLM's cache."""
 
-    def __init__(self) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         super().__init__()
         self.attend = caching()
 
@@ -60,15 +60,14 @@ def load(shell: Shell, weights: dict[str, Tensor], mapper: Any) -> None:
             method.process_weights_after_loading(module)
 
 
-def eagle1(vllm_config: Any, config: Any, weights: dict[str, Tensor]) -> Tensor:
+def eagle1(vllm_config: Any, config: Any, weights: dict[str, Tensor], number: int) -> Tensor:
     from vllm.model_executor.models import llama_eagle
 
     class Layer(llama_eagle.LlamaDecoderLayer):
         def get_quant_config(self, vllm_config: Any) -> None:
             return None
 
-    layer = Layer(vllm_config, True, prefix=f"model.layers.{LAYERS}", config=config)
-    layer.self_attn.attn = Attention()
+    layer = Layer(vllm_config, True, prefix=f"model.layers.{number}", config=config)
     shell = Shell(layer, None, 2)
     load(shell, weights, llama_eagle.LlamaModel.hf_to_vllm_mapper)
 
@@ -78,7 +77,7 @@ def eagle1(vllm_config: Any, config: Any, weights: dict[str, Tensor]) -> Tensor:
     return play(step, features(HIDDEN), lambda state: state)
 
 
-def eagle3(vllm_config: Any, config: Any, weights: dict[str, Tensor]) -> Tensor:
+def eagle3(vllm_config: Any, config: Any, weights: dict[str, Tensor], number: int) -> Tensor:
     from vllm.model_executor.layers.layernorm import RMSNorm
     from vllm.model_executor.models import llama_eagle3
 
@@ -86,8 +85,7 @@ def eagle3(vllm_config: Any, config: Any, weights: dict[str, Tensor]) -> Tensor:
         def get_quant_config(self, vllm_config: Any) -> None:
             return None
 
-    layer = Layer(vllm_config, prefix=f"model.layers.{LAYERS}", config=config)
-    layer.self_attn.attn = Attention()
+    layer = Layer(vllm_config, prefix=f"model.layers.{number}", config=config)
     shell = Shell(layer, RMSNorm(HIDDEN, eps=config.rms_norm_eps), 3)
     load(shell, weights, llama_eagle3.LlamaModel.hf_to_vllm_mapper)
     model = SimpleNamespace(
@@ -111,20 +109,25 @@ def eagle3(vllm_config: Any, config: Any, weights: dict[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def main(kind: str, folder: str, out: str) -> None:
+def main(*folders: str) -> None:
+    import vllm.model_executor.models.llama
     from transformers import LlamaConfig
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.distributed import init_distributed_environment, initialize_model_parallel
 
-    given = json.loads((Path(folder) / "config.json").read_text())
-    config = LlamaConfig(**LLAMA)
-    config.norm_before_residual = given.get("norm_before_residual", False)
+    vllm.model_executor.models.llama.Attention = Attention
     vllm_config = VllmConfig()
     with set_current_vllm_config(vllm_config), tempfile.TemporaryDirectory() as meeting:
         init_distributed_environment(1, 0, f"file://{meeting}/point", 0, "gloo")
         initialize_model_parallel(1, 1)
-        run = {"eagle1": eagle1, "eagle3": eagle3}[kind]
-        torch.save(run(vllm_config, config, load_file(Path(folder) / "model.safetensors")), out)
+        for number, folder in enumerate(map(Path, folders)):
+            given = json.loads((folder / "config.json").read_text())
+            config = LlamaConfig(**LLAMA)
+            config.norm_before_residual = given.get("norm_before_residual", False)
+            weights = load_file(folder / "model.safetensors")
+            # the layer's number is its name in vLLM's register, hence one for each
+            found = (eagle3 if "d2t" in weights else eagle1)(vllm_config, config, weights, LAYERS + number)
+            torch.save(found, folder / "logits.pt")
 
 
 if __name__ == "__main__":

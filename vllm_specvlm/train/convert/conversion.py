@@ -54,8 +54,19 @@ def convert(folder: str | Path, wishes: Wishes) -> Converted:
             "EAGLE-3, the speculators library's and ViSpec's can be converted."
         )
     parts: Parts = layout.read(found, wishes)
+    if wishes.layers is not None and "feature_layers" not in parts.network:
+        raise ValueError(
+            f"'{folder}' is a head of layout {parts.layout}, which reads what leaves the target's final norm; leave "
+            "out --layers."
+        )
     config, state, target, notes = _assemble(parts, wishes)
-    head = FeatureHead(config)
+    try:
+        head = FeatureHead(config)
+    except KeyError as error:
+        raise ValueError(
+            f"The rotary positions of '{folder}' ({config.rope_parameters}) lack {error}; download its config.json "
+            "again."
+        ) from error
     head.load_state_dict(state, assign=True)
     provenance = {
         "made": "converted",
@@ -68,9 +79,7 @@ def convert(folder: str | Path, wishes: Wishes) -> Converted:
     return Converted(head, target, provenance, parts.layout, notes)
 
 
-def _assemble(
-    parts: Parts, wishes: Wishes
-) -> tuple[HeadConfig, dict[str, torch.Tensor], TargetId, tuple[str, ...]]:
+def _assemble(parts: Parts, wishes: Wishes) -> tuple[HeadConfig, dict[str, torch.Tensor], TargetId, tuple[str, ...]]:
     """Configuration, state and target of the head, and the notes."""
     layer, target = parts.layer, wishes.target
     notes = list(parts.notes)
@@ -115,11 +124,18 @@ def _embedding(parts: Parts, target: targets.Target | None, notes: list[str]) ->
         return None
     theirs = None if target is None else target.embedding()
     if theirs is None:
-        notes.append("Its embedding table was kept; with --target and its weights, one equal to the target's is left out.")
+        if target is not None and len(own) != target.id.vocabulary:
+            raise ValueError(
+                f"The head's embedding table has {len(own)} tokens and the target {target.id.vocabulary}; give the "
+                "target's weights too, to see whether its table begins with the head's."
+            )
+        notes.append(
+            "Its embedding table was kept; with --target and its weights, one equal to the target's is left out."
+        )
     elif targets.same(own, theirs):
         notes.append("Its embedding table is the target's and was left out.")
         return None
-    if target is not None and len(own) != target.id.vocabulary:
+    elif target is not None and len(own) != target.id.vocabulary:
         raise ValueError(
             f"The head's embedding table has {len(own)} tokens and is not the target's, which has "
             f"{target.id.vocabulary}; give the target that the head was made for, with its weights."
@@ -139,7 +155,9 @@ def _is_the_targets(parts: Parts, target: targets.Target | None, output: torch.T
 def _target_id(parts: Parts, target: targets.Target | None, notes: list[str]) -> TargetId:
     if target is not None:
         if target.id.digest is None:
-            notes.append("The target's weights were not at hand: that the head is for them is not checked when serving.")
+            notes.append(
+                "The target's weights were not at hand: that the head is for them is not checked when serving."
+            )
         return target.id
     notes.append("No --target was given: that the head is for the target it runs with is hardly checked when serving.")
     return TargetId(

@@ -40,7 +40,7 @@ def read(source: Source, wishes: Wishes) -> Parts:
 
 
 def read_tensors(tensors: Tensors, layer: layer_config.LayerConfig, fusion: str, prefix: str, layout: str) -> Parts:
-    """The same network under other names: `fusion` is the joining layer's, `prefix` the decoder layer's with its dot."""
+    """The same network under other names: `fusion` the joining layer's, `prefix` the decoder layer's with its dot."""
     hidden = layer.hidden_size
     state = {"fuse.weight": tensors.take(f"{fusion}.weight", hidden, 2 * hidden)}
     if (bias := tensors.maybe(f"{fusion}.bias", hidden)) is not None:

@@ -6,16 +6,16 @@ vocabulary, D draft vocabulary, M the layer's prefix, `midlayer.` or `layers.0.`
     embed_tokens.weight                [V, H]    may be missing, then the target's
     fc.weight                          [H, 3H]   of the hidden states entering three layers of the target
     M input_layernorm.weight           [H]       of the embedding
-    M hidden_norm.weight               [H]       of the state; the residual goes around it, unless `norm_before_residual`
+    M hidden_norm.weight               [H]       of the state; the residual passes by it, unless `norm_before_residual`
     M self_attn.{q,k,v}_proj.weight    [., 2H]   of cat(normalised embedding, normalised state); biases if any
     M self_attn.o_proj.weight, M post_attention_layernorm.weight, M mlp.{gate,up,down}_proj.weight
     norm.weight                        [H]       before the output layer, not before the next step
     lm_head.weight                     [D, H]    may be missing if D = V, then the target's
     d2t                                [D]       token of row i is i + d2t[i]; t2d [V]: whether a token is among them
 
-The layers are 2, L/2 and L - 3 of the target's L in the authors' code, which captures the states before those layers, as
-vLLM's `get_eagle3_default_aux_hidden_state_layers` does. `eagle_aux_hidden_state_layer_ids` counts the same way (vLLM
-passes it to `set_aux_hidden_state_layers` as it is). Inside an `eagle_config` it does not always: see `_feature_layers`.
+The layers are 2, L/2 and L - 3 of the target's L in the authors' code, which captures the states before those layers,
+as vLLM's `get_eagle3_default_aux_hidden_state_layers` does. `eagle_aux_hidden_state_layer_ids` counts the same way
+(vLLM passes it to `set_aux_hidden_state_layers` as it is); inside an `eagle_config` not always: see `_feature_layers`.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def read_parts(
     hidden = layer.hidden_size
     if config.get("target_hidden_size") not in (None, hidden):
         raise ValueError(
-            f"'{source.name}' is {hidden} wide and its target {config['target_hidden_size']}; a feature head is as wide "
-            "as its target, this one cannot be converted."
+            f"'{source.name}' is {hidden} wide and its target {config['target_hidden_size']}; a feature head is as wide"
+            " as its target, this one cannot be converted."
         )
     tensors = Tensors(source, LAYOUT)
     for name in ("verifier_norm.weight", "verifier_lm_head.weight"):  # the target's, kept for training
@@ -110,9 +110,9 @@ def read_parts(
 def _feature_layers(source: Source, config: Mapping[str, Any], wishes: Wishes) -> tuple[int, ...]:
     """Which hidden states the head reads, as the layers of the target that they enter.
 
-    Ids inside `eagle_config` are taken only if they are the default ones: some trainers write the layers that the states
-    enter there, others those that they leave (SGLang pull request 25454 tells them apart by the first id), and vLLM's
-    two model runners do not read the same key.
+    Ids inside `eagle_config` are taken only if they are the default ones: some trainers write the layers that the
+    states enter there, others those that they leave (SGLang pull request 25454 tells them apart by the first id), and
+    vLLM's two model runners do not read the same key.
     """
     inner = config.get("eagle_config") or {}
     if inner.get("use_aux_hidden_state", True) is False:
@@ -172,12 +172,14 @@ def _output(
         )
     if tokens.min() < 0 or tokens.max() >= layer.vocabulary or tokens.unique().numel() != rows:
         raise ValueError(
-            f"The tensor 'd2t' of '{source.name}' leads to tokens twice or outside the vocabulary of {layer.vocabulary};"
-            " download the head again."
+            f"The tensor 'd2t' of '{source.name}' leads to tokens twice or outside the vocabulary of "
+            f"{layer.vocabulary}; download the head again."
         )
     if among is not None:
         expected = torch.zeros(layer.vocabulary, dtype=torch.bool)
         expected[tokens] = True
         if not torch.equal(among.bool(), expected):
-            raise ValueError(f"The tensors 'd2t' and 't2d' of '{source.name}' contradict each other; download it again.")
+            raise ValueError(
+                f"The tensors 'd2t' and 't2d' of '{source.name}' contradict each other; download it again."
+            )
     return output, tokens

@@ -10,10 +10,10 @@ import torch
 
 from vllm_specvlm.train.convert.source import Tensors
 
-_READ = frozenset(
-    "hidden_size num_attention_heads num_key_value_heads head_dim intermediate_size vocab_size rope_theta rope_scaling"
-    " rope_parameters max_position_embeddings rms_norm_eps".split()
-)
+_READ = """
+hidden_size num_attention_heads num_key_value_heads head_dim intermediate_size vocab_size rope_theta rope_scaling
+rope_parameters max_position_embeddings rms_norm_eps
+"""
 
 _MUST_BE: Mapping[str, tuple[Any, ...]] = {
     "num_hidden_layers": (1,),
@@ -28,21 +28,22 @@ _MUST_BE: Mapping[str, tuple[Any, ...]] = {
 }
 """By key: the values with which a layer computes what this project's does."""
 
-_HARMLESS = frozenset(
-    # What training, tokenization and loading need, and the options of generation that old configurations are full of.
-    "_name_or_path name_or_path architectures attention_bias attention_dropout attn_implementation _attn_implementation"
-    " auto_map base_model_ep_plan base_model_pp_plan base_model_tp_plan bos_token_id chunk_size_feed_forward"
-    " cross_attention_hidden_size dtype embed_requires_grad eos_token_id hidden_dropout id2label initializer_range"
-    " is_decoder is_encoder_decoder label2id max_window_layers model_type output_attentions output_hidden_states"
-    " pad_token_id pretraining_tp problem_type resid_pdrop return_dict sep_token_id tie_word_embeddings tokenizer_class"
-    " torch_dtype transformers_version unk_token_id use_cache use_sliding_window has_no_defaults_at_init"
-    " bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample early_stopping"
-    " encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id"
-    " forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams"
-    " num_return_sequences output_scores prefix pruned_heads remove_invalid_values repetition_penalty"
-    " return_dict_in_generate suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder"
-    " top_k top_p torchscript typical_p use_bfloat16".split()
-)
+# What training, tokenization and loading need, and the options of generation that old configurations are full of;
+# whether there are biases is seen in the tensors.
+_HARMLESS = """
+_name_or_path name_or_path architectures attention_bias attention_dropout attn_implementation _attn_implementation
+auto_map base_model_ep_plan base_model_pp_plan base_model_tp_plan bos_token_id chunk_size_feed_forward
+cross_attention_hidden_size dtype embed_requires_grad eos_token_id hidden_dropout id2label initializer_range
+is_decoder is_encoder_decoder label2id max_window_layers model_type output_attentions output_hidden_states
+pad_token_id pretraining_tp problem_type qkv_bias resid_pdrop return_dict sep_token_id tie_word_embeddings
+tokenizer_class torch_dtype transformers_version unk_token_id use_cache use_sliding_window has_no_defaults_at_init
+bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample early_stopping
+encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
+forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams
+num_return_sequences output_scores prefix pruned_heads remove_invalid_values repetition_penalty
+return_dict_in_generate suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+top_k top_p torchscript typical_p use_bfloat16
+"""
 
 _ROPES = ("default", "linear", "llama3", "yarn")
 """The rotary positions whose frequencies do not depend on the length of the text."""
@@ -129,7 +130,12 @@ def _refuse_what_differs(config: Mapping[str, Any], also_known: Collection[str],
             f"Its config.json has a layer of type {min(other)!r}, and a feature head's is 'full_attention'; this head "
             "cannot be converted."
         )
-    known = _READ | _HARMLESS | _MUST_BE.keys() | {"layer_types", "sliding_window"} | set(also_known) | set(ignored)
+    known = (
+        {*_READ.split(), *_HARMLESS.split(), *_MUST_BE}
+        | {"layer_types", "sliding_window"}
+        | set(also_known)
+        | set(ignored)
+    )
     for key in sorted(config.keys() - known):
         if config[key]:  # what is absent, off or empty changes nothing
             raise ValueError(

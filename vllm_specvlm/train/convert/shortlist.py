@@ -11,9 +11,9 @@ from vllm_specvlm.train.convert.target import Target
 def cut(parts: Parts, target: Target | None, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Keep `count` of the tokens that a head can draft.
 
-    These are the ends of an answer, and otherwise the tokens with the lowest numbers: tokenizers that merge pairs number
-    their tokens in the order of merging, the frequent ones first. Verification is not touched; a token that is left out
-    is never drafted, and costs a draft where it is due.
+    These are the ends of an answer, and otherwise the tokens with the lowest numbers: tokenizers that merge pairs
+    number their tokens in the order of merging, the frequent ones first. Verification is not touched; a token that is
+    left out is never drafted, and costs a draft where it is due.
 
     Returns:
         [count, hidden]: the rows of the output layer; int64 [count]: their tokens, ascending.

@@ -43,13 +43,15 @@ def read(folder: str | Path) -> Source:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise ValueError(
-            f"'{folder}' is not a folder; download the head first, for example with `hf download NAME --local-dir DIR`, "
-            "and give the folder."
+            f"'{folder}' is not a folder; download the head first, for example with `hf download NAME --local-dir DIR`,"
+            " and give the folder."
         )
     try:
         config = json.loads((folder / "config.json").read_text())
     except OSError as error:
-        raise ValueError(f"'{folder}' has no readable config.json ({error.strerror}); download the head again.") from error
+        raise ValueError(
+            f"'{folder}' has no readable config.json ({error.strerror}); download the head again."
+        ) from error
     except ValueError as error:
         raise ValueError(f"'{folder}/config.json' is not JSON ({error}); download the head again.") from error
     if not isinstance(config, dict):

@@ -1,14 +1,14 @@
 """The layout of the speculators library (vllm-project/speculators), for its EAGLE-1 and EAGLE-3 heads.
 
-config.json has `speculators_model_type`, the layer's configuration in `transformer_layer_config`, and the target's name in
-`speculators_config.verifier.name_or_path`.
+config.json has `speculators_model_type`, the layer's configuration in `transformer_layer_config`, and the target's name
+in `speculators_config.verifier.name_or_path`.
 
 `eagle3`: tensors as in EAGLE-3 with `layers.0.` (see eagle3.py); `norm_before_residual` may be true; the ids in
 `eagle_aux_hidden_state_layer_ids` are of the layers that the states enter. vLLM reads it the same way
 (transformers_utils/configs/speculators/algos.py, model_executor/models/llama_eagle3.py).
 
-`eagle`: tensors as in EAGLE-1 with `fusion_fc` for `fc` and `transformer.` for `layers.0.`; `fusion_bias`. Its variant with
-`layernorms` has norms at other places than a feature head, and is refused.
+`eagle`: tensors as in EAGLE-1 with `fusion_fc` for `fc` and `transformer.` for `layers.0.`; `fusion_bias`. Its variant
+with `layernorms` has norms at other places than a feature head, and is refused.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from vllm_specvlm.train.convert import eagle1, eagle3, layer_config
 from vllm_specvlm.train.convert.parts import Parts, Wishes
 from vllm_specvlm.train.convert.source import Source, Tensors
 
-_KEYS = frozenset(
-    "speculators_model_type speculators_config speculators_version transformer_layer_config architectures auto_map dtype"
-    " torch_dtype transformers_version model_type tie_word_embeddings embed_requires_grad base_model_ep_plan"
-    " has_no_defaults_at_init enable_sp_ulysses _name_or_path".split()
-)
-"""Of the outer configuration, of every kind of head."""
+# Of the outer configuration, of every kind of head.
+_KEYS = """
+speculators_model_type speculators_config speculators_version transformer_layer_config architectures auto_map dtype
+torch_dtype transformers_version model_type tie_word_embeddings embed_requires_grad base_model_ep_plan
+has_no_defaults_at_init enable_sp_ulysses _name_or_path
+"""
 
 
 def recognises(source: Source) -> bool:
@@ -45,7 +45,8 @@ def read(source: Source, wishes: Wishes) -> Parts:
         )
     if inner.get("model_type", "llama") not in ("llama", "qwen3"):
         raise ValueError(
-            f"The layer of '{source.name}' is of type {inner['model_type']!r}; only 'llama' and 'qwen3' can be converted."
+            f"The layer of '{source.name}' is of type {inner['model_type']!r}; only 'llama' and 'qwen3' can be "
+            "converted."
         )
     parts = _eagle1(source, inner, wishes) if kind == "eagle" else _eagle3(source, inner, wishes)
     found = source.config.get("speculators_config") or {}
@@ -63,7 +64,9 @@ def _eagle1(source: Source, inner: Mapping[str, Any], wishes: Wishes) -> Parts:
         )
     architecture = source.config.get("transformer_layer_architecture", "LlamaDecoderLayer")
     if architecture != "LlamaDecoderLayer":
-        raise ValueError(f"The layer of '{source.name}' is a {architecture}; only a LlamaDecoderLayer can be converted.")
+        raise ValueError(
+            f"The layer of '{source.name}' is a {architecture}; only a LlamaDecoderLayer can be converted."
+        )
     layer = layer_config.read(inner, (), wishes.ignored)
     tensors = Tensors(source, eagle1.LAYOUT)
     parts = eagle1.read_tensors(tensors, layer, fusion="fusion_fc", prefix="transformer.", layout=eagle1.LAYOUT)
@@ -90,9 +93,9 @@ def _eagle3(source: Source, inner: Mapping[str, Any], wishes: Wishes) -> Parts:
 
 
 def _refuse_unknown(source: Source, own: set[str], wishes: Wishes) -> None:
-    for key in sorted(source.config.keys() - _KEYS - own - wishes.ignored):
+    for key in sorted(source.config.keys() - set(_KEYS.split()) - own - wishes.ignored):
         if source.config[key]:
             raise ValueError(
-                f"The config.json of '{source.name}' has the unknown key '{key}' ({str(source.config[key])[:60]}); if it "
-                f"does not change the network, pass --ignore {key}."
+                f"The config.json of '{source.name}' has the unknown key '{key}' ({str(source.config[key])[:60]}); if "
+                f"it does not change the network, pass --ignore {key}."
             )

@@ -75,7 +75,10 @@ def of_folder(folder: str | Path) -> Target:
     """
     folder = Path(folder).expanduser()
     if any(folder.glob("*.safetensors")):
-        return Target(folder, target_id.of_folder(folder))
+        try:
+            return Target(folder, target_id.of_folder(folder))
+        except SafetensorError as error:
+            raise ValueError(f"A file of the target '{folder}' cannot be read ({error}); download it again.") from error
     config = _json(folder / "config.json")
     found = target_id.of_config(folder.resolve().name, config, None)
     if min(found.hidden_size, found.vocabulary, found.layers or 0) < 1:

@@ -5,8 +5,8 @@ EAGLE-1's tensors (see eagle1.py), and of the picture:
     imadpt.q [queries, heads, head_dim], imadpt.{k,v,o}_proj.weight   learned queries over a picture's tokens
     img_fc.weight [H, 2H], img_fc.bias                                of cat(state, image vector)
 
-At text, img_fc(cat(state, vector of the last picture)) takes the place of the state in `fc`. A feature head has no image
-vector. Without pictures the vector is zero, and img_fc's first half is a linear map that `fc` can absorb: this much is
+At text, img_fc(cat(state, vector of the last picture)) takes the place of the state in `fc`, where a feature head has
+nothing. Without pictures the vector is zero, and img_fc's first half is a linear map that `fc` can absorb: this much is
 converted exactly, if the user asks for the text part alone.
 """
 
@@ -53,9 +53,7 @@ def read(source: Source, wishes: Wishes) -> Parts:
     return dataclasses.replace(parts, state=state, network=network, notes=(*parts.notes, note))
 
 
-def _absorb(
-    state: dict[str, torch.Tensor], image: torch.Tensor, bias: torch.Tensor | None
-) -> dict[str, torch.Tensor]:
+def _absorb(state: dict[str, torch.Tensor], image: torch.Tensor, bias: torch.Tensor | None) -> dict[str, torch.Tensor]:
     """fc(cat(e, A h + b)) as one fc(cat(e, h)); multiplied in float64, stored in fc's dtype."""
     dtype, hidden = state["fuse.weight"].dtype, image.shape[0]
     of_embedding, of_state = state["fuse.weight"].double().split(hidden, dim=1)
