@@ -1,6 +1,6 @@
 """What each drafter is worth, by task and by what it sees: feature heads with their compressors, and the draft VLM.
 
-Greedy, one request at a time; every drafter in an engine of its own, all taking turns with plain vLLM. `picture` is what
+Greedy, one request at a time; every drafter in an engine of its own, taking turns with plain vLLM. `picture` is what
 the *drafter* sees, the target always sees the right one. `tpot_speedup` compares the median time per token after the
 first, `e2e_speedup` whole answers, `ttft_ratio` the median time to the first token; `prefill_ms` is what the drafter
 computes for a prompt before its first tree.
@@ -75,9 +75,7 @@ def row(mine: Sequence[Round], plain: Sequence[Round], setting: dict[str, Any]) 
         **setting,
         "acceptance_length": round(acceptance_length(mine), 3),
         "tpot_speedup": round(median_tpot_ms(plain) / median_tpot_ms(mine), 3),
-        "e2e_speedup": round(
-            statistics.median((b.seconds / b.tokens) / (a.seconds / a.tokens) for a, b in pairs), 3
-        ),
+        "e2e_speedup": round(statistics.median((b.seconds / b.tokens) / (a.seconds / a.tokens) for a, b in pairs), 3),
         "ttft_ratio": round(ttft(mine) / ttft(plain), 3),
         "identical": all(a.answers[0].token_ids == b.answers[0].token_ids for a, b in pairs),
         "answers": len(pairs),

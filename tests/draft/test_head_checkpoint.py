@@ -88,7 +88,7 @@ def test_truncated_weights(folder: Path) -> None:
 def test_weights_of_another_configuration(folder: Path) -> None:
     network = json.loads((folder / "config.json").read_text())["network"]
     edit(folder, network=network | {"intermediate_size": 64})
-    with pytest.raises(ValueError, match="do not fit their config.json: 'down_proj.weight'"):
+    with pytest.raises(ValueError, match=r"do not fit their config\.json: 'down_proj\.weight'"):
         head_checkpoint.load(folder)
 
 
