@@ -6,20 +6,23 @@ shared by prefix. Whatever the way, what it proposes must be what a plain pass o
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from vllm import LLM, SamplingParams
+from vllm import LLM, EngineArgs, SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
 from tests.exactness.engines import SCENARIOS, Scenario, answers, engine, runner, tally, target_of, tokens
 from tests.exactness.test_identity import plain, play
+from tests.tiny.checkpoints import build
 from tests.tiny.heads import build_head
 from tests.tiny.prompts import prompts
 from vllm_specvlm.compress.compressor import CompressorConfig
@@ -349,3 +352,60 @@ def test_sampled_requests_are_plain_vllms_own_with_any_tree() -> None:
     chain = with_head("llava", COMPRESSORS["none"], scenario, tree="chain", num_speculative_tokens=3)
     said = [tokens(answers(llm, prompts("llava"), params)) for llm in (trees, chain)]
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("method", ["keep_features", "keep_pictures", "open", "propose_level"])
+def test_a_head_that_raises_is_switched_off(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario = SCENARIOS[0]
+    llm = with_head("llava", POOL, scenario)
+    speculator = runner(llm).drafter
+    monkeypatch.setattr(speculator, "_model", speculator._model)
+    monkeypatch.setattr(speculator, "_drafter", speculator._drafter)
+
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise MemoryError("injected")
+
+    monkeypatch.setattr(speculator._model, method, fail)
+    before = tally(llm)["drafter_failures"]
+    assert play(llm, scenario, "llava") == plain("llava", scenario)
+    assert tally(llm)["drafter_failures"] == before + 1
+
+
+def configure(head: Path, family: str = "llava", **more: Any) -> Any:
+    speculative = {"method": "specvlm", "model": str(head), **more}
+    arguments = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512}
+    return EngineArgs(model=str(target_of(family)), **arguments, speculative_config=speculative).create_engine_config()
+
+
+def test_a_head_of_another_target_is_refused() -> None:
+    head = build_head("llava", POOL)
+    with pytest.raises(
+        ValueError, match=r"was made for 'llava-\w+' and the target is .*: its model type is qwen2_5_vl"
+    ):
+        configure(head, "qwen2_5_vl")
+    with pytest.raises(ValueError, match="its digest is"):  # same sizes, other weights: known once they are loaded
+        engine(build("llava", seed=5), {"model": str(head)})
+
+
+def test_a_blind_head_is_refused_unless_wanted() -> None:
+    blind = build_head("llava", CompressorConfig(kind="text"))
+    with pytest.raises(ValueError, match="drops all visual tokens"):
+        configure(blind)
+    configure(blind, text_only_draft=True)
+    with pytest.raises(ValueError, match="sees pictures; leave 'text_only_draft' out"):
+        configure(build_head("llava", POOL), text_only_draft=True)
+
+
+def test_layers_that_vllm_does_not_show_are_refused() -> None:
+    head = build_head("idefics3", POOL, feature_layers=(0, 1))
+    with pytest.raises(ValueError, match=r"reads layers \[0, 1\] of the target, and vLLM's Idefics3\w+ shows only"):
+        engine(target_of("idefics3"), {"model": str(head)})
+
+
+def test_a_damaged_head_is_refused(tmp_path: Path) -> None:
+    head = tmp_path / "head"
+    shutil.copytree(build_head("llava", POOL), head)
+    weights = head / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="copy the checkpoint again"):
+        engine(target_of("llava"), {"model": str(head)})
