@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "enforce_eager": True,
         "max_model_len": 1024,
         "max_num_seqs": max(arguments.concurrency),
-        "kv_cache_memory_bytes": 1 << 30,
+        "kv_cache_memory_bytes": 640 << 20,
         "enable_prefix_caching": False,
     }
     engines = start(chosen, settings)

@@ -76,7 +76,7 @@ class Bench:
                 return None
 
         choice = {"top-k": TopK, "coupled": DraftChoice}[drafting]
-        self._runner.drafter._vlm._choice = choice(self._runner)
+        self._runner.drafter._model._choice = choice(self._runner)
         params = [
             SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed) for seed in range(len(prompts))
         ]

@@ -13,7 +13,7 @@ def _break(worker: Any, rank: int) -> None:
     """Let one rank's draft fail, in the second level from now."""
     if worker.rank != rank:
         return
-    vlm = worker.model_runner.drafter._vlm
+    vlm = worker.model_runner.drafter._model
 
     def fail(*args: object, **kwargs: object) -> None:
         raise MemoryError("injected")

@@ -39,7 +39,7 @@ def test_a_drafter_that_raises_is_switched_off(method: str, calls: int, monkeypa
     llm = engine(target, {"model": str(target), "num_speculative_tokens": 7})
     speculator = runner(llm).drafter
     # `setattr` remembers what stands there now, so that the next test finds the drafter whole.
-    monkeypatch.setattr(speculator, "_vlm", speculator._vlm)
+    monkeypatch.setattr(speculator, "_model", speculator._model)
     monkeypatch.setattr(speculator, "_drafter", _Broken(speculator._drafter, method, calls))
     before = tally(llm)["drafter_failures"]
     assert tokens(answers(llm, batch)) == reference
@@ -55,8 +55,8 @@ def test_a_vision_tower_that_raises_leaves_the_draft_blind(monkeypatch: pytest.M
     def fail(**pixels: Any) -> Any:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr(runner(llm).drafter._vlm._vision, "_encode", fail)
-    monkeypatch.setattr(runner(llm).drafter._vlm._vision, "_cache", type(runner(llm).drafter._vlm._vision._cache)())
+    monkeypatch.setattr(runner(llm).drafter._model._vision, "_encode", fail)
+    monkeypatch.setattr(runner(llm).drafter._model._vision, "_cache", type(runner(llm).drafter._model._vision._cache)())
     before = tally(llm)
     assert tokens(answers(llm, prompts("llava"))) == reference
     after = tally(llm)

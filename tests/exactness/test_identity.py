@@ -153,7 +153,7 @@ def test_draft_equal_to_target_sees_the_same_pictures(monkeypatch: pytest.Monkey
     target = target_of("llava")
     speculative = {"model": str(target), "num_speculative_tokens": 4, "tree": "chain"}
     llm = engine(target, speculative)
-    vision = runner(llm).drafter._vlm._vision
+    vision = runner(llm).drafter._model._vision
     monkeypatch.setattr(vision, "embeddings", lambda features: {})
     before = tally(llm)
     scenario = SCENARIOS[0]

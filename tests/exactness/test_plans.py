@@ -200,5 +200,5 @@ def test_a_draft_that_was_left_out_still_sees_the_picture(monkeypatch: pytest.Mo
     assert sum(output.num_cached_tokens or 0 for output in second) > 0, "no prompt was in the cache"
     assert tokens(second) == tokens(first)
     assert after["accepted"] - before["accepted"] == after["nodes"] - before["nodes"] > 20
-    vision = runner(llm).drafter._vlm._vision
+    vision = runner(llm).drafter._model._vision
     assert not vision._pixels and vision._pixel_bytes == 0 and vision._cache

@@ -163,7 +163,7 @@ def test_aborted_requests_leave_the_others_alone(engines: tuple[LLM, LLM]) -> No
     assert [finished[f"abort-test-{i}"] for i in kept] == [reference[i] for i in kept]
     ours.generate([prompts("llava")[0].request()], GREEDY, use_tqdm=False)
     speculator = runner(ours).drafter
-    kept_by = (speculator._known, speculator._plain, speculator._vlm._fed, speculator._vlm._holes)
+    kept_by = (speculator._known, speculator._plain, speculator._model._fed, speculator._model._holes)
     for notes in (*kept_by, runner(ours).tree_sampler._seeds):
         assert not any(request_id.startswith("abort-test") for request_id in notes), "aborted ids are kept"
 
@@ -189,7 +189,7 @@ def test_pictures_evicted_from_the_drafts_cache() -> None:
     assert tokens(answers(llm, prompts("llava") * 2)) == reference
     after = tally(llm)
     assert after["accepted"] - before["accepted"] == after["nodes"] - before["nodes"] > 50
-    assert not runner(llm).drafter._vlm._vision._cache
+    assert not runner(llm).drafter._model._vision._cache
 
 
 def test_text_only_draft_goes_blind_but_stays_exact() -> None:

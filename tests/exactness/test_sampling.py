@@ -100,7 +100,7 @@ def chain_of_its_own(family: str, monkeypatch: pytest.MonkeyPatch) -> LLM:
     monkeypatch.setattr(draft_choice, "CANDIDATES", 1 << 20)
     target = target_of(family)
     llm = engine(target, {"model": str(target), "num_speculative_tokens": 4, "tree": "chain"})
-    choice = runner(llm).drafter._vlm._choice
+    choice = runner(llm).drafter._model._choice
     monkeypatch.setattr(choice, "_calibration", type(choice._calibration)())
     return llm
 
@@ -132,7 +132,7 @@ def test_draft_with_the_targets_weights_foresees_every_draw(
 @pytest.mark.parametrize("wrong", ["seed", "position"])
 def test_control_wrong_noise_is_rejected(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = chain_of_its_own("llava", monkeypatch)
-    choice = runner(llm).drafter._vlm._choice
+    choice = runner(llm).drafter._model._choice
     stock = choice._draw
 
     def shifted(request_id: str, position: int) -> Any:

@@ -100,13 +100,12 @@ def _checked_profile(given: str) -> str:
 
 def _with_checked_draft(options: SpecVLMOptions, target: ModelConfig) -> SpecVLMOptions:
     from vllm_specvlm import zoo
-    from vllm_specvlm.engine import pair
+    from vllm_specvlm.engine import compat_pair
 
     assert options.model is not None
     options = replace(options, model=zoo.resolve(options.model))
     assert options.model is not None
-    draft = pair.draft_model_config(options.model, target)
-    found = pair.problems(target, draft, text_only_draft=options.text_only_draft)
+    found = compat_pair.problems(target, options.model, text_only_draft=options.text_only_draft)
     if found:
         raise ValueError(" ".join(found))
     return options

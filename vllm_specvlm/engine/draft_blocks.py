@@ -28,14 +28,18 @@ class DraftBlocks:
         """The draft wrote these positions of a request whose block table row is `table`."""
         self._valid[table[positions // self.block_size], positions % self.block_size] = True
 
+    def written(self, table: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """bool [stop - start]: whether the draft wrote these positions."""
+        if start >= stop:
+            return np.empty(0, dtype=bool)
+        first, last = start // self.block_size, (stop - 1) // self.block_size
+        valid: np.ndarray = self._valid[table[first : last + 1]].reshape(-1)
+        offset = first * self.block_size
+        return valid[start - offset : stop - offset]
+
     def missing(self, table: np.ndarray, start: int, stop: int) -> np.ndarray:
         """int64, ascending: positions in [start, stop) the draft has not written."""
-        if start >= stop:
-            return np.empty(0, dtype=np.int64)
-        first, last = start // self.block_size, (stop - 1) // self.block_size
-        valid = self._valid[table[first : last + 1]].reshape(-1)
-        offset = first * self.block_size
-        return start + np.flatnonzero(~valid[start - offset : stop - offset])
+        return start + np.flatnonzero(~self.written(table, start, stop))
 
     def slots(self, table: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """int64: physical slots of these positions."""

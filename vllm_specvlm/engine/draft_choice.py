@@ -59,9 +59,13 @@ class DraftChoice:
     answer.
     """
 
-    def __init__(self, batch: Batch) -> None:
-        """`batch` knows the requests, their text and their seeds."""
+    def __init__(self, batch: Batch, vocabulary: torch.Tensor | None = None) -> None:
+        """`batch` knows the requests, their text and their seeds.
+
+        A draft that knows only some tokens gives its `vocabulary`: int64, the token of each of its logits.
+        """
         self._batch = batch
+        self._vocabulary = vocabulary
         self._calibration = Calibration()
         self._guesses: list[_Guess] = []
 
@@ -82,7 +86,7 @@ class DraftChoice:
         """At most `top_k` next tokens of each row, the likeliest to be the target's first.
 
         Args:
-            logits: float32 [rows, vocabulary] of the draft.
+            logits: float32 [rows, the draft's vocabulary].
             places: per row, what is to be guessed.
             top_k: most children of a row.
 
@@ -93,14 +97,14 @@ class DraftChoice:
         draws = [self._draw(*place) for place in places]
         sampled = [row for row, draw in enumerate(draws) if draw is not None]
         if not sampled:
-            tokens, log_probs = _likeliest(logits, width)  # picking rows would copy their logits
+            tokens, log_probs = self._likeliest(logits, width)  # picking rows would copy their logits
         else:
             tokens = torch.empty((len(logits), width), dtype=torch.int64, device=logits.device)
             log_probs = logits.new_empty((len(logits), width))
             greedy = [row for row, draw in enumerate(draws) if draw is None]
             if greedy:
-                tokens[greedy], log_probs[greedy] = _likeliest(logits[greedy], width)
-            ids, values, noise = _race(logits[sampled], [draw for draw in draws if draw is not None], width)
+                tokens[greedy], log_probs[greedy] = self._likeliest(logits[greedy], width)
+            ids, values, noise = self._race(logits[sampled], [draw for draw in draws if draw is not None], width)
             belief = self._calibration.belief
             best = (belief.sharpness * (values + belief.trust * noise)).log_softmax(dim=-1).topk(width, dim=-1)
             tokens[sampled], log_probs[sampled] = ids.gather(1, best.indices), best.values
@@ -115,6 +119,28 @@ class DraftChoice:
         seed = self._batch.tree_sampler.seed(request_id)
         return _Draw(params.temperature, params.top_k, params.top_p, seed, position)
 
+    def _likeliest(self, logits: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """[rows, width]: token ids (int64) and log-probabilities (float32), descending."""
+        likely = logits.topk(width, dim=-1)
+        return self._tokens(likely.indices), likely.values - logits.logsumexp(dim=-1, keepdim=True)
+
+    def _race(
+        self, logits: torch.Tensor, draws: Sequence[_Draw], width: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[rows, n]: token ids (int64), logits (float32, -inf where the law excludes one), T times noise (float32)."""
+        device = logits.device
+        temperature = logits.new_tensor([[draw.temperature] for draw in draws])
+        values, indices = logits.topk(min(max(CANDIDATES, width), logits.shape[-1]), dim=-1)
+        values = _within_top_p(logits, _within_top_k(values, draws), temperature, draws)
+        seeds = torch.tensor([draw.seed for draw in draws], device=device)
+        positions = torch.tensor([draw.position for draw in draws], device=device)
+        ids = self._tokens(indices)
+        return ids, values, -temperature * exponentials(position_keys(seeds, positions), ids).log()
+
+    def _tokens(self, indices: torch.Tensor) -> torch.Tensor:
+        """int64: the tokens of these logits."""
+        return indices if self._vocabulary is None else self._vocabulary[indices]
+
     def _note(self, places: Sequence[Place], ids: torch.Tensor, values: torch.Tensor, noise: torch.Tensor) -> None:
         """Keep the guesses that the target's next token will judge."""
         text = self._batch.input_batch
@@ -126,23 +152,6 @@ class DraftChoice:
         if rows:
             arrays = zip(*(tensor[rows].cpu().numpy() for tensor in (ids, values, noise)), strict=True)
             self._guesses += [_Guess(places[row], *of_row) for row, of_row in zip(rows, arrays, strict=True)]
-
-
-def _likeliest(logits: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """[rows, width]: token ids (int64) and log-probabilities (float32), descending."""
-    likely = logits.topk(width, dim=-1)
-    return likely.indices, likely.values - logits.logsumexp(dim=-1, keepdim=True)
-
-
-def _race(logits: torch.Tensor, draws: Sequence[_Draw], width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """[rows, n]: token ids (int64), logits (float32, -inf where the law excludes one), T times noise (float32)."""
-    device = logits.device
-    temperature = logits.new_tensor([[draw.temperature] for draw in draws])
-    values, ids = logits.topk(min(max(CANDIDATES, width), logits.shape[-1]), dim=-1)
-    values = _within_top_p(logits, _within_top_k(values, draws), temperature, draws)
-    seeds = torch.tensor([draw.seed for draw in draws], device=device)
-    positions = torch.tensor([draw.position for draw in draws], device=device)
-    return ids, values, -temperature * exponentials(position_keys(seeds, positions), ids).log()
 
 
 def _within_top_k(values: torch.Tensor, draws: Sequence[_Draw]) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,35 +12,22 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 from vllm_specvlm.draft.drafter import Opening
 from vllm_specvlm.engine.batch import Batch
-from vllm_specvlm.engine.dense_store import DenseStore
-from vllm_specvlm.engine.draft_blocks import DraftBlocks
+from vllm_specvlm.engine.draft_cache import DraftCache
 from vllm_specvlm.engine.draft_choice import DraftChoice, Place
 from vllm_specvlm.engine.draft_feed import Feed, complement, feed_rows
 from vllm_specvlm.engine.draft_network import DraftNetwork
 from vllm_specvlm.engine.draft_vision import DraftVision, place
+from vllm_specvlm.engine.growing_trees import GrowingTrees
 from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.pair import draft_model_config
 from vllm_specvlm.engine.peers import Peers
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
 from vllm_specvlm.tree.grow import Frontier, LevelProposal
-from vllm_specvlm.tree.token_tree import MAX_NODES
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.worker.gpu_input_batch import CachedRequestState
-
-
-@dataclass(slots=True)
-class _Growing:
-    """One request whose tree is being grown."""
-
-    row: int
-    root: int
-    spans: list[tuple[int, int]]
-    dense_start: int
-    dense_rows: int = 1
-    """Rows of its dense segment in use; the first is the root."""
 
 
 class DraftVLM:
@@ -59,21 +45,16 @@ class DraftVLM:
         self._config = vllm_config
         self._options = options
         self._tally = tally
-        shape = options.shape()
-        self._depth = shape.depth
-        # Dense rows per request: the root and every node that may be expanded below it; a mask has a bit for each.
-        self._segment = min(MAX_NODES + 1, 1 + (shape.depth - 1) * shape.width)
+        self._depth = options.shape().depth
+        self._trees = GrowingTrees(options.shape(), dense_root=True)
         self._model_config = draft_model_config(options.model, vllm_config.model_config)
         self._vocabulary = min(self._model_config.get_vocab_size(), vllm_config.model_config.get_vocab_size())
-        self._store = DenseStore()
         self._fed: dict[str, int] = {}
         self._holes: dict[str, list[tuple[int, int]]] = {}
-        self._growing: dict[int, _Growing] = {}
         self._root_hidden: torch.Tensor | None = None
-        self._masks = np.empty((0, 2), dtype=np.uint64)
 
-    def load(self) -> None:
-        """Load the draft's weights."""
+    def load(self, target: object) -> None:
+        """Load the draft's weights; of the `target` it shares nothing."""
         self._network = DraftNetwork(self._config, self._model_config)
 
     def bind(self, runner: Batch, peers: Peers) -> None:
@@ -85,15 +66,7 @@ class DraftVLM:
 
     def cache_allocated(self) -> None:
         """The KV cache exists: make the validity marks of its blocks."""
-        config = self._runner.kv_cache_config
-        homes = [
-            i for i, group in enumerate(config.kv_cache_groups) if set(group.layer_names) & set(self._network.layers)
-        ]
-        if len(homes) != 1:
-            raise ValueError(f"The draft's layers lie in KV cache groups {homes}; a draft must keep to one.")
-        self._group = homes[0]
-        table = self._runner.input_batch.block_table[self._group]
-        self._blocks = DraftBlocks(config.num_blocks, table.block_size)
+        self._cache = DraftCache(self._runner, self._network.layers)
         encode = self._network.encode if self._network.sees else None
         capacity = self._options.vision_cache_mib << 20
         self._vision = DraftVision(encode, capacity, self._device, may_miss=self._peers.alone)
@@ -116,7 +89,7 @@ class DraftVLM:
             return None
         if request_id not in self._fed:
             # Looked up once: what its blocks held when it came. Tokens since then are missing.
-            missing = self._blocks.missing(self._table(row), 0, root)
+            missing = self._cache.blocks.missing(self._cache.table(row), 0, root)
             self._fed[request_id] = int(missing[0]) if len(missing) else root
         return root - self._fed[request_id]
 
@@ -134,25 +107,16 @@ class DraftVLM:
 
     def observe_schedule(self, scheduled: SchedulerOutput) -> None:
         """Clear the marks of blocks handed out afresh; a resumed request starts from what its blocks hold."""
-        size = self._blocks.block_size
         for new in scheduled.scheduled_new_reqs:
             self._vision.keep(new.mm_features)
-            self._blocks.clear(new.block_ids[self._group][new.num_computed_tokens // size :])
-        cached = scheduled.scheduled_cached_reqs
-        for request_id, blocks, computed in zip(
-            cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True
-        ):
-            resumed = request_id in cached.resumed_req_ids
-            if resumed:
-                self._fed.pop(request_id, None)
-            if blocks is not None:
-                self._blocks.clear(blocks[self._group][computed // size if resumed else 0 :])
+        for request_id in scheduled.scheduled_cached_reqs.resumed_req_ids:
+            self._fed.pop(request_id, None)
+        self._cache.observe_schedule(scheduled)
 
     def open(self, request_ids: Sequence[str]) -> Opening:
         """Feed what is missing, and the roots of the requests that have then caught up."""
         self._choice.learn()
-        self._store.reserve(len(request_ids) * self._segment)
-        self._growing = {}
+        self._trees.clear(len(request_ids))
         self._root_hidden = None
         room = self._config.scheduler_config.max_num_batched_tokens
         feeds: list[Feed] = []
@@ -163,10 +127,10 @@ class DraftVLM:
             room -= len(feed.positions)
             feeds.append(feed)
             if feed.root is not None:
-                self._growing[index] = _Growing(feed.row, feed.root, feed.spans, index * self._segment)
+                self._trees.add(index, feed.row, feed.root, feed.spans)
         if feeds:
-            self._run_feeds(feeds, [growing.dense_start for growing in self._growing.values()])
-        behind = frozenset(range(len(request_ids))) - set(self._growing)
+            self._run_feeds(feeds, self._trees.dense_starts)
+        behind = frozenset(range(len(request_ids))) - set(self._trees.indexes)
         return Opening(sum(len(feed.positions) for feed in feeds), behind)
 
     def _feed(self, request_id: str, room: int) -> Feed | None:
@@ -176,7 +140,7 @@ class DraftVLM:
         root = int(self._runner.input_batch.num_tokens_no_spec[row]) - 1
         if root + self._depth >= self._model_config.max_model_len:
             return None
-        missing = self._blocks.missing(self._table(row), self._fed.get(request_id, 0), root)
+        missing = self._cache.blocks.missing(self._cache.table(row), self._fed.get(request_id, 0), root)
         written, later = missing[:room], missing[room:]
         pictures = self._look(request_id, state, written)
         holes = self._holes.get(request_id, [])
@@ -219,7 +183,7 @@ class DraftVLM:
             ids.append(self._runner.input_batch.token_ids_cpu[feed.row, at])
             positions.append(self._rope_positions(feed.request_id, at))
             slot = np.full(len(at), -1, dtype=np.int64)
-            slot[: len(feed.written)] = self._blocks.slots(self._table(feed.row), feed.written)
+            slot[: len(feed.written)] = self._cache.blocks.slots(self._cache.table(feed.row), feed.written)
             slots.append(slot)
             mask = np.zeros(len(at), dtype=bool)
             for feature, embeddings in feed.pictures:
@@ -239,7 +203,7 @@ class DraftVLM:
             np.concatenate(masks),
         )
         for feed in feeds:
-            self._blocks.mark(self._table(feed.row), feed.written)
+            self._cache.blocks.mark(self._cache.table(feed.row), feed.written)
             self._fed[feed.request_id] = feed.upto
         self._root_hidden = hidden[roots]
 
@@ -263,57 +227,25 @@ class DraftVLM:
 
     def _child(self, index: int, depth: int) -> Place:
         """Request and position of the children of a node of this depth."""
-        growing = self._growing[index]
-        return self._runner.input_batch.req_ids[growing.row], growing.root + depth + 1
+        tree = self._trees[index]
+        return self._runner.input_batch.req_ids[tree.row], tree.root + depth + 1
 
     def _roots(self, frontier: Frontier) -> tuple[np.ndarray, torch.Tensor | None]:
         """Frontier rows of the roots that were fed, and their hidden states."""
-        self._masks = np.zeros((len(frontier.node), 2), dtype=np.uint64)
-        self._masks[:, 0] = 1
-        place_of = {index: i for i, index in enumerate(self._growing)}
-        taken = np.asarray(
-            [i for i, index in enumerate(frontier.request.tolist()) if index in place_of], dtype=np.int64
-        )
+        taken, trees = self._trees.roots(frontier)
         if not len(taken):
             return taken, None
         assert self._root_hidden is not None
-        return taken, self._root_hidden[[place_of[int(frontier.request[i])] for i in taken]]
+        return taken, self._root_hidden[trees]
 
     def _level(self, frontier: Frontier) -> tuple[np.ndarray, torch.Tensor | None]:
         """Run the frontier through the draft: rows taken, and their hidden states."""
-        masks = self._masks[frontier.parent_row]
-        self._masks = masks
-        rows: list[TreeRows] = []
-        taken: list[int] = []
-        positions: list[np.ndarray] = []
-        for index in dict.fromkeys(frontier.request.tolist()):
-            growing = self._growing[index]
-            mine = np.flatnonzero(frontier.request == index)[: self._segment - growing.dense_rows]
-            if not len(mine):
-                continue
-            dense = np.arange(growing.dense_rows, growing.dense_rows + len(mine))
-            masks[mine, dense // 64] |= np.uint64(1) << (dense % 64).astype(np.uint64)
-            growing.dense_rows += len(mine)
-            rows.append(
-                TreeRows(
-                    first_row=len(taken),
-                    block_row=growing.row,
-                    spans=growing.spans,
-                    visible_upto=np.full(len(mine), growing.root, dtype=np.int32),
-                    dense_start=growing.dense_start,
-                    dense_at=(growing.dense_start + dense).astype(np.int32),
-                    ancestors=masks[mine],
-                )
-            )
-            taken.extend(mine.tolist())
-            request_id = self._runner.input_batch.req_ids[growing.row]
-            positions.append(self._rope_positions(request_id, growing.root + frontier.depth[mine]))
-        if not taken:
-            return np.empty(0, dtype=np.int64), None
-        chosen = np.asarray(taken)
+        rows, taken = self._trees.level(frontier)
+        if not len(taken):
+            return taken, None
+        positions = self._node_positions(frontier.request[taken].tolist(), frontier.depth[taken])
         slots = np.full(len(taken), -1, dtype=np.int64)
-        hidden = self._forward(rows, frontier.token[chosen], np.concatenate(positions, axis=-1), slots, (), None)
-        return chosen, hidden
+        return taken, self._forward(rows, frontier.token[taken], positions, slots, (), None)
 
     def _forward(
         self,
@@ -324,8 +256,8 @@ class DraftVLM:
         pictures: Sequence[torch.Tensor],
         is_picture: np.ndarray | None,
     ) -> torch.Tensor:
-        step = TreeStep.build(rows, self._store, self._device, covers_batch=True, fast=self._options.fast_attention)
-        table = self._runner.input_batch.block_table[self._group].get_device_tensor(self._runner.input_batch.num_reqs)
+        step = TreeStep.build(rows, self._trees.store, self._device, covers_batch=True, fast=self._options.fast_attention)
+        table = self._cache.device_table()
         self._peers.agree()
         with self._tally.clock("draft_model"):
             return self._network.forward(
@@ -349,9 +281,15 @@ class DraftVLM:
         rotary[:, prompt] = state.mrope_positions.numpy()[:, positions[prompt]]
         return rotary
 
-    def _table(self, row: int) -> np.ndarray:
-        table: np.ndarray = self._runner.input_batch.block_table[self._group].get_numpy_array()[row]
-        return table
+    def _node_positions(self, requests: Sequence[int], depths: np.ndarray) -> np.ndarray:
+        """As `_rope_positions`, of nodes that so many tokens follow their requests' roots."""
+        positions = np.asarray([self._trees[index].root for index in requests], dtype=np.int64) + depths
+        if not self._model_config.uses_mrope:
+            return positions
+        ids = self._runner.input_batch.req_ids
+        states = [self._runner.requests[ids[self._trees[index].row]] for index in requests]
+        deltas = np.asarray([state.mrope_position_delta for state in states], dtype=np.int64)
+        return np.tile(positions + deltas, (self._model_config.mrope_num_dims, 1))
 
     def _ids(self, tokens: np.ndarray) -> torch.Tensor:
         return self._tensor(tokens.astype(np.int32))

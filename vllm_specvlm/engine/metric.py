@@ -78,6 +78,12 @@ VERIFY_SECONDS = Metric(
     "counter",
     "Seconds that trees add to the target's steps outside its forward pass: inputs, acceptance, commit.",
 )
+COMPRESSED = Metric(
+    "specvlm_compressed_pictures_total",
+    "counter",
+    "Pictures compressed for a feature head, by the primitive that did it: its gate's choice, or its only one.",
+    (("primitive", ("none", "text", "prune", "pool", "conv", "resampler", "global", "weight", "concat")),),
+)
 DRAFTER_OFF = Metric("specvlm_drafter_off", "gauge", "1 after the drafter failed and was switched off, else 0.")
 
 METRICS = (
@@ -88,6 +94,7 @@ METRICS = (
     DRAFT_SECONDS,
     DRAFT_PASS_SECONDS,
     VERIFY_SECONDS,
+    COMPRESSED,
     DRAFTER_OFF,
 )
 

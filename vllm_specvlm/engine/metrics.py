@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from vllm_specvlm.engine.metric import (
     ACCEPTANCE_LENGTH,
     CELLS,
+    COMPRESSED,
     DRAFT_PASS_SECONDS,
     DRAFT_SECONDS,
     DRAFTER_OFF,
@@ -26,6 +27,7 @@ _SECONDS = {
     "draft_model": first_cell(DRAFT_PASS_SECONDS),
     "verify": first_cell(VERIFY_SECONDS),
 }
+_COMPRESSED = {primitive: first_cell(COMPRESSED, primitive) for (primitive,) in COMPRESSED.series}
 _TREES = {
     (picture, sampled): (
         first_cell(TREE_NODES, "image" if picture else "text", "sampled" if sampled else "greedy"),
@@ -78,6 +80,11 @@ class Metrics:
         """Seconds since the start by activity, as `Tally` has them."""
         for activity, cell in _SECONDS.items():
             self._cells[cell] = seconds[activity]
+
+    def compressed(self, pictures: Mapping[str, int]) -> None:
+        """Pictures compressed since the start by primitive, as `Tally` has them."""
+        for primitive, count in pictures.items():
+            self._cells[_COMPRESSED[primitive]] = count
 
     def switched_off(self) -> None:
         """The drafter failed and is switched off."""

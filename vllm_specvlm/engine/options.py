@@ -22,7 +22,7 @@ class SpecVLMOptions:
     """
 
     model: str | None = None
-    """Directory or name of the draft VLM; without it the model-free lookup drafter is used."""
+    """Directory or name of the draft VLM or feature head; without it the model-free lookup drafter is used."""
     num_speculative_tokens: int = 16
     """Node budget of one request's tree, 1 to 127: how many drafted tokens the target checks in one step, at most."""
     tree: str = "dynamic"
@@ -42,6 +42,8 @@ class SpecVLMOptions:
     """Allow a draft that cannot see: the pictures are then holes in its context."""
     vision_cache_mib: int = 256
     """Bound on the draft's cache of encoded pictures, and again on that of pixels not encoded yet, MiB."""
+    feature_cache_mib: int = 512
+    """Bound on the target's features that a feature head has not been fed with yet, MiB."""
     lookup_min_match: int = 2
     """Shortest suffix the lookup drafter matches, tokens."""
     lookup_max_match: int = 16
@@ -58,6 +60,7 @@ class SpecVLMOptions:
         for name in ("num_speculative_tokens", "width", "top_k", "lookup_min_match", "lookup_max_match"):
             _require_int(name, getattr(self, name), 1, MAX_NODES)
         _require_int("vision_cache_mib", self.vision_cache_mib, 0, 1 << 20)
+        _require_int("feature_cache_mib", self.feature_cache_mib, 0, 1 << 20)
         _require_int("lookup_shared_tokens", self.lookup_shared_tokens, 0, 1 << 24)
         if 0 < self.lookup_shared_tokens <= self.lookup_min_match:
             raise ValueError(

@@ -13,6 +13,7 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from vllm_specvlm.engine import attention_cpu
 from vllm_specvlm.engine.dense_store import DenseStore
+from vllm_specvlm.engine.feature_network import feature_layers_trouble
 from vllm_specvlm.engine.speculator import Speculator
 from vllm_specvlm.engine.tree_sampler import TreeSampler
 from vllm_specvlm.engine.verification import Verification
@@ -40,11 +41,18 @@ class TreeModelRunner(CPUModelRunner):
         self._trees: dict[str, TokenTree] = {}
         self._verification: Verification | None = None
         self._sampled: list[list[int]] | None = None
+        self._kept_rows: dict[int, np.ndarray] = {}
         self.drafter.bind(self)
 
     def load_model(self, load_dummy_weights: bool = False) -> None:
         """Load target and draft, then give their attention layers the tree implementation."""
         super().load_model(load_dummy_weights)
+        if self.drafter.feature_layers:
+            trouble = feature_layers_trouble(self.model, self.drafter.feature_layers)
+            if trouble is not None:
+                raise ValueError(trouble)
+            self.model.set_aux_hidden_state_layers(self.drafter.feature_layers)
+            self.use_aux_hidden_state_outputs = True
         attention_cpu.adopt(self.compilation_config.static_forward_context.items())
 
     def initialize_kv_cache(self, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
@@ -131,6 +139,7 @@ class TreeModelRunner(CPUModelRunner):
                 # Our draws need no generator, and vLLM's clean-up after a seeded prompt chunk fails on CPU generators.
                 self.input_batch.generators.pop(request, None)
         self.drafter.observe_step(verification is not None)
+        self._kept_rows = {}
         if verification is None and (metadata.all_greedy or not any(ours)):
             return super()._sample(logits, None)
 
@@ -138,6 +147,7 @@ class TreeModelRunner(CPUModelRunner):
         if verification is not None:
             with self.drafter.tally.clock("verify"):
                 self._commit(verification.commit_slots(accepted))
+                self._kept_rows = verification.kept_rows(accepted)
                 self.drafter.observe_accepted(verification.places, accepted)
         return output
 
@@ -158,11 +168,36 @@ class TreeModelRunner(CPUModelRunner):
         return True
 
     def propose_draft_token_ids(
-        self, scheduler_output: SchedulerOutput, sampled_token_ids: list[list[int]], *args: Any, **kwargs: Any
+        self,
+        scheduler_output: SchedulerOutput,
+        sampled_token_ids: list[list[int]],
+        sampling_metadata: Any,
+        hidden_states: torch.Tensor,
+        sample_hidden_states: torch.Tensor,
+        aux_hidden_states: list[torch.Tensor] | None,
+        *args: Any,
+        **kwargs: Any,
     ) -> list[list[int]]:
-        """Only note what was sampled; drafting waits until the step's output is on its way to the user."""
+        """Only note what was sampled and computed; drafting waits until the step's output is on its way to the user."""
         self._sampled = sampled_token_ids
+        if self.drafter.feature_layers is not None:
+            features = torch.cat(aux_hidden_states, dim=-1) if aux_hidden_states else hidden_states
+            self.drafter.keep_features(self._confirmed_rows(), features, self.encoder_cache)
         return [[] for _ in sampled_token_ids]
+
+    def _confirmed_rows(self) -> dict[str, tuple[int, np.ndarray]]:
+        """Per request the first position of this step, and the batch rows of its confirmed positions from there on."""
+        starts = self.query_start_loc.np
+        computed = self.input_batch.num_computed_tokens_cpu
+        return {
+            request_id: (
+                int(computed[i]),
+                np.append(np.arange(starts[i], self._kept_rows[i][0]), self._kept_rows[i])
+                if i in self._kept_rows
+                else np.arange(starts[i], starts[i + 1]),
+            )
+            for i, request_id in enumerate(self.input_batch.req_ids)
+        }
 
     @torch.inference_mode()
     def take_draft_token_ids(self) -> DraftTokenIds | None:

@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from vllm.config import VllmConfig
 
 from vllm_specvlm.draft.drafter import Drafter
-from vllm_specvlm.draft.lookup import LookupDrafter
 from vllm_specvlm.engine import exporter
 from vllm_specvlm.engine.batch import Batch
-from vllm_specvlm.engine.draft_vlm import DraftVLM
+from vllm_specvlm.engine.drafters import ModelDrafter, drafter_for
+from vllm_specvlm.engine.feature_drafter import FeatureDrafter
 from vllm_specvlm.engine.log import logger_for
 from vllm_specvlm.engine.metrics import Metrics
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
@@ -64,19 +66,8 @@ class Speculator:
         self._config = vllm_config
         self.metrics = Metrics()
         self._logprobs_mode: str = vllm_config.model_config.logprobs_mode
-        self._vlm: DraftVLM | None = None
-        self._drafter: Drafter | None
-        if self.options.model is None:
-            self._drafter = LookupDrafter(
-                min_match=self.options.lookup_min_match,
-                max_match=self.options.lookup_max_match,
-                shared_tokens=self.options.lookup_shared_tokens,
-                barrier_tokens=_placeholder_ids(vllm_config),
-                vocabulary=vllm_config.model_config.get_vocab_size(),
-            )
-        else:
-            self._vlm = DraftVLM(vllm_config, self.options, self.tally)
-            self._drafter = self._vlm
+        self._drafter: Drafter | None = drafter_for(vllm_config, self.options, self.tally)
+        self._model = self._drafter if isinstance(self._drafter, ModelDrafter) else None
         self._failure: Exception | None = None
         self._known: dict[str, int] = {}
         self._plain: dict[str, bool] = {}
@@ -87,8 +78,8 @@ class Speculator:
 
     def load_model(self, target_model: object) -> None:
         """Load the draft's weights, if there is a draft model."""
-        if self._vlm is not None:
-            self._vlm.load()
+        if self._model is not None:
+            self._model.load(target_model)
 
     def bind(self, runner: Batch) -> None:
         """Tell the runner whose batch is drafted for."""
@@ -96,18 +87,18 @@ class Speculator:
         self._peers = Peers()
         if self._peers.first:
             self.metrics = exporter.metrics()
-        if self._vlm is not None:
-            self._vlm.bind(runner, self._peers)
+        if self._model is not None:
+            self._model.bind(runner, self._peers)
 
     def cache_allocated(self) -> None:
         """vLLM's KV cache exists."""
-        if self._vlm is not None:
-            self._vlm.cache_allocated()
+        if self._model is not None:
+            self._model.cache_allocated()
 
     def warm_up(self) -> None:
         """Compile the draft before the first request pays for it."""
-        if self._vlm is not None:
-            self._vlm.warm_up()
+        if self._model is not None:
+            self._model.warm_up()
 
     def start_planning(self, target: Callable[[int], object], most_rows: int) -> None:
         """Measure what passes cost, and plan from now on; `target` is a pass of the target over so many rows."""
@@ -199,9 +190,26 @@ class Speculator:
                 self._planned.forget(request_id)
             if self._known.pop(request_id, None) is not None:
                 self._watch(lambda drafter: drafter.finish(request_id))  # noqa: B023 - called at once
-        vlm = self._vlm
-        if vlm is not None:
-            self._watch(lambda _: vlm.observe_schedule(scheduled))
+        model = self._model
+        if model is not None:
+            self._watch(lambda _: model.observe_schedule(scheduled))
+
+    @property
+    def feature_layers(self) -> tuple[int, ...] | None:
+        """The target's layers whose inputs are the features to be kept, () for what leaves its last; None: keep none."""
+        return self._model.head_config.feature_layers if isinstance(self._model, FeatureDrafter) else None
+
+    def keep_features(
+        self,
+        confirmed: Mapping[str, tuple[int, np.ndarray]],
+        features: torch.Tensor,
+        encoded: Mapping[str, torch.Tensor],
+    ) -> None:
+        """After a step of the target, for a feature head: see `FeatureDrafter`."""
+        head = self._model
+        if isinstance(head, FeatureDrafter):
+            self._watch(lambda _: head.keep_features(confirmed, features))
+            self._watch(lambda _: head.keep_pictures(encoded))
 
     def observe_step(self, has_trees: bool) -> None:
         """Every step: keep the tally."""
@@ -248,6 +256,7 @@ class Speculator:
                 self._peers.tell_failure()
                 self._switch_off()
         self.metrics.spent(self.tally.seconds)
+        self.metrics.compressed(self.tally.compressions)
         return codes
 
     def _draft(self, sampled: Sequence[bool], code: FlatCode) -> dict[str, list[int]]:
@@ -327,7 +336,7 @@ class Speculator:
         planner = planned.planner
         planner.overhead = self._clock.overhead
         planner.spent(step)
-        if self._vlm is None:
+        if self._model is None:
             # The lookup drafter reads as answers are written, and learns from those that it did not draft for.
             for growable in batch:
                 self._tell(drafter, growable.request_id)
@@ -375,11 +384,4 @@ class Speculator:
         logger.exception("The drafter failed and is switched off; requests go on without speculation.")
         self.tally.drafter_failures += 1
         self.metrics.switched_off()
-        self._drafter = self._vlm = self._failure = None
-
-
-def _placeholder_ids(vllm_config: VllmConfig) -> set[int]:
-    """Token ids that stand for pictures and videos: a long run of them is no text to draw on."""
-    config = vllm_config.model_config.hf_config
-    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-    return {token for name in names if isinstance(token := getattr(config, name, None), int)}
+        self._drafter = self._model = self._failure = None

@@ -27,6 +27,8 @@ class Tally:
     """Nodes on accepted paths; acceptance length with the bonus token is `1 + accepted / trees`."""
     levels: int = 0
     drafter_failures: int = 0
+    compressions: dict[str, int] = field(default_factory=dict)
+    """Pictures compressed for a feature head, by the primitive its gate chose (or its only one)."""
     plans: dict[str, int] = field(default_factory=lambda: {"plain": 0, "trees": 0, "probe": 0})
     """The planner's decisions by `schedule.planner.Mode`."""
     seconds: dict[str, float] = field(default_factory=lambda: {"verify": 0.0, "draft": 0.0, "draft_model": 0.0})

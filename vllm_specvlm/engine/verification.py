@@ -117,6 +117,13 @@ class Verification:
                 accepted[place.request] = Accepted((), (row_tokens[first],))
         return accepted
 
+    def kept_rows(self, accepted: Mapping[int, Accepted]) -> dict[int, np.ndarray]:
+        """Per request with a tree the batch rows (int64) of its root and of the accepted nodes, in their order."""
+        return {
+            place.request: place.root_row + np.asarray([0, *(node + 1 for node in accepted[place.request].path)])
+            for place in self.places
+        }
+
     def commit_slots(self, accepted: Mapping[int, Accepted]) -> list[torch.Tensor]:
         """Per KV cache group, int64 [dense rows]: the slot each dense row is written to, -1 where it is rejected.
 

@@ -1,0 +1,338 @@
+"""Feature heads: the answers stay the target's own, and the head computes in the engine what it computes in one go.
+
+The second is the harder test: the head's K/V live in vLLM's blocks, are fed late, in chunks, after preemption, and are
+shared by prefix. Whatever the way, what it proposes must be what a plain pass over the whole text proposes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from vllm import LLM, SamplingParams
+from vllm.sampling_params import StructuredOutputsParams
+
+from tests.exactness.engines import SCENARIOS, Scenario, answers, engine, runner, tally, target_of, tokens
+from tests.exactness.test_identity import plain, play
+from tests.tiny.heads import build_head
+from tests.tiny.prompts import prompts
+from vllm_specvlm.compress.compressor import CompressorConfig
+from vllm_specvlm.draft.feature_head import FeatureHead
+from vllm_specvlm.engine.feature_drafter import FeatureDrafter
+
+FAMILIES = ("llava", "qwen2_5_vl")
+COMPRESSORS = {
+    "select": CompressorConfig(),
+    "pool": CompressorConfig(kind="pool", ratio=4),
+    "prune": CompressorConfig(kind="prune", ratio=4),
+    "conv": CompressorConfig(kind="conv", ratio=3),
+    "resampler": CompressorConfig(kind="resampler", queries=2),
+    "global": CompressorConfig(kind="global"),
+    "weight": CompressorConfig(kind="weight"),
+    "concat": CompressorConfig(kind="concat"),
+    "none": CompressorConfig(kind="none"),
+}
+POOL = COMPRESSORS["pool"]
+
+
+def with_head(family: str, compressor: CompressorConfig, scenario: Scenario, **more: Any) -> LLM:
+    network = {key: more.pop(key) for key in ("fusion", "feature_layers", "vocabulary") if key in more}
+    head = build_head(family, compressor, **network)
+    return engine(target_of(family), {"model": str(head), "num_speculative_tokens": 12, **more}, **scenario.options)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the head said in one pass about one request: after which text, and after which drafted tokens."""
+
+    text: tuple[int, ...]
+    drafted: tuple[int, ...]
+    visible: np.ndarray
+    pictures: tuple[tuple[int, int, torch.Tensor, torch.Tensor | None], ...]
+    """Start and stop of placeholders, compressed tokens, global vector."""
+    logits: torch.Tensor
+
+
+class Recorder:
+    """Listens to a drafter that grows chains."""
+
+    def __init__(self, drafter: FeatureDrafter) -> None:
+        self.drafter = drafter
+        self.seen: list[Seen] = []
+        self.features: dict[tuple[int, ...], torch.Tensor] = {}
+        self._texts: dict[str, torch.Tensor] = {}
+
+    def logits(self, state: torch.Tensor, frontier: Any, taken: np.ndarray, logits: torch.Tensor) -> None:
+        drafter = self.drafter
+        for row, said in zip(taken, logits, strict=True):
+            tree = drafter._trees[int(frontier.request[row])]
+            batch = drafter._runner.input_batch
+            text = tuple(batch.token_ids_cpu[tree.row, : tree.root + 1].tolist())
+            request = batch.req_ids[tree.row]
+            path = self._paths.setdefault((request, len(text)), [])
+            if int(frontier.depth[row]):
+                path.append(int(frontier.token[row]))
+            context = drafter._contexts[request]
+            pictures = tuple(
+                (s.start, s.stop, c.tokens, c.global_vector)
+                for s in context.pictures
+                if (c := context.compressed.get(s.start)) is not None
+            )
+            self.seen.append(Seen(text, tuple(path), context.visible[: tree.root].copy(), pictures, said.clone()))
+
+    _paths: dict[tuple[str, int], list[int]]
+
+
+@contextmanager
+def recorded(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    drafter = runner(llm).drafter._model
+    assert isinstance(drafter, FeatureDrafter)
+    recorder = Recorder(drafter)
+    recorder._paths = {}
+    now: list[Any] = []
+    with monkeypatch.context() as patch:
+        for name in ("_roots", "_level"):
+            stock = getattr(drafter, name)
+
+            def listening(frontier: Any, stock: Any = stock) -> np.ndarray:
+                taken: np.ndarray = stock(frontier)
+                now[:] = [frontier, taken]
+                return taken
+
+            patch.setattr(drafter, name, listening)
+        logits = drafter._network.logits
+
+        def heard(state: torch.Tensor) -> torch.Tensor:
+            found = logits(state)
+            recorder.logits(state, *now, found)
+            return found
+
+        patch.setattr(drafter._network, "logits", heard)
+        yield recorder
+
+
+class Reference:
+    """The head over a whole text at once, on features of transformers' target."""
+
+    def __init__(self, family: str, head: FeatureHead) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        folder = target_of(family)
+        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        self.processor = AutoProcessor.from_pretrained(folder)
+        self.family = family
+        self.head = head
+
+    def features(self, text: tuple[int, ...], images: tuple[Any, ...]) -> torch.Tensor:
+        """float32 [tokens, features] of the target, placeholders in `text` expanded already."""
+        inputs: dict[str, Any] = {"input_ids": torch.tensor([text]), "attention_mask": torch.ones(1, len(text)).long()}
+        if images:
+            inputs |= dict(self.processor.image_processor(images=list(images), return_tensors="pt"))
+            image_token = self.model.config.image_token_id
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == image_token).int()
+        if self.family == "llava":
+            inputs.pop("mm_token_type_ids", None)
+        with torch.inference_mode():
+            output = self.model.model(**inputs, output_hidden_states=True)
+        layers = self.head.config.feature_layers
+        if layers:
+            return torch.cat([output.hidden_states[layer][0] for layer in layers], dim=-1)
+        found: torch.Tensor = output.last_hidden_state[0]
+        return found
+
+    def logits(self, seen: Seen, features: torch.Tensor) -> torch.Tensor:
+        """What the head says after `seen.text` and `seen.drafted`."""
+        head, root = self.head, len(seen.text) - 1
+        table = self.model.get_input_embeddings()
+        pictured = torch.zeros(root + 1, dtype=torch.bool)
+        for start, stop, _, _ in seen.pictures:
+            pictured[start:stop] = True
+        ids = torch.tensor(seen.text)
+        with torch.inference_mode():
+            embeddings = table(ids).masked_fill(pictured[:, None], 0.0)[1:]
+            is_visual = torch.zeros(root, dtype=torch.bool)
+            extra = torch.zeros(head.config.hidden_size)
+            for start, stop, visual, vector in seen.pictures:
+                is_visual[start : start + len(visual)] = True
+                if vector is not None:
+                    embeddings[stop:] += vector - extra
+                    extra = vector
+            kept = torch.from_numpy(seen.visible)
+            visual = torch.cat([each[2] for each in seen.pictures]) if seen.pictures else None
+            state = head.state(features[:root])
+            cache: list[tuple[torch.Tensor, torch.Tensor]] = []
+            hidden = head(
+                state.masked_fill(pictured[:root, None], 0.0),
+                embeddings.masked_fill(pictured[:root, None], 0.0),
+                torch.arange(root),
+                lambda q, k, v: _attend(q, k, v, kept, cache),
+                visual,
+                is_visual,
+            )[-1:]
+            for depth, token in enumerate(seen.drafted):
+                hidden = head(
+                    hidden,
+                    table(torch.tensor([token])) + extra,
+                    torch.tensor([root + depth]),
+                    lambda q, k, v: _attend(q, k, v, kept, cache),
+                )
+            return head.logits(hidden[0]) if head.config.vocabulary is not None else self.model.lm_head(hidden[0])
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kept: torch.Tensor,
+    cache: list[tuple[torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
+    """[n, heads, size]: causal over everything so far, holes left out."""
+    cache.append((k, v))
+    keys, values = (torch.cat(parts).transpose(0, 1) for parts in zip(*cache, strict=True))
+    total, new = keys.shape[1], q.shape[0]
+    seen = torch.cat((kept, torch.ones(total - len(kept), dtype=torch.bool)))
+    mask = torch.ones(new, total, dtype=torch.bool).tril(total - new) & seen
+    mask |= torch.eye(total, dtype=torch.bool)[total - new :]
+    mixed = F.scaled_dot_product_attention(q.transpose(0, 1)[None], keys[None], values[None], mask, enable_gqa=True)
+    return mixed[0].transpose(0, 1)
+
+
+def check(recorder: Recorder, family: str, images: dict[tuple[int, ...], tuple[Any, ...]], most: int = 60) -> int:
+    """Compare what was heard with a plain pass; how many were compared."""
+    reference = Reference(family, recorder.drafter._network.head)
+    chosen = recorder.seen[:: max(1, len(recorder.seen) // most)]
+    for seen in chosen:
+        of = next(value for start, value in images.items() if seen.text[: len(start)] == start)
+        expected = reference.logits(seen, reference.features(seen.text, of))
+        torch.testing.assert_close(seen.logits[: len(expected)], expected[: len(seen.logits)], atol=2e-3, rtol=1e-3)
+    return len(chosen)
+
+
+def images_by_prompt(llm: LLM, family: str, params: SamplingParams) -> dict[tuple[int, ...], tuple[Any, ...]]:
+    """Pictures by expanded prompt ids."""
+    batch = prompts(family)
+    outputs = answers(llm, batch, SamplingParams(temperature=0.0, max_tokens=1))
+    return {tuple(o.prompt_token_ids or ()): p.images for o, p in zip(outputs, batch, strict=True)}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_identity(family: str, scenario: Scenario) -> None:
+    llm = with_head(family, COMPRESSORS["select"], scenario)
+    before = tally(llm)
+    assert play(llm, scenario, family) == plain(family, scenario)
+    after = tally(llm)
+    assert after["drafter_failures"] == 0
+    assert after["accepted"] - before["accepted"] > 20, "no drafts were accepted"
+
+
+@pytest.mark.parametrize("kind", COMPRESSORS)
+def test_identity_with_every_compressor(kind: str) -> None:
+    scenario = SCENARIOS[1]
+    llm = with_head("llava", COMPRESSORS[kind], scenario)
+    assert play(llm, scenario, "llava") == plain("llava", scenario)
+    counted = tally(llm)
+    assert counted["drafter_failures"] == 0 and counted["accepted"] > 20
+    assert sum(counted["compressions"].values()) > 0
+
+
+@pytest.mark.parametrize("scenario", [SCENARIOS[0], SCENARIOS[1], SCENARIOS[2]], ids=lambda s: s.name)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_engine_and_plain_pass_agree(family: str, scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = with_head(family, POOL, scenario, tree="chain", num_speculative_tokens=4)
+    images = images_by_prompt(engine(target_of(family)), family, scenario.params())
+    with recorded(llm, monkeypatch) as recorder:
+        play(llm, scenario, family)
+    assert tally(llm)["drafter_failures"] == 0
+    assert check(recorder, family, images) > 40
+    assert {len(seen.drafted) for seen in recorder.seen} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"fusion": "wide", "feature_layers": (0, 1, 2)},
+        {"fusion": "linear", "feature_layers": (1, 2)},
+        {"vocabulary": None},
+        {"compressor": "none"},
+        {"compressor": "global"},
+        {"compressor": "select"},
+        {"compressor": "text"},
+    ],
+    ids=str,
+)
+def test_other_networks(network: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario, more = SCENARIOS[1], dict(network)
+    compressor = CompressorConfig(kind=more.pop("compressor", "pool"))
+    if compressor.kind == "text":
+        more["text_only_draft"] = True
+    llm = with_head("llava", compressor, scenario, tree="chain", num_speculative_tokens=4, **more)
+    images = images_by_prompt(engine(target_of("llava")), "llava", scenario.params())
+    with recorded(llm, monkeypatch) as recorder:
+        assert play(llm, scenario, "llava") == plain("llava", scenario)
+    assert tally(llm)["drafter_failures"] == 0
+    if compressor.kind != "text":  # a blind head's reference would need its holes as pictures
+        assert check(recorder, "llava", images) > 40
+
+
+def test_control_wrong_features_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features shifted by one position: the answers stay, the comparison fails."""
+    scenario = SCENARIOS[0]
+    llm = with_head("llava", POOL, scenario, tree="chain", num_speculative_tokens=4)
+    images = images_by_prompt(engine(target_of("llava")), "llava", scenario.params())
+    drafter = runner(llm).drafter._model
+    assert isinstance(drafter, FeatureDrafter)
+    keep = drafter.keep_features
+    monkeypatch.setattr(drafter, "keep_features", lambda confirmed, hidden: keep(confirmed, hidden.roll(1, 0)))
+    with recorded(llm, monkeypatch) as recorder:
+        assert play(llm, scenario, "llava") == plain("llava", scenario)
+    with pytest.raises(AssertionError):
+        check(recorder, "llava", images)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_turns_with_speculation_off_in_between(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turn 2 wants a grammar and is decoded plainly; in turn 3 its features are gone, save those just computed."""
+    scenario = SCENARIOS[0]
+    llm = with_head(family, POOL, scenario)
+
+    def turns(llm: LLM) -> list[Any]:
+        asked, said = prompts(family)[:4], []
+        for turn in range(3):
+            grammar = StructuredOutputsParams(regex="[a-z ]{40,60}") if turn == 1 else None
+            outputs = answers(
+                llm, asked, SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, structured_outputs=grammar)
+            )
+            said.append(tokens(outputs))
+            asked = [p.follow_up(o.outputs[0].text, "go on") for p, o in zip(asked, outputs, strict=True)]
+        return said
+
+    before = tally(llm)
+    assert turns(llm) == turns(engine(target_of(family)))
+    after = tally(llm)
+    assert after["drafter_failures"] == 0 and after["accepted"] > before["accepted"]
+
+
+def test_features_are_dropped_at_their_bound() -> None:
+    """No room for features: no drafts, the answers stay."""
+    scenario = SCENARIOS[0]
+    llm = with_head("llava", POOL, scenario, feature_cache_mib=0)
+    assert play(llm, scenario, "llava") == plain("llava", scenario)
+    counted = tally(llm)
+    assert counted["trees"] == 0 and counted["drafter_failures"] == 0
+
+
+def test_sampled_requests_are_plain_vllms_own_with_any_tree() -> None:
+    """The text is a function of the seed and the target's law, whatever the head proposes."""
+    params = SamplingParams(temperature=1.0, max_tokens=40, ignore_eos=True, seed=5)
+    scenario = SCENARIOS[0]
+    trees = with_head("llava", POOL, scenario)
+    chain = with_head("llava", COMPRESSORS["none"], scenario, tree="chain", num_speculative_tokens=3)
+    said = [tokens(answers(llm, prompts("llava"), params)) for llm in (trees, chain)]
+    assert said[0] == said[1]

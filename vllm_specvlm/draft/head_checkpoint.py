@@ -1,0 +1,129 @@
+"""A feature head on disk: a folder with `config.json`, `model.safetensors` and `provenance.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vllm_specvlm.draft.feature_head import FeatureHead
+from vllm_specvlm.draft.head_config import MODEL_TYPE, HeadConfig, TargetId, as_json, from_json
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+PROVENANCE = "provenance.json"
+
+
+def is_head(folder: str | Path) -> bool:
+    """Whether there is a feature head at `folder`, sound or not."""
+    try:
+        given = json.loads((Path(folder).expanduser() / CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(given, dict) and given.get("model_type") == MODEL_TYPE
+
+
+def read_config(folder: str | Path) -> tuple[HeadConfig, TargetId]:
+    """What the head in `folder` is made of and made for.
+
+    Raises:
+        ValueError: there is none, or its configuration cannot be read, in one sentence.
+    """
+    path = Path(folder).expanduser() / CONFIG
+    try:
+        given = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"There is no feature head at '{folder}' ({error.strerror}); give its folder.") from error
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not JSON ({error}); restore the file.") from error
+    try:
+        return from_json(given)
+    except ValueError as error:
+        raise ValueError(f"The feature head '{folder}' cannot be used: {error}") from error
+
+
+def load(folder: str | Path) -> tuple[FeatureHead, TargetId]:
+    """The head in `folder`, float32 or as stored, on the CPU.
+
+    Raises:
+        ValueError: as `read_config`; or its weights are truncated, or not those of its configuration.
+    """
+    config, target = read_config(folder)
+    path = Path(folder).expanduser() / WEIGHTS
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"The weights '{path}' cannot be read ({error}); copy the checkpoint again.") from error
+    head = FeatureHead(config)
+    expected = head.state_dict()
+    wrong = sorted(
+        {name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape}
+        | (expected.keys() ^ tensors.keys())
+    )
+    if wrong:
+        raise ValueError(
+            f"The weights '{path}' do not fit their config.json: '{wrong[0]}' is missing, too many or of another shape "
+            f"({len(wrong)} such); copy the checkpoint again."
+        )
+    head.load_state_dict(tensors, assign=True)
+    return head, target
+
+
+def save(folder: str | Path, head: FeatureHead, target: TargetId, provenance: Mapping[str, Any]) -> None:
+    """Write the checkpoint; a kill at any moment leaves the old one whole, or the new one.
+
+    Args:
+        folder: replaced if it is there.
+        head: saved in its own dtypes.
+        target: the target it was made for.
+        provenance: how it came about; plain JSON values.
+    """
+    folder = Path(folder).expanduser().absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
+        save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+        (fresh / CONFIG).write_text(json.dumps(as_json(head.config, target), indent=2) + "\n")
+        (fresh / PROVENANCE).write_text(json.dumps(dict(provenance), indent=2) + "\n")
+        fresh.chmod(0o755)
+        _sync(fresh)
+        _exchange(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """The files are on the disk, not only on their way there."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _exchange(fresh: Path, folder: Path) -> None:
+    """Put `fresh` in the place of `folder`; `read_config` never sees less than one of them for longer than a rename."""
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(folder: str | Path) -> None:
+    """Finish an exchange that a kill cut in two: call before resuming from `folder`."""
+    folder = Path(folder).expanduser().absolute()
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+
+

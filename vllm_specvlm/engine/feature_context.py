@@ -1,0 +1,83 @@
+"""What a feature head has seen of one request, and what it can be fed next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from vllm_specvlm.compress.compressor import Compressed
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A picture's placeholders in a request: positions [start, stop)."""
+
+    identifier: str
+    start: int
+    stop: int
+
+
+@dataclass(slots=True)
+class FeatureContext:
+    """One request's slots. Slot `p` joins the feature at `p` with token `p + 1` (see `draft.feature_head`)."""
+
+    pictures: Sequence[Span]
+    visible: np.ndarray
+    """bool [max_model_len]: slots whose K/V the head can trust."""
+    upto: int = 0
+    """Slots below this are visible, or holes for good."""
+    compressed: dict[int, Compressed] = field(default_factory=dict)
+    """Compressed pictures by the start of their placeholders."""
+
+    def in_picture(self, positions: np.ndarray) -> np.ndarray:
+        """bool: which positions are placeholders."""
+        inside = np.zeros(len(positions), dtype=bool)
+        for span in self.pictures:
+            inside |= (positions >= span.start) & (positions < span.stop)
+        return inside
+
+    def spans(self, stop: int) -> list[tuple[int, int]]:
+        """Stretches of visible slots below `stop`, ascending."""
+        edges = np.flatnonzero(np.diff(self.visible[:stop], prepend=False, append=False))
+        return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
+
+    def missing(
+        self, root: int, features: tuple[int, int], compress: Callable[[Span], Compressed | None]
+    ) -> np.ndarray:
+        """int64, ascending: slots below `root` that are not visible and whose inputs exist.
+
+        Args:
+            root: position of the last confirmed token.
+            features: the stretch of positions whose features are kept.
+            compress: called for pictures with missing slots; None for one that is gone.
+        """
+        slots = self.upto + np.flatnonzero(~self.visible[self.upto : root])
+        first, stop = features
+        fed = [slots[(slots >= first) & (slots < stop) & ~self.in_picture(slots)]]
+        for span in self.pictures:
+            mine = slots[(slots >= span.start) & (slots < span.stop)]
+            if not len(mine):
+                continue
+            if span.start not in self.compressed:
+                found = compress(span)
+                if found is None:
+                    continue
+                self.compressed[span.start] = found
+            fed.append(mine[mine < span.start + len(self.compressed[span.start].tokens)])
+        return np.sort(np.concatenate(fed))
+
+    def global_vectors(self, slots: np.ndarray) -> tuple[np.ndarray, torch.Tensor] | None:
+        """The slots (bool) that a picture's global vector is added to, and for each the latest picture's [n, hidden]."""
+        known = [
+            (span.stop, vector)
+            for span in self.pictures
+            if (found := self.compressed.get(span.start)) is not None and (vector := found.global_vector) is not None
+        ]
+        if not known:
+            return None
+        latest = np.searchsorted([stop for stop, _ in known], slots, side="right") - 1
+        after = (latest >= 0) & ~self.in_picture(slots)
+        return after, torch.stack([vector for _, vector in known])[torch.from_numpy(latest[after])]

@@ -1,0 +1,373 @@
+"""A head on the target's own features as drafter (EAGLE; SpecVLM): one layer, seeing pictures in few visual tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from vllm.config import VllmConfig
+
+from vllm_specvlm.compress.compressor import Compressed
+from vllm_specvlm.draft.drafter import Opening
+from vllm_specvlm.draft.head_checkpoint import read_config
+from vllm_specvlm.engine.batch import Batch
+from vllm_specvlm.engine.draft_cache import DraftCache
+from vllm_specvlm.engine.draft_choice import DraftChoice, Place
+from vllm_specvlm.engine.feature_context import FeatureContext, Span
+from vllm_specvlm.engine.feature_feed import FeatureFeed
+from vllm_specvlm.engine.feature_network import FeatureNetwork
+from vllm_specvlm.engine.feature_store import FeatureStore
+from vllm_specvlm.engine.growing_trees import GrowingTrees
+from vllm_specvlm.engine.options import SpecVLMOptions
+from vllm_specvlm.engine.peers import Peers
+from vllm_specvlm.engine.tally import Tally
+from vllm_specvlm.engine.target_pictures import TargetPictures
+from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
+from vllm_specvlm.tree.grow import Frontier, LevelProposal
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+_ANY = -1
+
+
+class FeatureDrafter:
+    """Drafts with a feature head (`draft.feature_head`), whose K/V lie in the target's block tables.
+
+    `keep_features` notes the target's features as they are computed. `open` feeds the slots that are missing, whose last
+    one gives the tree's first level; `propose_level` runs one pass per level, the head's own output in place of
+    features. As with a draft VLM nothing is fed while a prompt is being computed.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, options: SpecVLMOptions, tally: Tally) -> None:
+        """Read the head's configuration; weights come with `load`."""
+        assert options.model is not None
+        self._config = vllm_config
+        self._options = options
+        self._folder = options.model
+        self._tally = tally
+        self._depth = options.shape().depth
+        self._trees = GrowingTrees(options.shape(), dense_root=False)
+        self.head_config, _ = read_config(options.model)
+        self._contexts: dict[str, FeatureContext] = {}
+        self._features = FeatureStore(options.feature_cache_mib << 20)
+        self._pictures = TargetPictures(options.vision_cache_mib << 20, self.head_config.hidden_size)
+        self._states: torch.Tensor | None = None
+        self._state_of = np.empty(0, dtype=np.int64)
+
+    def load(self, target: Any) -> None:
+        """Load the head's weights; `target` is vLLM's loaded model."""
+        self._network = FeatureNetwork(self._config, self._folder, target)
+
+    def bind(self, runner: Batch, peers: Peers) -> None:
+        """The runner whose batch, block tables and features are used, and the other ranks."""
+        self._runner = runner
+        self._peers = peers
+        self._device = runner.device
+
+    def cache_allocated(self) -> None:
+        """The KV cache exists: make the validity marks of its blocks."""
+        self._choice = DraftChoice(self._runner, self._network.vocabulary)
+        self._cache = DraftCache(self._runner, self._network.layers)
+        # The last slot of a block depends on the first token of the next one, by which vLLM does not share blocks.
+        self._next_token = np.full(self._runner.kv_cache_config.num_blocks, _ANY, dtype=np.int64)
+
+    def warm_up(self) -> None:
+        """Nothing is compiled."""
+
+    def begin(self, request_id: str, tokens: Sequence[int]) -> None:
+        """Nothing to note: tokens are read from vLLM's batch when they are fed."""
+
+    def advance(self, request_id: str, tokens: Sequence[int]) -> None:
+        """As `begin`."""
+
+    def keep_features(self, confirmed: Mapping[str, tuple[int, np.ndarray]], hidden: torch.Tensor) -> None:
+        """After a step of the target.
+
+        Args:
+            confirmed: per request the first position it computed, and the batch rows of the confirmed positions from
+                there on.
+            hidden: [batch rows, features].
+        """
+        for request_id, (first, rows) in confirmed.items():
+            self._features.keep(request_id, first, hidden[torch.from_numpy(rows).to(hidden.device)])
+
+    def keep_pictures(self, encoded: Mapping[str, torch.Tensor]) -> None:
+        """After a step of the target: its encoder's cache."""
+        if self._network.head.sees:
+            self._pictures.keep(encoded)
+
+    def backlog(self, request_id: str) -> int | None:
+        """Slots before the root's that can be fed; None where the head cannot draft."""
+        row = self._runner.input_batch.req_id_to_index[request_id]
+        root = int(self._runner.input_batch.num_tokens_no_spec[row]) - 1
+        if self._beyond(root):
+            return None
+        missing = self._missing(request_id, row, root)
+        return len(missing) - 1 if len(missing) and missing[-1] == root - 1 else None
+
+    def _beyond(self, root: int) -> bool:
+        most = min(self.head_config.max_position_embeddings, self._config.model_config.max_model_len)
+        return root < 1 or root + self._depth >= most
+
+    def rehearse(self, rows: int, scored: int) -> None:
+        """A pass without attention, and the likeliest tokens of some rows."""
+        tokens = torch.zeros(rows, dtype=torch.int32, device=self._device)
+        embedded = self._network.embed(tokens)
+        hidden = self._network.forward(embedded, embedded, tokens.long(), None, None, None)
+        self._network.logits(hidden[:scored]).topk(1)
+
+    def finish(self, request_id: str) -> None:
+        """Nothing is kept only for requests that were drafted for: see `observe_schedule`."""
+
+    def observe_schedule(self, scheduled: SchedulerOutput) -> None:
+        """Forget what is over; clear the marks of blocks handed out afresh."""
+        anew = [request.req_id for request in scheduled.scheduled_new_reqs]
+        for request_id in (*scheduled.finished_req_ids, *anew, *scheduled.scheduled_cached_reqs.resumed_req_ids):
+            self._contexts.pop(request_id, None)
+            self._features.forget(request_id)
+        self._cache.observe_schedule(scheduled)
+
+    def open(self, request_ids: Sequence[str]) -> Opening:
+        """Feed what is missing; the requests that have then caught up have a root."""
+        self._choice.learn()
+        self._trees.clear(len(request_ids))
+        self._states = None
+        room = self._config.scheduler_config.max_num_batched_tokens
+        feeds: list[FeatureFeed] = []
+        for index, request_id in enumerate(request_ids):
+            feed = self._feed(request_id, room)
+            if feed is None:
+                continue
+            room -= len(feed.slots)
+            feeds.append(feed)
+            if feed.root is not None:
+                self._trees.add(index, feed.row, feed.root, feed.context.spans(feed.root))
+        if feeds:
+            self._run_feeds(feeds)
+        behind = frozenset(range(len(request_ids))) - set(self._trees.indexes)
+        return Opening(sum(len(feed.slots) for feed in feeds), behind)
+
+    def _feed(self, request_id: str, room: int) -> FeatureFeed | None:
+        """What to feed for a request in at most `room` slots; its context counts them as visible from now on."""
+        row = self._runner.input_batch.req_id_to_index[request_id]
+        root = int(self._runner.input_batch.num_tokens_no_spec[row]) - 1
+        if self._beyond(root):
+            return None
+        missing = self._missing(request_id, row, root)
+        slots, later = missing[:room], missing[room:]
+        if not len(slots):
+            return None
+        caught_up = not len(later) and slots[-1] == root - 1
+        context = self._contexts[request_id]
+        context.visible[slots] = True
+        return FeatureFeed(request_id, row, context, slots, int(later[0]) if len(later) else root, root if caught_up else None)
+
+    def _missing(self, request_id: str, row: int, root: int) -> np.ndarray:
+        """int64: slots below the root that can be fed."""
+        context = self._contexts.get(request_id)
+        if context is None:
+            context = self._contexts[request_id] = self._first_look(request_id, row, root)
+        return context.missing(root, self._features.stretch(request_id), lambda span: self._compress(row, context, span))
+
+    def _first_look(self, request_id: str, row: int, root: int) -> FeatureContext:
+        """What the request's blocks held when it came."""
+        pictures = [
+            Span(feature.identifier, feature.mm_position.offset, feature.mm_position.offset + feature.mm_position.length)
+            for feature in self._runner.requests[request_id].mm_features
+        ]
+        table, size = self._cache.table(row), self._cache.blocks.block_size
+        visible = np.zeros(self._config.model_config.max_model_len, dtype=bool)
+        visible[:root] = self._cache.blocks.written(table, 0, root)
+        ends = np.arange(size - 1, root, size)
+        next_token = self._next_token[table[ends // size]]
+        other = (next_token != _ANY) & (next_token != self._runner.input_batch.token_ids_cpu[row, ends + 1])
+        visible[ends[other]] = False
+        return FeatureContext(pictures, visible)
+
+    def _compress(self, row: int, context: FeatureContext, span: Span) -> Compressed | None:
+        """A picture's few visual tokens; they depend on it and on the text before it, as its blocks do."""
+        if not self._network.head.sees:
+            return None
+        tokens = self._pictures.get(span.identifier)
+        if tokens is None:
+            return None
+        positions = np.arange(span.start)
+        before = self._runner.input_batch.token_ids_cpu[row, positions[~context.in_picture(positions)]]
+        embedded = self._network.embed(self._tensor(before.astype(np.int32)))
+        mean = embedded.mean(dim=0) if len(before) else embedded.new_zeros(embedded.shape[-1])
+        compressed = self._network.compress(tokens, mean)
+        name = self._network.primitive(compressed)
+        self._tally.compressions[name] = self._tally.compressions.get(name, 0) + 1
+        return compressed
+
+    def _run_feeds(self, feeds: Sequence[FeatureFeed]) -> None:
+        """One pass over all feeds; keeps the roots' states."""
+        rows, inputs, slots, roots = [], [], [], []
+        first_row = 0
+        for feed in feeds:
+            rows.append(feed.tree_rows(first_row))
+            inputs.append(self._inputs(feed))
+            slots.append(self._cache.blocks.slots(self._cache.table(feed.row), feed.slots))
+            first_row += len(feed.slots)
+            if feed.root is not None:
+                roots.append(first_row - 1)
+        state, embeddings, visual, is_visual = zip(*inputs, strict=True)
+        hidden = self._forward(
+            rows,
+            torch.cat(state),
+            torch.cat(embeddings),
+            np.concatenate([feed.slots for feed in feeds]),
+            np.concatenate(slots),
+            torch.cat(visual),
+            torch.cat(is_visual),
+        )
+        for feed in feeds:
+            self._mark(feed)
+        self._states = hidden[roots]
+
+    def _inputs(self, feed: FeatureFeed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """States and embeddings [slots, hidden], visual tokens [n, hidden], and which slots they stand in."""
+        context, slots = feed.context, feed.slots
+        pictured = context.in_picture(slots)
+        text = slots[~pictured]
+        embeddings = self._embed(feed.row, context, text)
+        state = embeddings
+        if len(text):
+            state = self._network.state(self._features.read(feed.request_id, text))
+        visual = [
+            found.tokens[torch.from_numpy(slots[(slots >= span.start) & (slots < span.stop)] - span.start)]
+            for span in context.pictures
+            if (found := context.compressed.get(span.start)) is not None
+        ]
+        is_visual = self._tensor(pictured)
+        if not pictured.any():
+            return state, embeddings, state[:0], is_visual
+        return self._spread(state, is_visual), self._spread(embeddings, is_visual), torch.cat(visual), is_visual
+
+    @staticmethod
+    def _spread(rows: torch.Tensor, is_visual: torch.Tensor) -> torch.Tensor:
+        """Text rows at their places among visual ones, which are zeros."""
+        spread = rows.new_zeros((len(is_visual), rows.shape[-1]))
+        spread[~is_visual] = rows
+        return spread
+
+    def _embed(self, row: int, context: FeatureContext, slots: np.ndarray) -> torch.Tensor:
+        """[slots, hidden]: embeddings of the tokens behind text slots, zeros for placeholders; global vectors added."""
+        tokens = self._runner.input_batch.token_ids_cpu[row, slots + 1].astype(np.int32)
+        pictured = context.in_picture(slots + 1)
+        tokens[pictured] = 0
+        embeddings = self._network.embed(self._tensor(tokens))
+        if pictured.any():
+            embeddings = embeddings.masked_fill(self._tensor(pictured)[:, None], 0.0)
+        extra = context.global_vectors(slots)
+        if extra is not None:
+            after, vectors = extra
+            embeddings = embeddings.clone()
+            embeddings[self._tensor(after)] += vectors
+        return embeddings
+
+    def _mark(self, feed: FeatureFeed) -> None:
+        """The feed's slots are written."""
+        table, size = self._cache.table(feed.row), self._cache.blocks.block_size
+        self._cache.blocks.mark(table, feed.slots)
+        ends = feed.slots[feed.slots % size == size - 1]
+        tokens = self._runner.input_batch.token_ids_cpu[feed.row, ends + 1]
+        self._next_token[table[ends // size]] = np.where(feed.context.in_picture(ends), _ANY, tokens)
+        feed.context.upto = feed.upto
+        self._features.drop_before(feed.request_id, feed.upto)
+
+    def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
+        """Children of the frontier's nodes; requests not caught up, or with a full segment, get none."""
+        proposal = LevelProposal(
+            np.zeros((len(frontier.node), top_k), dtype=np.int64),
+            np.full((len(frontier.node), top_k), -np.inf, dtype=np.float32),
+        )
+        is_root = bool(len(frontier.depth)) and int(frontier.depth[0]) == 0
+        taken = self._roots(frontier) if is_root else self._level(frontier)
+        if len(taken):
+            assert self._states is not None
+            self._tally.levels += 1
+            with self._tally.clock("draft_model"):
+                places = [self._child(int(frontier.request[row]), int(frontier.depth[row])) for row in taken]
+                found = self._choice.candidates(self._network.logits(self._states), places, top_k)
+            proposal.tokens[taken, : found.tokens.shape[1]] = found.tokens
+            proposal.log_probs[taken, : found.tokens.shape[1]] = found.log_probs
+        return proposal
+
+    def _child(self, index: int, depth: int) -> Place:
+        """Request and position of the children of a node of this depth."""
+        tree = self._trees[index]
+        return self._runner.input_batch.req_ids[tree.row], tree.root + depth + 1
+
+    def _roots(self, frontier: Frontier) -> np.ndarray:
+        """Frontier rows of the roots whose states were computed; `_states` are put in their order."""
+        taken, trees = self._trees.roots(frontier)
+        self._settle(len(frontier.node), taken)
+        if len(taken):
+            assert self._states is not None
+            self._states = self._states[trees]
+        return taken
+
+    def _level(self, frontier: Frontier) -> np.ndarray:
+        """Run the frontier through the head: rows taken, whose states replace their parents' in `_states`."""
+        parents = self._state_of[frontier.parent_row]
+        rows, taken = self._trees.level(frontier)
+        self._settle(len(frontier.node), taken)
+        if not len(taken):
+            return taken
+        assert self._states is not None
+        trees = [self._trees[index] for index in frontier.request[taken].tolist()]
+        # The node that follows the root by d tokens stands in the slot before its position.
+        positions = np.asarray([tree.root for tree in trees], dtype=np.int64) + frontier.depth[taken] - 1
+        embeddings = self._network.embed(self._tensor(frontier.token[taken].astype(np.int32)))
+        embeddings = self._with_pictures(embeddings, [self._runner.input_batch.req_ids[tree.row] for tree in trees])
+        slots = np.full(len(taken), -1, dtype=np.int64)
+        self._states = self._forward(rows, self._states[parents[taken]], embeddings, positions, slots, None, None)
+        return taken
+
+    def _settle(self, rows: int, taken: np.ndarray) -> None:
+        """Note which of `_states` each row of the frontier has."""
+        self._state_of = np.full(rows, -1, dtype=np.int64)
+        self._state_of[taken] = np.arange(len(taken))
+
+    def _with_pictures(self, embeddings: torch.Tensor, request_ids: Sequence[str]) -> torch.Tensor:
+        """Add the global vectors of the requests' latest pictures, where the compressor makes them."""
+        for request_id in dict.fromkeys(request_ids):
+            context = self._contexts[request_id]
+            if not context.compressed:
+                continue
+            extra = context.global_vectors(np.asarray([len(context.visible) - 1]))
+            if extra is not None:
+                mine = self._tensor(np.asarray([other == request_id for other in request_ids]))
+                embeddings = embeddings + mine[:, None] * extra[1]
+        return embeddings
+
+    def _forward(
+        self,
+        rows: Sequence[TreeRows],
+        state: torch.Tensor,
+        embeddings: torch.Tensor,
+        positions: np.ndarray,
+        slots: np.ndarray,
+        visual: torch.Tensor | None,
+        is_visual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        step = TreeStep.build(rows, self._trees.store, self._device, covers_batch=True, fast=self._options.fast_attention)
+        self._peers.agree()
+        with self._tally.clock("draft_model"):
+            return self._network.forward(
+                state,
+                embeddings,
+                self._tensor(positions),
+                step,
+                self._cache.device_table(),
+                self._tensor(slots),
+                visual if visual is not None and len(visual) else None,
+                is_visual,
+            )
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device)

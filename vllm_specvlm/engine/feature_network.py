@@ -1,0 +1,147 @@
+"""A feature head's network inside vLLM: its weights, its attention layer, and the target's parts that it shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.forward_context import set_forward_context
+from vllm.model_executor.layers.attention import Attention
+
+from vllm_specvlm.compress.compressor import Compressed
+from vllm_specvlm.draft import head_checkpoint, target_id
+from vllm_specvlm.engine.attention_cpu import DraftAttentionMetadata
+from vllm_specvlm.engine.tree_step import TreeStep
+
+LAYER = "draft_model.layers.0.self_attn.attn"
+
+
+class FeatureNetwork:
+    """The head, whole on every tensor-parallel rank; its layer gets KV cache from vLLM like any other."""
+
+    def __init__(self, vllm_config: VllmConfig, folder: str, target: Any) -> None:
+        """Load the weights; `target` is vLLM's loaded model.
+
+        Raises:
+            ValueError: the head was made for another target, or its files are damaged.
+        """
+        self._config = vllm_config
+        self._target = target
+        head, wanted = head_checkpoint.load(folder)
+        _check_target(folder, wanted, vllm_config, target)
+        model = vllm_config.model_config
+        device = vllm_config.device_config.device
+        self.head = head.to(device=device, dtype=model.dtype).eval().requires_grad_(False)
+        self.config = head.config
+        with set_current_vllm_config(vllm_config):
+            self._attention = Attention(
+                head.config.num_attention_heads,
+                head.config.head_dim,
+                head.config.head_dim**-0.5,
+                num_kv_heads=head.config.num_key_value_heads,
+                cache_config=vllm_config.cache_config,
+                prefix=LAYER,
+            )
+        self._attention.process_weights_after_loading(model.dtype)
+        self.layers = [LAYER]
+
+    @property
+    def vocabulary(self) -> torch.Tensor | None:
+        """int64: the tokens that `logits` are of; None for all."""
+        return None if self.config.vocabulary is None else self.head.vocabulary
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """[n, hidden] of token ids [n]."""
+        if self.config.own_embedding:
+            embedded: torch.Tensor = self.head.embed_tokens(ids)
+        else:
+            embedded = self._target.embed_input_ids(ids)
+        return embedded
+
+    def compress(self, tokens: torch.Tensor, before: torch.Tensor) -> Compressed:
+        """A picture's visual tokens [n, hidden], fewer; `before` [hidden] is the mean embedding of the text before."""
+        with torch.inference_mode():
+            compressed: Compressed = self.head.compressor(tokens.to(before.dtype), before)
+        return compressed
+
+    def primitive(self, compressed: Compressed) -> str:
+        """The name of the compressor that made it: the branch that the gate chose, or the only one."""
+        config = self.config.compressor
+        return config.kind if compressed.choice is None else config.branches[compressed.choice].kind
+
+    def state(self, features: torch.Tensor) -> torch.Tensor:
+        """[n, hidden] from the target's features [n, features]."""
+        with torch.inference_mode():
+            return self.head.state(features)
+
+    def forward(
+        self,
+        state: torch.Tensor,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        step: TreeStep | None,
+        block_table: torch.Tensor | None,
+        slots: torch.Tensor | None,
+        visual: torch.Tensor | None = None,
+        is_visual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As `FeatureHead.forward`, over rows of several requests.
+
+        Args:
+            state, embeddings: [rows, hidden].
+            positions: int64 [rows].
+            step: the attention arguments; None runs without attention (warm-up).
+            block_table: int32 [requests, blocks] of the draft's KV cache group.
+            slots: int64 [rows]; -1 for rows whose K/V stay dense.
+            visual, is_visual: compressed visual tokens, and the rows they stand in (bool [rows]).
+
+        Returns:
+            [rows, hidden].
+        """
+        metadata = None
+        if step is not None:
+            assert block_table is not None
+            metadata = {LAYER: DraftAttentionMetadata(step, block_table)}
+        mapping = {} if slots is None else {LAYER: slots}
+        context = set_forward_context(metadata, self._config, num_tokens=len(positions), slot_mapping=mapping)
+        with torch.inference_mode(), context:
+            hidden: torch.Tensor = self.head(state, embeddings, positions, self._attend, visual, is_visual)
+        return hidden
+
+    def logits(self, state: torch.Tensor) -> torch.Tensor:
+        """float32 [rows, draft vocabulary]."""
+        with torch.inference_mode():
+            if self.config.vocabulary is not None:
+                return self.head.logits(state)
+            scores: torch.Tensor = self._target.compute_logits(self.head.norm_output(state))
+            return scores[:, : self.config.target_vocabulary].float()
+
+    def _attend(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        mixed: torch.Tensor = self._attention(queries.flatten(1), keys.flatten(1), values.flatten(1))
+        return mixed.view_as(queries)
+
+
+def _check_target(folder: str, wanted: Any, vllm_config: VllmConfig, target: Any) -> None:
+    model = vllm_config.model_config
+    norm = target_id.final_norm(target.named_parameters())
+    found = target_id.of_config(model.model, model.hf_config.to_dict(), norm)
+    difference = wanted.differs(found)
+    if difference is not None:
+        raise ValueError(
+            f"The feature head '{folder}' was made for '{wanted.name}' and the target is '{model.model}': "
+            f"{difference}; give a head of this target."
+        )
+
+
+def feature_layers_trouble(target: Any, layers: Sequence[int]) -> str | None:
+    """Why the loaded `target` cannot show what enters these layers; None if it can."""
+    from vllm.model_executor.models.interfaces import supports_eagle3
+
+    if not layers or supports_eagle3(target):
+        return None
+    return (
+        f"The feature head reads layers {list(layers)} of the target, and vLLM's {type(target).__name__} shows only "
+        "what leaves its last one; give a head of last-layer features."
+    )
