@@ -74,9 +74,7 @@ def measure(
                 checks["chain"] += _checks(mine, (1,) * chain)
                 checks["tree"] += _checks(mine, TREE)
     head.train(was_training)
-    return Acceptance(
-        tokens / max(1, checks["chain"]), tokens / max(1, checks["tree"]), right / max(1, tokens)
-    )
+    return Acceptance(tokens / max(1, checks["chain"]), tokens / max(1, checks["tree"]), right / max(1, tokens))
 
 
 def _ranks(logits: Tensor, wanted: Tensor) -> Tensor:

@@ -40,7 +40,11 @@ class Curve:
 
     def draw(self) -> None:
         """The picture of all rows. Raises OSError if the disk is full."""
-        panels = [("loss", ("loss",)), ("tokens per check", ("chain", "tree")), ("agreement", ("agreement", "last_agreement"))]
+        panels = [
+            ("loss", ("loss",)),
+            ("tokens per check", ("chain", "tree")),
+            ("agreement", ("agreement", "last_agreement")),
+        ]
         points = {
             name: [(float(row["step"]), float(row[name])) for row in self.rows if row.get(name)]
             for _, names in panels

@@ -34,9 +34,8 @@ class JsonlSource:
         digest = hashlib.sha256()
         try:
             with path.open("rb") as file:
-                number = start = 0
-                for line in file:
-                    number += 1
+                start = 0
+                for number, line in enumerate(file, 1):
                     digest.update(line)
                     if line.strip():
                         split: Split = "test" if zlib.crc32(line.strip()) % _HELD_OUT == 0 else "train"

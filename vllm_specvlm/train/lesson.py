@@ -58,7 +58,11 @@ def drafted_slots(spoken: Tensor) -> tuple[Tensor, Tensor]:
     """
     edges = torch.nn.functional.pad(spoken.long(), (1, 1)).diff()
     starts, ends = (edges == 1).nonzero().flatten().tolist(), (edges == -1).nonzero().flatten().tolist()
-    stretches = [torch.arange(max(0, start - 1), end - 2) for start, end in zip(starts, ends, strict=True) if end - 2 >= start - 1]
+    stretches = [
+        torch.arange(max(0, start - 1), end - 2)
+        for start, end in zip(starts, ends, strict=True)
+        if end - 2 >= start - 1
+    ]
     if not stretches:
         return torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
     return torch.cat(stretches), torch.cat([torch.arange(len(stretch)) for stretch in stretches])

@@ -26,8 +26,15 @@ _TRIES = 100
 
 
 def prepare(
-    target: Target, sources: Sources, answers: AnswersRecipe, count: int, key: str, *, split: Split = "train",
-    longest: int = 2048, tell: Tell = lambda share, doing: None,
+    target: Target,
+    sources: Sources,
+    answers: AnswersRecipe,
+    count: int,
+    key: str,
+    *,
+    split: Split = "train",
+    longest: int = 2048,
+    tell: Tell = lambda share, doing: None,
 ) -> list[Lesson]:
     """`count` lessons that hold something to draft, decided by `key`.
 
@@ -77,9 +84,7 @@ def prepare(
     return found_all
 
 
-def _batches(
-    made: dict[int, Encoded], answers: AnswersRecipe, key: str
-) -> list[tuple[list[int], float]]:
+def _batches(made: dict[int, Encoded], answers: AnswersRecipe, key: str) -> list[tuple[list[int], float]]:
     """Places of conversations that the target takes at once, of like length, and the temperature of its answers."""
     kinds: dict[float, list[int]] = {-1.0: [], 0.0: [], answers.temperature: []}
     for at, each in made.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class Tap:
         self.entering: list[list[Tensor]] = [[] for _ in layers]
         """For each of `layers`: [B, T, H] of each pass."""
 
-    def __enter__(self) -> Tap:
+    def __enter__(self) -> Self:
         decoder: Any = self._decoder
         self._hooks.append(decoder.register_forward_pre_hook(self._read, with_kwargs=True))
         self._hooks.append(decoder.register_forward_hook(self._wrote))
@@ -40,14 +40,18 @@ class Tap:
             self._hooks.append(decoder.layers[layer].register_forward_pre_hook(enter, with_kwargs=True))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
 
-    def _read(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _read(self, module: Any, args: Any, kwargs: Any) -> None:
         embeddings = kwargs.get("inputs_embeds")
-        self.embeddings.append((module.get_input_embeddings()(kwargs["input_ids"]) if embeddings is None else embeddings).detach())  # type: ignore[operator]
+        self.embeddings.append(
+            (module.get_input_embeddings()(kwargs["input_ids"]) if embeddings is None else embeddings).detach()
+        )
 
     def _wrote(self, module: nn.Module, args: Any, output: Any) -> None:
         self.final.append(output[0].detach())

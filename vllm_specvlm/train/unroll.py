@@ -76,7 +76,7 @@ def _attend_draft(slots: Slots, cache: tuple[Tensor, Tensor], drafts: list[tuple
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         drafts.append((keys, values))
-        batch, rows, heads, size = queries.shape
+        rows, heads, size = queries.shape[1:]
         groups = keys.shape[2]
         # [B, groups, heads of a group * A, D] against [B, groups, S, D]: no copies of keys for the heads of a group.
         grouped = queries.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4) * size**-0.5
