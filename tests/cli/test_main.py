@@ -39,7 +39,7 @@ def test_an_unknown_command_is_a_mistake() -> None:
     assert not done.stdout
 
 
-@pytest.mark.parametrize("arguments", [[], ["demo"], ["doctor"], ["calibrate"]])
+@pytest.mark.parametrize("arguments", [[], ["demo"], ["doctor"], ["calibrate"], ["convert"]])
 def test_help_and_mistakes_load_nothing_heavy(arguments: list[str]) -> None:
     program = f"""
 import json, sys

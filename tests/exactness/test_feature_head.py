@@ -6,20 +6,23 @@ shared by prefix. Whatever the way, what it proposes must be what a plain pass o
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from vllm import LLM, SamplingParams
+from vllm import LLM, EngineArgs, SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
 from tests.exactness.engines import SCENARIOS, Scenario, answers, engine, runner, tally, target_of, tokens
 from tests.exactness.test_identity import plain, play
+from tests.tiny.checkpoints import build
 from tests.tiny.heads import build_head
 from tests.tiny.prompts import prompts
 from vllm_specvlm.compress.compressor import CompressorConfig
@@ -54,6 +57,8 @@ class Seen:
     text: tuple[int, ...]
     drafted: tuple[int, ...]
     visible: np.ndarray
+    shown: tuple[str, ...]
+    """Content hashes of its pictures."""
     pictures: tuple[tuple[int, int, torch.Tensor, torch.Tensor | None], ...]
     """Start and stop of placeholders, compressed tokens, global vector."""
     logits: torch.Tensor
@@ -79,12 +84,15 @@ class Recorder:
             if int(frontier.depth[row]):
                 path.append(int(frontier.token[row]))
             context = drafter._contexts[request]
-            pictures = tuple(
-                (s.start, s.stop, c.tokens, c.global_vector)
+            # Pictures that came with a shared prefix were not compressed for this request.
+            found = [
+                (s, context.compressed.get(s.start) or drafter._compress(tree.row, context, s))
                 for s in context.pictures
-                if (c := context.compressed.get(s.start)) is not None
-            )
-            self.seen.append(Seen(text, tuple(path), context.visible[: tree.root].copy(), pictures, said.clone()))
+            ]
+            pictures = tuple((s.start, s.stop, c.tokens, c.global_vector) for s, c in found if c is not None)
+            shown = tuple(span.identifier for span in context.pictures)
+            visible = context.visible[: tree.root].copy()
+            self.seen.append(Seen(text, tuple(path), visible, shown, pictures, said.clone()))
 
     _paths: dict[tuple[str, int], list[int]]
 
@@ -129,11 +137,11 @@ class Reference:
         self.family = family
         self.head = head
 
-    def features(self, text: tuple[int, ...], images: tuple[Any, ...]) -> torch.Tensor:
+    def features(self, text: tuple[int, ...], images: list[Any]) -> torch.Tensor:
         """float32 [tokens, features] of the target, placeholders in `text` expanded already."""
         inputs: dict[str, Any] = {"input_ids": torch.tensor([text]), "attention_mask": torch.ones(1, len(text)).long()}
         if images:
-            inputs |= dict(self.processor.image_processor(images=list(images), return_tensors="pt"))
+            inputs |= dict(self.processor.image_processor(images=images, return_tensors="pt"))
             image_token = self.model.config.image_token_id
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == image_token).int()
         if self.family == "llava":
@@ -182,7 +190,10 @@ class Reference:
                     torch.tensor([root + depth]),
                     lambda q, k, v: _attend(q, k, v, kept, cache),
                 )
-            return head.logits(hidden[0]) if head.config.vocabulary is not None else self.model.lm_head(hidden[0])
+            if head.config.vocabulary is not None:
+                return head.logits(hidden[0])
+            said: torch.Tensor = self.model.lm_head(head.norm_output(hidden[0]))
+            return said
 
 
 def _attend(
@@ -203,22 +214,27 @@ def _attend(
     return mixed[0].transpose(0, 1)
 
 
-def check(recorder: Recorder, family: str, images: dict[tuple[int, ...], tuple[Any, ...]], most: int = 60) -> int:
+def check(recorder: Recorder, family: str, images: dict[str, Any], most: int = 60) -> int:
     """Compare what was heard with a plain pass; how many were compared."""
     reference = Reference(family, recorder.drafter._network.head)
     chosen = recorder.seen[:: max(1, len(recorder.seen) // most)]
     for seen in chosen:
-        of = next(value for start, value in images.items() if seen.text[: len(start)] == start)
-        expected = reference.logits(seen, reference.features(seen.text, of))
+        expected = reference.logits(seen, reference.features(seen.text, [images[name] for name in seen.shown]))
         torch.testing.assert_close(seen.logits[: len(expected)], expected[: len(seen.logits)], atol=2e-3, rtol=1e-3)
     return len(chosen)
 
 
-def images_by_prompt(llm: LLM, family: str, params: SamplingParams) -> dict[tuple[int, ...], tuple[Any, ...]]:
-    """Pictures by expanded prompt ids."""
-    batch = prompts(family)
-    outputs = answers(llm, batch, SamplingParams(temperature=0.0, max_tokens=1))
-    return {tuple(o.prompt_token_ids or ()): p.images for o, p in zip(outputs, batch, strict=True)}
+def pictures_by_hash(llm: LLM, family: str) -> dict[str, Any]:
+    """The test prompts' pictures by the hashes that vLLM gives them."""
+    drafter = runner(llm).drafter._model
+    assert isinstance(drafter, FeatureDrafter)
+    found: dict[str, Any] = {}
+    for prompt in prompts(family):
+        answers(llm, [prompt], SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True))
+        (context,) = drafter._contexts.values()
+        found.update(zip((span.identifier for span in context.pictures), prompt.images, strict=True))
+    assert llm.reset_prefix_cache()
+    return found
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
@@ -246,7 +262,7 @@ def test_identity_with_every_compressor(kind: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_engine_and_plain_pass_agree(family: str, scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = with_head(family, POOL, scenario, tree="chain", num_speculative_tokens=4)
-    images = images_by_prompt(engine(target_of(family)), family, scenario.params())
+    images = pictures_by_hash(llm, family)
     with recorded(llm, monkeypatch) as recorder:
         play(llm, scenario, family)
     assert tally(llm)["drafter_failures"] == 0
@@ -257,8 +273,8 @@ def test_engine_and_plain_pass_agree(family: str, scenario: Scenario, monkeypatc
 @pytest.mark.parametrize(
     "network",
     [
-        {"fusion": "wide", "feature_layers": (0, 1, 2)},
-        {"fusion": "linear", "feature_layers": (1, 2)},
+        {"fusion": "wide", "feature_layers": (0, 1)},
+        {"fusion": "linear", "feature_layers": (0, 1)},
         {"vocabulary": None},
         {"compressor": "none"},
         {"compressor": "global"},
@@ -273,7 +289,7 @@ def test_other_networks(network: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     if compressor.kind == "text":
         more["text_only_draft"] = True
     llm = with_head("llava", compressor, scenario, tree="chain", num_speculative_tokens=4, **more)
-    images = images_by_prompt(engine(target_of("llava")), "llava", scenario.params())
+    images = pictures_by_hash(llm, "llava")
     with recorded(llm, monkeypatch) as recorder:
         assert play(llm, scenario, "llava") == plain("llava", scenario)
     assert tally(llm)["drafter_failures"] == 0
@@ -285,7 +301,7 @@ def test_control_wrong_features_are_noticed(monkeypatch: pytest.MonkeyPatch) -> 
     """Features shifted by one position: the answers stay, the comparison fails."""
     scenario = SCENARIOS[0]
     llm = with_head("llava", POOL, scenario, tree="chain", num_speculative_tokens=4)
-    images = images_by_prompt(engine(target_of("llava")), "llava", scenario.params())
+    images = pictures_by_hash(llm, "llava")
     drafter = runner(llm).drafter._model
     assert isinstance(drafter, FeatureDrafter)
     keep = drafter.keep_features
@@ -336,3 +352,60 @@ def test_sampled_requests_are_plain_vllms_own_with_any_tree() -> None:
     chain = with_head("llava", COMPRESSORS["none"], scenario, tree="chain", num_speculative_tokens=3)
     said = [tokens(answers(llm, prompts("llava"), params)) for llm in (trees, chain)]
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("method", ["keep_features", "keep_pictures", "open", "propose_level"])
+def test_a_head_that_raises_is_switched_off(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario = SCENARIOS[0]
+    llm = with_head("llava", POOL, scenario)
+    speculator = runner(llm).drafter
+    monkeypatch.setattr(speculator, "_model", speculator._model)
+    monkeypatch.setattr(speculator, "_drafter", speculator._drafter)
+
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise MemoryError("injected")
+
+    monkeypatch.setattr(speculator._model, method, fail)
+    before = tally(llm)["drafter_failures"]
+    assert play(llm, scenario, "llava") == plain("llava", scenario)
+    assert tally(llm)["drafter_failures"] == before + 1
+
+
+def configure(head: Path, family: str = "llava", **more: Any) -> Any:
+    speculative = {"method": "specvlm", "model": str(head), **more}
+    arguments = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512}
+    return EngineArgs(model=str(target_of(family)), **arguments, speculative_config=speculative).create_engine_config()
+
+
+def test_a_head_of_another_target_is_refused() -> None:
+    head = build_head("llava", POOL)
+    with pytest.raises(
+        ValueError, match=r"was made for 'llava-\w+' and the target is .*: its model type is qwen2_5_vl"
+    ):
+        configure(head, "qwen2_5_vl")
+    with pytest.raises(ValueError, match="its digest is"):  # same sizes, other weights: known once they are loaded
+        engine(build("llava", seed=5), {"model": str(head)})
+
+
+def test_a_blind_head_is_refused_unless_wanted() -> None:
+    blind = build_head("llava", CompressorConfig(kind="text"))
+    with pytest.raises(ValueError, match="drops all visual tokens"):
+        configure(blind)
+    configure(blind, text_only_draft=True)
+    with pytest.raises(ValueError, match="sees pictures; leave 'text_only_draft' out"):
+        configure(build_head("llava", POOL), text_only_draft=True)
+
+
+def test_layers_that_vllm_does_not_show_are_refused() -> None:
+    head = build_head("idefics3", POOL, feature_layers=(0, 1))
+    with pytest.raises(ValueError, match=r"reads layers \[0, 1\] of the target, and vLLM's Idefics3\w+ shows only"):
+        engine(target_of("idefics3"), {"model": str(head)})
+
+
+def test_a_damaged_head_is_refused(tmp_path: Path) -> None:
+    head = tmp_path / "head"
+    shutil.copytree(build_head("llava", POOL), head)
+    weights = head / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="copy the checkpoint again"):
+        engine(target_of("llava"), {"model": str(head)})

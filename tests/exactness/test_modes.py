@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from tests.exactness.engines import target_of
+from tests.tiny.heads import build_head
+from vllm_specvlm.compress.compressor import CompressorConfig
 
 EQUAL_DRAFT = {"num_speculative_tokens": 4, "tree": "chain"}
 TREE_DRAFT = {"num_speculative_tokens": 12}
@@ -83,6 +85,28 @@ def test_tensor_parallel() -> None:
 @pytest.mark.slow  # three more engines of two processes; M-RoPE under tensor parallelism
 def test_tensor_parallel_mrope() -> None:
     _check("qwen2_5_vl", TWO_RANKS, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
+
+
+def test_tensor_parallel_feature_head() -> None:
+    """Every rank has the whole head, and they draft alike."""
+    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    head = {"model": str(build_head("llava", CompressorConfig(kind="pool", ratio=4))), "num_speculative_tokens": 12}
+    played = play("llava", TWO_RANKS, head, environment)
+    assert played["rounds"] == play("llava", TWO_RANKS, None, environment)["rounds"]
+    first = played["tallies"][0]
+    assert first["drafter_failures"] == 0 and first["accepted"] > 20
+    assert all({**tally, "seconds": 0} == {**first, "seconds": 0} for tally in played["tallies"])
+
+
+@pytest.mark.slow  # compiling takes minutes
+def test_compiled_feature_head() -> None:
+    """The target is compiled, the head is not."""
+    options, environment = {"enforce_eager": False}, {"TORCHDYNAMO_DISABLE": "0"}
+    for layers in ((), (0, 1)):
+        folder = build_head("llava", CompressorConfig(), feature_layers=layers)
+        played = play("llava", options, {"model": str(folder), "num_speculative_tokens": 12}, environment)
+        assert played["rounds"] == play("llava", options, None, environment)["rounds"]
+        assert played["tallies"][0]["drafter_failures"] == 0 and played["tallies"][0]["accepted"] > 20
 
 
 @pytest.mark.slow  # two engines of two processes each

@@ -116,6 +116,8 @@ class FeatureHead(nn.Module):
         if visual is not None and is_visual is not None:
             joined = joined.masked_scatter(is_visual[..., None], self.visual(visual).to(joined.dtype))
         normed = self.norm_attention(joined)
+        if config.norm_before_residual:
+            joined = normed
         if wide:
             normed = torch.cat((embedded, normed), dim=-1)
         queries = self._rotate(self.q_proj(normed).unflatten(-1, (-1, config.head_dim)), positions)

@@ -125,5 +125,3 @@ def recover(folder: str | Path) -> None:
     old = folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():
         old.rename(folder)
-
-

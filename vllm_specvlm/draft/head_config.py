@@ -19,9 +19,10 @@ class TargetId:
 
     name: str
     """For messages only."""
-    model_type: str
+    model_type: str | None
     hidden_size: int
-    layers: int
+    layers: int | None
+    """This and the model type are None if a public head was converted without its target at hand."""
     vocabulary: int
     digest: str | None = None
     """SHA-256 (hexadecimal) of the final norm's weights in bfloat16, which no quantisation touches and every training
@@ -64,6 +65,8 @@ class HeadConfig:
     """Normalise feature and embedding before they are joined (SpecVLM's addition)."""
     layer_norm: bool = True
     """Normalise the layer's input, as Llama does and EAGLE-1's head does not."""
+    norm_before_residual: bool = False
+    """The layer's residual is its normalised input, not its input (most EAGLE-3 heads of the speculators library)."""
     output_norm: bool = True
     """Normalise before the output layer."""
     fusion_bias: bool = False
@@ -82,7 +85,7 @@ class HeadConfig:
             )
         if self.vocabulary is not None and not 0 < self.vocabulary <= self.target_vocabulary:
             raise ValueError(
-                f"The head drafts {self.vocabulary} tokens of the target's {self.target_vocabulary}; it must be between."
+                f"The head drafts {self.vocabulary} tokens; it must be 1 to the target's {self.target_vocabulary}."
             )
 
     @property

@@ -256,7 +256,9 @@ class DraftVLM:
         pictures: Sequence[torch.Tensor],
         is_picture: np.ndarray | None,
     ) -> torch.Tensor:
-        step = TreeStep.build(rows, self._trees.store, self._device, covers_batch=True, fast=self._options.fast_attention)
+        step = TreeStep.build(
+            rows, self._trees.store, self._device, covers_batch=True, fast=self._options.fast_attention
+        )
         table = self._cache.device_table()
         self._peers.agree()
         with self._tally.clock("draft_model"):

@@ -70,7 +70,7 @@ class FeatureContext:
         return np.sort(np.concatenate(fed))
 
     def global_vectors(self, slots: np.ndarray) -> tuple[np.ndarray, torch.Tensor] | None:
-        """The slots (bool) that a picture's global vector is added to, and for each the latest picture's [n, hidden]."""
+        """Slots (bool) that a global vector is added to, and for each of them the latest picture's, [n, hidden]."""
         known = [
             (span.stop, vector)
             for span in self.pictures

@@ -36,8 +36,8 @@ _ANY = -1
 class FeatureDrafter:
     """Drafts with a feature head (`draft.feature_head`), whose K/V lie in the target's block tables.
 
-    `keep_features` notes the target's features as they are computed. `open` feeds the slots that are missing, whose last
-    one gives the tree's first level; `propose_level` runs one pass per level, the head's own output in place of
+    `keep_features` notes the target's features as they are computed. `open` feeds the slots that are missing, the last
+    of which gives the tree's first level; `propose_level` runs one pass per level, the head's own output in place of
     features. As with a draft VLM nothing is fed while a prompt is being computed.
     """
 
@@ -163,19 +163,25 @@ class FeatureDrafter:
         caught_up = not len(later) and slots[-1] == root - 1
         context = self._contexts[request_id]
         context.visible[slots] = True
-        return FeatureFeed(request_id, row, context, slots, int(later[0]) if len(later) else root, root if caught_up else None)
+        return FeatureFeed(
+            request_id, row, context, slots, int(later[0]) if len(later) else root, root if caught_up else None
+        )
 
     def _missing(self, request_id: str, row: int, root: int) -> np.ndarray:
         """int64: slots below the root that can be fed."""
         context = self._contexts.get(request_id)
         if context is None:
             context = self._contexts[request_id] = self._first_look(request_id, row, root)
-        return context.missing(root, self._features.stretch(request_id), lambda span: self._compress(row, context, span))
+        return context.missing(
+            root, self._features.stretch(request_id), lambda span: self._compress(row, context, span)
+        )
 
     def _first_look(self, request_id: str, row: int, root: int) -> FeatureContext:
         """What the request's blocks held when it came."""
         pictures = [
-            Span(feature.identifier, feature.mm_position.offset, feature.mm_position.offset + feature.mm_position.length)
+            Span(
+                feature.identifier, feature.mm_position.offset, feature.mm_position.offset + feature.mm_position.length
+            )
             for feature in self._runner.requests[request_id].mm_features
         ]
         table, size = self._cache.table(row), self._cache.blocks.block_size
@@ -355,7 +361,9 @@ class FeatureDrafter:
         visual: torch.Tensor | None,
         is_visual: torch.Tensor | None,
     ) -> torch.Tensor:
-        step = TreeStep.build(rows, self._trees.store, self._device, covers_batch=True, fast=self._options.fast_attention)
+        step = TreeStep.build(
+            rows, self._trees.store, self._device, covers_batch=True, fast=self._options.fast_attention
+        )
         self._peers.agree()
         with self._tally.clock("draft_model"):
             return self._network.forward(

@@ -196,7 +196,7 @@ class Speculator:
 
     @property
     def feature_layers(self) -> tuple[int, ...] | None:
-        """The target's layers whose inputs are the features to be kept, () for what leaves its last; None: keep none."""
+        """The target's layers whose inputs a head needs; (): what leaves its final norm; None: there is no head."""
         return self._model.head_config.feature_layers if isinstance(self._model, FeatureDrafter) else None
 
     def keep_features(

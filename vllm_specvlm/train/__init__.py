@@ -1,1 +1,1 @@
-"""Training a feature head on its target's own features and laws, on the fly. Needs transformers, not vLLM."""
+"""Making feature heads: training on the target's own features and laws, and conversion. Needs transformers, not vLLM."""

@@ -23,6 +23,8 @@ Tell = Callable[[float, str], None]
 _BUCKET = 8
 """Batches that are sorted by length together: less padding, and still random company."""
 _TRIES = 100
+_STRIDE = 64
+"""Tokens by which prompts that are answered together may differ in length."""
 
 
 def prepare(
@@ -64,12 +66,13 @@ def prepare(
             if encoded is not None:
                 made[at] = encoded
         done = 0
-        for places, temperature in _batches(made, answers, f"{key}/{attempt}"):
+        for places in _batches(made, answers.batch):
             tell((count - len(missing) + done) / count, f"the target {'answers' if made[places[0]].asks else 'reads'}")
             some = [made[at] for at in places]
             if some[0].asks:
-                seed = random.Random(f"{key}/{attempt}/{places[0]}/sample").getrandbits(40)
-                found = target.answer(some, answers.longest, temperature, seed)
+                rng = random.Random(f"{key}/{attempt}/{places[0]}/sample")
+                drawn = [answers.temperature if rng.random() < answers.sampled else 0.0 for _ in places]
+                found = target.answer(some, answers.longest, drawn, rng.getrandbits(40))
             else:
                 found = target.read(some)
             for at, lesson in zip(places, found, strict=True):
@@ -84,19 +87,14 @@ def prepare(
     return found_all
 
 
-def _batches(made: dict[int, Encoded], answers: AnswersRecipe, key: str) -> list[tuple[list[int], float]]:
-    """Places of conversations that the target takes at once, of like length, and the temperature of its answers."""
-    kinds: dict[float, list[int]] = {-1.0: [], 0.0: [], answers.temperature: []}
-    for at, each in made.items():
-        sampled = random.Random(f"{key}/{at}/kind").random() < answers.sampled
-        kinds[-1.0 if not each.asks else answers.temperature if sampled else 0.0].append(at)
+def _batches(made: dict[int, Encoded], size: int) -> list[list[int]]:
+    """Places of conversations that the target takes at once: of like length, and those that ask by themselves."""
     batches = []
-    for temperature, places in kinds.items():
-        # Answers of like length end together; prompts hardly matter beside them.
-        places.sort(key=lambda at: (made[at].expected, len(made[at].ids), at))
-        batches += [
-            (places[start : start + answers.batch], temperature) for start in range(0, len(places), answers.batch)
-        ]
+    for asks in (False, True):
+        places = [at for at, each in made.items() if each.asks == asks]
+        # Of prompts of about one length, those of answers of about one length go together.
+        places.sort(key=lambda at: (len(made[at].ids) // (_STRIDE if asks else 1), made[at].expected, at))
+        batches += [places[start : start + size] for start in range(0, len(places), size)]
     return batches
 
 

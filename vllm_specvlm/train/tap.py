@@ -56,6 +56,11 @@ class Tap:
     def _wrote(self, module: nn.Module, args: Any, output: Any) -> None:
         self.final.append(output[0].detach())
 
+    def clear(self) -> None:
+        """Forget all passes."""
+        for kept in (self.embeddings, self.final, *self.entering):
+            kept.clear()
+
     def features(self, passes: slice = slice(None)) -> Tensor:
         """[B, T, F]: what `FeatureHead.state` takes, of some passes one after the other."""
         if not self._layers:

@@ -13,6 +13,7 @@ from vllm_specvlm.draft.head_config import TargetId
 from vllm_specvlm.train.encoder import Encoded, Encoder, join_vision
 from vllm_specvlm.train.errors import RecipeError
 from vllm_specvlm.train.lesson import Lesson, drafted_slots
+from vllm_specvlm.train.speaker import Speaker
 from vllm_specvlm.train.tap import Tap
 
 FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
@@ -63,6 +64,7 @@ class Target:
             )
         self.end_ids = _end_ids(self.model, self.processor.tokenizer)
         self.encoder = Encoder(self.processor, self.end_ids)
+        self._speaker = Speaker(self.model, layers, self.end_ids)
 
     def id(self, name: str) -> TargetId:
         """What a head's checkpoint says of its target."""
@@ -99,49 +101,30 @@ class Target:
         ]
 
     @torch.inference_mode()
-    def answer(self, conversations: Sequence[Encoded], longest: int, temperature: float, seed: int) -> list[Lesson]:
-        """Lessons from conversations that ask, with the target's own answers, all generated at once.
+    def answer(
+        self, conversations: Sequence[Encoded], longest: int, temperatures: Sequence[float], seed: int
+    ) -> list[Lesson]:
+        """Lessons from conversations that ask, with the target's own answers, all given at once.
 
         Args:
             conversations: see `Encoded.asks`.
             longest: tokens at which an answer is cut.
-            temperature: 0 for greedy answers.
-            seed: of the sampling.
+            temperatures: of each answer; 0 for a greedy one.
+            seed: of sampling.
         """
-        import transformers
-
-        settings = transformers.GenerationConfig(
-            max_new_tokens=longest,
-            do_sample=temperature > 0,
-            temperature=temperature or 1.0,
-            top_k=0,
-            top_p=1.0,
-            repetition_penalty=1.0,
-            eos_token_id=list(self.end_ids),
-            pad_token_id=self.end_ids[0],
-        )
-        batch = self._batch(conversations, left=True)
-        width = batch["input_ids"].shape[1]
-        torch.manual_seed(seed)
-        with Tap(self._decoder, self._layers) as tap:
-            written = self.model.generate(**batch, generation_config=settings)[:, width:].tolist()
-        features, final = tap.features(), torch.cat(tap.final, dim=1)
-        lessons = []
-        for row, (each, answer) in enumerate(zip(conversations, written, strict=True)):
-            ends = [place for place, token in enumerate(answer) if token in self.end_ids]
-            said = answer[: ends[0] + 1] if ends else answer
-            here = slice(width - len(each.ids), None)
-            lessons.append(
-                self._lesson(
-                    [*each.ids, *said],
-                    [*each.spoken, *([True] * len(said))],
-                    each.pictures,
-                    tap.embeddings[0][row, here],
-                    features[row, here],
-                    final[row, here],
-                )
+        drawn = torch.tensor(temperatures, device=self.device)
+        speeches = self._speaker.speak(self._batch(conversations, left=True), longest, drawn, seed)
+        return [
+            self._lesson(
+                [*each.ids, *speech.answer],
+                [*each.spoken, *([True] * len(speech.answer))],
+                each.pictures,
+                speech.embeddings,
+                speech.features,
+                speech.final,
             )
-        return lessons
+            for each, speech in zip(conversations, speeches, strict=True)
+        ]
 
     def _batch(self, conversations: Sequence[Encoded], left: bool) -> dict[str, Any]:
         """Model inputs, padded to the longest."""

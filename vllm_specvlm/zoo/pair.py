@@ -12,6 +12,7 @@ from pathlib import Path
 from vllm_specvlm.zoo import parts
 
 NAMES = {"specvlm/reference-target": "target", "specvlm/reference-draft": "draft"}
+HEADS = {"specvlm/reference-head": "reference-head"}  # feature heads ship whole
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ def _build(home: Path, folder: Path) -> None:
 
 
 def resolve(name_or_path: str) -> str:
-    """The folder of ``specvlm/reference-target`` or ``specvlm/reference-draft`` (built on demand); any other name
-    unchanged.
-    """
+    """The folder of a model of this package, built on demand: a key of NAMES or HEADS; any other name unchanged."""
+    if name_or_path in HEADS:
+        return str(Path(__file__).parent / "heads" / HEADS[name_or_path])
     which = NAMES.get(name_or_path)
     if which is None:
         return name_or_path

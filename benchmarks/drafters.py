@@ -1,0 +1,176 @@
+"""What each drafter is worth, by task and by what it sees: feature heads with their compressors, and the draft VLM.
+
+Greedy, one request at a time; every drafter in an engine of its own, taking turns with plain vLLM. `picture` is what
+the *drafter* sees, the target always sees the right one. `tpot_speedup` compares the median time per token after the
+first, `e2e_speedup` whole answers, `ttft_ratio` the median time to the first token; `prefill_ms` is what the drafter
+computes for a prompt before its first tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from draft_sight import PICTURES, show
+from engine import Engine, Method, Question, Round, acceptance_length, median_tpot_ms, start
+from machine import command, machine, versions
+from speedup import chats
+
+
+def methods(drafts: Sequence[str], shape: dict[str, Any]) -> list[Method]:
+    """Plain vLLM, and a method per draft, named after its folder or name."""
+    ours = [Method(_name(draft), {"method": "specvlm", "model": draft, **shape}) for draft in drafts]
+    return [Method("plain", None), *ours]
+
+
+def _name(draft: str) -> str:
+    return draft.rstrip("/").rpartition("/")[2]
+
+
+def compressor(draft: str) -> dict[str, Any]:
+    """`compressor` and `ratio` of a feature head; None for other drafts."""
+    from vllm_specvlm import zoo
+    from vllm_specvlm.draft import head_checkpoint
+
+    folder = zoo.resolve(draft)
+    if not head_checkpoint.is_head(folder):
+        return {"compressor": None, "ratio": None}
+    config = head_checkpoint.read_config(folder)[0].compressor
+    return {"compressor": config.kind, "ratio": config.ratio or None}
+
+
+def ask(engine: Engine, questions: Sequence[Question]) -> list[Round]:
+    """Each question by itself."""
+    return [engine.ask([question], 1) for question in questions]
+
+
+def prefill_ms(engine: Engine, questions: Sequence[Question]) -> float | None:
+    """Milliseconds in the drafter's passes between the first token and the first tree; None without a drafter."""
+    before = engine.tally()
+    if before is None:
+        return None
+    spent = []
+    for question in questions:
+        first = engine.tally()
+        engine.ask([Question(question.prompt, 0.0, 3, question.seed)], 1)
+        second = engine.tally()
+        assert first is not None and second is not None
+        spent.append(1e3 * (second["seconds"]["draft_model"] - first["seconds"]["draft_model"]))
+    return round(statistics.median(spent), 3)
+
+
+def row(mine: Sequence[Round], plain: Sequence[Round], setting: dict[str, Any]) -> dict[str, Any]:
+    """One drafter on one task, compared with plain vLLM answer by answer."""
+    pairs = list(zip(mine, plain, strict=True))
+
+    def ttft(rounds: Sequence[Round]) -> float:
+        return statistics.median(r.answers[0].ttft_ms for r in rounds)
+
+    return {
+        **setting,
+        "acceptance_length": round(acceptance_length(mine), 3),
+        "tpot_speedup": round(median_tpot_ms(plain) / median_tpot_ms(mine), 3),
+        "e2e_speedup": round(statistics.median((b.seconds / b.tokens) / (a.seconds / a.tokens) for a, b in pairs), 3),
+        "ttft_ratio": round(ttft(mine) / ttft(plain), 3),
+        "identical": all(a.answers[0].token_ids == b.answers[0].token_ids for a, b in pairs),
+        "answers": len(pairs),
+        "tokens": sum(a.tokens for a in mine),
+    }
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", default="specvlm/reference-target")
+    parser.add_argument("--drafts", nargs="+", default=["specvlm/reference-draft", "specvlm/reference-head"])
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--prompts", type=int, default=64, help="questions in all")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--nodes", type=int, help="trees of so many nodes, without the planner")
+    parser.add_argument("--pictures", nargs="+", choices=PICTURES, default=list(PICTURES))
+    parser.add_argument("--quick", action="store_true", help="24 questions of 48 tokens, right pictures only")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.prompts, arguments.max_tokens, arguments.pictures = 24, 48, ["right"]
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print the table, write the file."""
+    arguments = parse(argv)
+    from vllm_specvlm import zoo
+
+    target = zoo.resolve(arguments.target)
+    shape = {} if arguments.nodes is None else {"num_speculative_tokens": arguments.nodes, "planner": False}
+    settings = {
+        "model": target,
+        "dtype": arguments.dtype,
+        "enforce_eager": True,
+        "max_model_len": 1024,
+        "max_num_seqs": 1,
+        "kv_cache_memory_bytes": 256 << 20,
+        "enable_prefix_caching": False,
+    }
+    engines = start(methods(arguments.drafts, shape), settings)
+    asked = zoo.prompts(arguments.prompts, seed=7)
+    prompts = chats(target, asked)
+    questions = [Question(prompt, 0.0, arguments.max_tokens, seed) for seed, prompt in enumerate(prompts)]
+    for engine in engines.values():
+        ask(engine, questions[:4])
+    table: list[dict[str, Any]] = []
+    for pictures in arguments.pictures:
+        rounds: dict[str, list[Round]] = {name: [] for name in engines}
+        for name, engine in engines.items():
+            if name != "plain":
+                engine.call(show, pictures)
+        for _ in range(arguments.repeats):
+            for question in questions:
+                for name, engine in engines.items():
+                    rounds[name].append(engine.ask([question], 1))
+        kinds = [prompt.kind for prompt in asked] * arguments.repeats
+        for draft in arguments.drafts:
+            mine = rounds[_name(draft)]
+            for task in (*sorted(set(kinds)), "all"):
+                at = [i for i, kind in enumerate(kinds) if task in (kind, "all")]
+                setting = {"drafter": _name(draft), **compressor(draft), "task": task, "picture": pictures}
+                table.append(row([mine[i] for i in at], [rounds["plain"][i] for i in at], setting))
+        print_rows([r for r in table if r["picture"] == pictures])
+    prefills = {name: prefill_ms(engine, questions[:16]) for name, engine in engines.items()}
+    print("drafter's prefill, ms:", prefills, flush=True)
+    tallies = {name: tally for name, engine in engines.items() if (tally := engine.tally()) is not None}
+    for engine in engines.values():
+        engine.close()
+    if arguments.json:
+        report = {
+            "machine": machine(),
+            "versions": versions(),
+            "mode": {"dtype": arguments.dtype, "compiled": False},
+            "date": datetime.date.today().isoformat(),
+            "command": command("benchmarks/drafters.py", argv),
+            "rows": table,
+            "prefill_ms": prefills,
+            "tallies": tallies,
+        }
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def print_rows(table: Sequence[dict[str, Any]]) -> None:
+    """Print rows as text."""
+    for r in table:
+        print(
+            f"{r['drafter']:28}{r['compressor'] or '-':10}{r['task']:10}{r['picture']:6}"
+            f"{r['acceptance_length']:7.2f} accepted{r['tpot_speedup']:7.2f}x TPOT{r['e2e_speedup']:7.2f}x end to end"
+            f"{r['ttft_ratio']:7.3f} TTFT   identical {r['identical']}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Feature heads on disk: what is saved is loaded, what is damaged or foreign is refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vllm_specvlm.compress.compressor import CompressorConfig
+from vllm_specvlm.draft import head_checkpoint
+from vllm_specvlm.draft.feature_head import FeatureHead
+from vllm_specvlm.draft.head_config import HeadConfig, TargetId
+
+CONFIG = HeadConfig(
+    hidden_size=32,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    intermediate_size=48,
+    target_vocabulary=100,
+    vocabulary=20,
+    feature_layers=(1, 2),
+    compressor=CompressorConfig(kind="select"),
+)
+TARGET = TargetId("some-target", "llava", 32, 4, 100, "ab" * 32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    head_checkpoint.save(tmp_path / "head", FeatureHead(CONFIG), TARGET, {"steps": 3})
+    return tmp_path / "head"
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_round_trip(folder: Path) -> None:
+    torch.manual_seed(0)
+    original = FeatureHead(CONFIG)
+    head, target = head_checkpoint.load(folder)
+    assert head.config == CONFIG and target == TARGET
+    assert head_checkpoint.is_head(folder)
+    assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors", "provenance.json"}
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(tensor, head.state_dict()[name]), name
+
+
+def test_saving_again_replaces(folder: Path) -> None:
+    head = FeatureHead(CONFIG)
+    head_checkpoint.save(folder, head, TARGET, {"steps": 4})
+    assert torch.equal(head_checkpoint.load(folder)[0].q_proj.weight, head.q_proj.weight)
+    assert [p.name for p in folder.parent.iterdir()] == ["head"], "something was left beside it"
+
+
+def test_a_failed_save_leaves_the_old_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = head_checkpoint.load(folder)[0].q_proj.weight
+    monkeypatch.setattr(head_checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        head_checkpoint.save(folder, FeatureHead(CONFIG), TARGET, {})
+    assert torch.equal(head_checkpoint.load(folder)[0].q_proj.weight, before)
+    assert [p.name for p in folder.parent.iterdir()] == ["head"]
+
+
+def test_a_kill_between_the_renames_is_mended(folder: Path) -> None:
+    folder.rename(folder.with_name(".head.old"))
+    assert not head_checkpoint.is_head(folder)
+    head_checkpoint.recover(folder)
+    assert head_checkpoint.load(folder)[1] == TARGET
+
+
+def test_truncated_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"cannot be read .* copy the checkpoint again"):
+        head_checkpoint.load(folder)
+
+
+def test_weights_of_another_configuration(folder: Path) -> None:
+    network = json.loads((folder / "config.json").read_text())["network"]
+    edit(folder, network=network | {"intermediate_size": 64})
+    with pytest.raises(ValueError, match=r"do not fit their config\.json: 'down_proj\.weight'"):
+        head_checkpoint.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": 2}, "upgrade vllm_specvlm"),
+        ({"network": {"hidden_size": 32}}, "does not describe a feature head"),
+        ({"model_type": "llama"}, "not 'specvlm_feature_head'"),
+        ({"target": {"name": "x", "who": 1}}, "does not describe a feature head"),
+    ],
+)
+def test_configurations_that_cannot_be_used(folder: Path, changes: dict[str, Any], said: str) -> None:
+    edit(folder, **changes)
+    with pytest.raises(ValueError, match=said):
+        head_checkpoint.read_config(folder)
+
+
+def test_unknown_network_keys_are_refused(folder: Path) -> None:
+    network = json.loads((folder / "config.json").read_text())["network"]
+    edit(folder, network=network | {"mystery": 1})
+    with pytest.raises(ValueError, match="mystery"):
+        head_checkpoint.read_config(folder)
+
+
+def test_no_head_there(tmp_path: Path) -> None:
+    assert not head_checkpoint.is_head(tmp_path)
+    with pytest.raises(ValueError, match="There is no feature head at"):
+        head_checkpoint.read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        head_checkpoint.read_config(tmp_path)
+
+
+def test_targets_are_told_apart() -> None:
+    assert TARGET.differs(replace(TARGET, name="another name")) is None
+    assert TARGET.differs(replace(TARGET, digest=None)) is None
+    assert TARGET.differs(replace(TARGET, layers=5)) == "its layers is 5, not 4"
+    said = TARGET.differs(replace(TARGET, digest="cd" * 32))
+    assert said is not None and said.startswith("its digest is cdcd")
+
+
+def test_bad_configurations() -> None:
+    for wrong, said in (
+        ({"fusion": "narrow"}, "must be 'linear' or 'wide'"),
+        ({"num_key_value_heads": 3}, "not a multiple"),
+        ({"vocabulary": 101}, "must be 1 to the target's 100"),
+        ({"vocabulary": 0}, "must be 1 to"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            replace(CONFIG, **wrong)

@@ -1,0 +1,78 @@
+"""Which slots a feature head can be fed, and what it sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from vllm_specvlm.compress.compressor import Compressed
+from vllm_specvlm.engine.feature_context import FeatureContext, Span
+
+PICTURE = Span("a", 3, 11)
+"""Placeholders 3..10."""
+
+
+def context(visible: list[int] = [], pictures: tuple[Span, ...] = (PICTURE,)) -> FeatureContext:  # noqa: B006
+    marks = np.zeros(64, dtype=bool)
+    marks[visible] = True
+    return FeatureContext(pictures, marks)
+
+
+def two_tokens(span: Span) -> Compressed:
+    return Compressed.plain(torch.ones(2, 4), span.stop - span.start)
+
+
+def test_a_picture_takes_its_first_slots_only() -> None:
+    missing = context().missing(16, (0, 16), two_tokens)
+    assert missing.tolist() == [0, 1, 2, 3, 4, 11, 12, 13, 14, 15]
+
+
+def test_features_that_are_gone_leave_holes() -> None:
+    assert context().missing(16, (13, 16), two_tokens).tolist() == [3, 4, 13, 14, 15]
+
+
+def test_pictures_that_are_gone_leave_holes() -> None:
+    assert context().missing(16, (0, 16), lambda span: None).tolist() == [0, 1, 2, 11, 12, 13, 14, 15]
+
+
+def test_what_others_wrote_is_not_fed_again() -> None:
+    assert context([0, 1, 2, 3]).missing(14, (11, 14), two_tokens).tolist() == [4, 11, 12, 13]
+
+
+def test_a_picture_is_compressed_once() -> None:
+    calls = []
+
+    def once(span: Span) -> Compressed:
+        calls.append(span)
+        return two_tokens(span)
+
+    seen = context()
+    for root in (12, 13, 14):
+        seen.missing(root, (0, root), once)
+    assert calls == [PICTURE]
+
+
+def test_a_gate_may_leave_nothing_of_a_picture() -> None:
+    nothing = Compressed.plain(torch.ones(0, 4), 8)
+    assert context().missing(13, (0, 13), lambda span: nothing).tolist() == [0, 1, 2, 11, 12]
+
+
+def test_spans() -> None:
+    seen = context([0, 1, 2, 3, 4, 11, 12])
+    assert seen.spans(13) == [(0, 5), (11, 13)]
+    assert seen.spans(12) == [(0, 5), (11, 12)]
+    assert seen.spans(4) == [(0, 4)]
+    assert context().spans(8) == []
+
+
+def test_global_vectors_are_the_latest_pictures() -> None:
+    spans = (PICTURE, Span("b", 20, 24))
+    seen = context(pictures=spans)
+    for at, span in enumerate(spans):
+        seen.compressed[span.start] = Compressed.plain(torch.ones(1, 4), 8, torch.full((4,), float(at + 1)))
+    found = seen.global_vectors(np.asarray([2, 10, 11, 19, 22, 24, 40]))
+    assert found is not None
+    assert found[0].tolist() == [False, False, True, True, False, True, True]
+    assert found[1][:, 0].tolist() == [1.0, 1.0, 2.0, 2.0]
+    seen.compressed.clear()
+    assert seen.global_vectors(np.asarray([12])) is None
