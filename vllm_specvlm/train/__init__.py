@@ -1,1 +1,1 @@
-"""Making feature heads: training on the target's own features and laws, and conversion. Needs transformers, not vLLM."""
+"""Making feature heads: training on the target's features and laws, and conversion. Needs transformers, not vLLM."""
