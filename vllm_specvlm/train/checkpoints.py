@@ -103,6 +103,9 @@ class Checkpoints:
             folder = self.path(step)
             try:
                 head, target = head_checkpoint.load(folder)
+                for tensor in (*head.parameters(), *head.buffers()):
+                    # Out of the mapped file, whose alignment would change how some kernels sum.
+                    tensor.data = tensor.data.clone()
                 state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
                 return Saved(step, head, target, state), damaged
             except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
