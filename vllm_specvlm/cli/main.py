@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": "an OpenAI-compatible server: everything `vllm serve` takes",
     "demo": "answer a question about a picture, plainly and with specvlm, and compare",
     "calibrate": "measure what steps cost here, for the planner; or simulate recorded traffic with it",
+    "train": "train a feature head for a target, from a recipe",
     "convert": "turn a public draft head (EAGLE-1, -2, -3, speculators, ViSpec) into one for this plugin",
     "doctor": "check this installation, and a pair of models, and say what to do",
 }

@@ -1,1 +1,1 @@
-"""Making feature heads: data, distillation, imitation, conversion."""
+"""Making feature heads: training on the target's features and laws, and conversion. Needs transformers, not vLLM."""

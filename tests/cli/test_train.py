@@ -1,0 +1,98 @@
+"""`specvlm train`: mistakes are one sentence, and a small run from the command line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny.checkpoints import build
+from vllm_specvlm.cli import main as cli
+
+RECIPE = """
+target = "{target}"
+[[data]]
+source = "specvlm/reference"
+[answers]
+longest = 8
+batch = 4
+[head]
+vocabulary = 64
+[training]
+steps = {steps}
+batch = 2
+pool = 4
+save_every = 2
+log_every = 1
+unroll = 2
+longest = 512
+[check]
+every = 2
+conversations = 2
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.format(target=build("llava"), steps=4))
+    return path
+
+
+def test_a_run_and_going_on(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert cli.main(["train", str(recipe), "--out", out, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["step"] == 4 and float(told["held_out"]["chain"]) >= 1
+    assert (Path(told["checkpoint"]) / "model.safetensors").is_file()
+    assert cli.main(["train", str(recipe), "--out", out]) == 2
+    assert "holds a run up to step 4: --resume goes on" in capsys.readouterr().err
+    assert cli.main(["train", str(recipe), "--out", out, "--resume", "--steps", "6"]) == 0
+    assert f"the head is in {out}/step-000006" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[training]\nspeed = 1\n", "has no key 'speed'"),
+        ("[[data]]\nsource = 'none.jsonl'\n", "none.jsonl' cannot be read"),
+        ("[head]\nfeature_layers = [7]\n", "names layer 7"),
+    ],
+)
+def test_mistakes(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str) -> None:
+    given = recipe.read_text()
+    table = text.splitlines()[0]
+    recipe.write_text(given.replace(table, text) if table in given and table != "[[data]]" else given + text)
+    assert cli.main(["train", str(recipe), "--out", str(tmp_path / "out")]) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("specvlm train:")]
+    assert len(told) == 1 and said in told[0]
+
+
+def test_nowhere_to_go(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", str(recipe)]) == 2
+    assert "Neither --out nor 'out'" in capsys.readouterr().err
+
+
+def start(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "vllm_specvlm.cli", "train", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_ctrl_c_leaves_whole_checkpoints_only(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(RECIPE.format(target=build("llava"), steps=100000))
+    out = tmp_path / "out"
+    run = start([str(recipe), "--out", str(out)])
+    deadline = time.monotonic() + 100
+    while not (found := list(out.glob("step-*"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, told = run.communicate(timeout=60)
+    assert run.returncode == 130 and found
+    assert "stopped; the last good one is step-" in told and "Traceback" not in told
+    assert not list(out.glob(".*"))

@@ -1,0 +1,139 @@
+"""Checkpoints under real faults: a killed process, a full disk, truncated files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.train.made import head
+from vllm_specvlm.draft import head_checkpoint
+from vllm_specvlm.draft.head_config import TargetId
+from vllm_specvlm.train import checkpoints
+from vllm_specvlm.train.checkpoints import STATE, Checkpoints
+from vllm_specvlm.train.errors import TrainingError
+
+TARGET = TargetId("t", "llava", 16, 2, 40)
+
+
+def save(folder: Path, step: int, keep: int = 3) -> Path:
+    return Checkpoints(folder, keep).save(step, head(seed=step), TARGET, {"step": step}, {"step": step})
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_saved_and_read(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=2)
+    assert names(tmp_path) == ["step-000002", "step-000003"]
+    saved, damaged = Checkpoints(tmp_path, 2).last()
+    assert saved is not None and not damaged
+    assert (saved.step, saved.state, saved.target) == (3, {"step": 3}, TARGET)
+    assert torch.equal(saved.head.q_proj.weight, head(seed=3).q_proj.weight)
+    assert head_checkpoint.is_head(tmp_path / "step-000003")
+
+
+@pytest.mark.parametrize("name", [STATE, "model.safetensors", "config.json"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_truncated_ones_are_passed_over(tmp_path: Path, name: str, share: float) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    path = tmp_path / "step-000002" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    saved, damaged = Checkpoints(tmp_path, 3).last()
+    assert saved is not None and saved.step == 1
+    assert len(damaged) == 1 and "step-000002 is damaged" in damaged[0] and "\n" not in damaged[0]
+    # Going on from step 1 saves step 2 again.
+    save(tmp_path, 2)
+    again, damaged = Checkpoints(tmp_path, 3).last()
+    assert again is not None and again.step == 2 and not damaged
+
+
+def test_a_missing_file_is_damage_too(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / "step-000001" / STATE).unlink()
+    saved, damaged = Checkpoints(tmp_path, 3).last()
+    assert saved is None and "No such file" in damaged[0]
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes of the state really fail: the kernel says that there is no space."""
+    saved = head_checkpoint.save
+
+    def with_full_state(folder: Path, *rest: Any) -> None:
+        saved(folder, *rest)
+        (folder / STATE).symlink_to("/dev/full")
+
+    monkeypatch.setattr(checkpoints.head_checkpoint, "save", with_full_state)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    with monkeypatch.context() as patched:
+        fill_disk(patched)
+        with pytest.raises(TrainingError) as error:
+            save(tmp_path, 2)
+    assert "No space left on device" in str(error.value) and "step-000001" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert names(tmp_path) == ["step-000001"]
+    saved, damaged = Checkpoints(tmp_path, 3).last()
+    assert saved is not None and saved.step == 1 and not damaged
+
+
+def test_a_full_disk_while_the_weights_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(head_checkpoint, "save_file", full)
+    with pytest.raises(TrainingError, match="No space left on device"):
+        save(tmp_path, 2)
+    assert names(tmp_path) == ["step-000001"]
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.train.test_checkpoints import save
+from vllm_specvlm.train import checkpoints
+
+folder, moment = Path(sys.argv[1]), sys.argv[2]
+save(folder, 1)
+write = checkpoints.write_state
+
+def half(path, state):
+    write(path, state)
+    path.write_bytes(path.read_bytes()[:100])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def before_the_rename(folder):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if moment == "state":
+    checkpoints.write_state = half
+else:
+    rename = Path.rename
+    Path.rename = lambda self, to: os.kill(os.getpid(), signal.SIGKILL) if self.name == ".step-000002.partial" else rename(self, to)
+save(folder, 2)
+"""
+
+
+@pytest.mark.parametrize("moment", ["state", "rename"])
+def test_killed_in_a_save(tmp_path: Path, moment: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path), moment], check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == -9
+    assert names(tmp_path) == [".step-000002.partial", "step-000001"]
+    mine = Checkpoints(tmp_path, 3)
+    mine.clean()
+    assert names(tmp_path) == ["step-000001"]
+    saved, damaged = mine.last()
+    assert saved is not None and saved.step == 1 and not damaged

@@ -1,0 +1,140 @@
+"""Checkpoints of a run: folders `step-N`, each a head that can be served, and beside it what going on needs.
+
+A checkpoint is made in a hidden folder and appears with one rename: a kill at any moment leaves only whole ones.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from vllm_specvlm.draft import head_checkpoint
+from vllm_specvlm.draft.feature_head import FeatureHead
+from vllm_specvlm.draft.head_config import TargetId
+from vllm_specvlm.train.errors import TrainingError
+
+STATE = "training.pt"
+_NAME = re.compile(r"step-(\d+)")
+
+
+@dataclass(slots=True)
+class Saved:
+    """A checkpoint that was read."""
+
+    step: int
+    head: FeatureHead
+    target: TargetId
+    state: dict[str, Any]
+    """Optimiser and recipe."""
+
+
+class Checkpoints:
+    """Those in one folder."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        """`keep`: how many are left when a new one is saved."""
+        self.folder, self._keep = folder, keep
+
+    def steps(self) -> list[int]:
+        """Their steps, ascending."""
+        if not self.folder.is_dir():
+            return []
+        matches = (_NAME.fullmatch(path.name) for path in self.folder.iterdir() if path.is_dir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def path(self, step: int) -> Path:
+        """The folder of one."""
+        return self.folder / f"step-{step:06d}"
+
+    def save(
+        self, step: int, head: FeatureHead, target: TargetId, state: Mapping[str, Any], provenance: Mapping[str, Any]
+    ) -> Path:
+        """Write one; then remove the oldest.
+
+        Raises:
+            TrainingError: it cannot be written. Nothing of it is left, and those before it are as they were.
+        """
+        final, partial = self.path(step), self.folder / f".step-{step:06d}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            head_checkpoint.save(partial, head, target, provenance)
+            write_state(partial / STATE, state)
+            if final.exists():  # a damaged one that resuming passed over
+                final.rename(self.folder / f".step-{step:06d}.old")
+            partial.rename(final)
+            _sync_folder(self.folder)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise TrainingError(
+                f"The checkpoint of step {step} cannot be written ({_reason(error)}); {self.left()}: make room, then "
+                "go on with --resume."
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        for old in self.steps()[: -self._keep]:
+            hidden = self.folder / f".step-{old:06d}.old"
+            self.path(old).rename(hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
+        return final
+
+    def left(self) -> str:
+        """What there is, for messages: "the last good one is step-000200"."""
+        steps = self.steps()
+        return f"the last good one is {self.path(steps[-1]).name}" if steps else "there is none yet"
+
+    def clean(self) -> None:
+        """Remove what a kill left half-made."""
+        for path in self.folder.glob(".step-*"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob("..step-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def last(self) -> tuple[Saved | None, list[str]]:
+        """The newest that is sound, and a sentence about each newer one that is not."""
+        damaged: list[str] = []
+        for step in reversed(self.steps()):
+            folder = self.path(step)
+            try:
+                head, target = head_checkpoint.load(folder)
+                for tensor in (*head.parameters(), *head.buffers()):
+                    # Out of the mapped file, whose alignment would change how some kernels sum.
+                    tensor.data = tensor.data.clone()
+                state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+                return Saved(step, head, target, state), damaged
+            except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+                damaged.append(f"The checkpoint {folder.name} is damaged ({_reason(error)}) and is passed over.")
+        return None, damaged
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Through a Python file, so that a full disk is an OSError with its reason; on the disk when this returns."""
+    with path.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: BaseException) -> str:
+    """The operating system's own words, where an error has them or was raised on their account."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.strerror:
+            return seen.strerror
+        seen = seen.__cause__ or seen.__context__
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    return said[0].rstrip(".;")

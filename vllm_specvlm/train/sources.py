@@ -1,0 +1,48 @@
+"""The data of a recipe: its sources, mixed by weight."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vllm_specvlm.train.conversation import Conversation, Source, Split
+from vllm_specvlm.train.errors import RecipeError
+from vllm_specvlm.train.jsonl_source import JsonlSource
+from vllm_specvlm.train.recipe import DataRecipe
+from vllm_specvlm.train.reference_source import ReferenceSource, ReferenceTalk
+
+BUILTIN: dict[str, Callable[[], Source]] = {
+    "specvlm/reference": ReferenceSource,
+    "specvlm/reference-talk": ReferenceTalk,
+}
+
+
+class Sources:
+    """All sources of a recipe as one."""
+
+    def __init__(self, recipes: Sequence[DataRecipe], folder: Path) -> None:
+        """Relative paths are relative to `folder`, the recipe's. Raises RecipeError for a source that is none."""
+        self._weights = [each.weight for each in recipes]
+        self._sources = [_open(each, folder) for each in recipes]
+        self._names = [each.source for each in recipes]
+
+    def draw(self, rng: random.Random, split: Split) -> Conversation:
+        """A conversation of a random source."""
+        return rng.choices(self._sources, self._weights)[0].draw(rng, split)
+
+    def digests(self) -> dict[str, str]:
+        """By source: what it holds. Folders are left out of the names."""
+        return {
+            name if name in BUILTIN else Path(name).name: source.digest()
+            for name, source in zip(self._names, self._sources, strict=True)
+        }
+
+
+def _open(recipe: DataRecipe, folder: Path) -> Source:
+    if recipe.source in BUILTIN:
+        return BUILTIN[recipe.source]()
+    if recipe.source.startswith("specvlm/"):
+        raise RecipeError(f"There is no data source '{recipe.source}'; those that come along are {', '.join(BUILTIN)}.")
+    images = folder / Path(recipe.images).expanduser() if recipe.images else None
+    return JsonlSource(folder / Path(recipe.source).expanduser(), images)
