@@ -11,6 +11,7 @@ Attention is passed in, so that this one definition serves training (scaled dot 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import nn
@@ -79,8 +80,15 @@ class FeatureHead(nn.Module):
             rope_parameters=config.rope_parameters,
         )
         rotary = LlamaRotaryEmbedding(rope)
-        self.register_buffer("inverse_frequencies", rotary.inv_freq.float(), persistent=False)
+        self._frequencies = rotary.inv_freq.float().clone()
+        self.register_buffer("inverse_frequencies", self._frequencies.clone(), persistent=False)
         self._rotary_scale: float = rotary.attention_scaling
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """As any module is moved and cast, but rotary frequencies stay float32: in bfloat16 they are off by turns."""
+        super()._apply(fn, recurse)
+        self.inverse_frequencies = self._frequencies.to(self.inverse_frequencies.device)
+        return self
 
     def state(self, features: torch.Tensor) -> torch.Tensor:
         """The target's features [..., features] as states [..., hidden], what `forward` takes and gives."""
