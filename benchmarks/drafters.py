@@ -9,8 +9,6 @@ computes for a prompt before its first tree.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 
 from draft_sight import PICTURES, show
 from engine import Engine, Method, Question, Round, acceptance_length, median_tpot_ms, start
-from machine import command, machine, versions
+from machine import write_report
 from speedup import chats
 
 
@@ -148,17 +146,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for engine in engines.values():
         engine.close()
     if arguments.json:
-        report = {
-            "machine": machine(),
-            "versions": versions(),
-            "mode": {"dtype": arguments.dtype, "compiled": False},
-            "date": datetime.date.today().isoformat(),
-            "command": command("benchmarks/drafters.py", argv),
-            "rows": table,
-            "prefill_ms": prefills,
-            "tallies": tallies,
-        }
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(
+            arguments.json,
+            "drafters",
+            argv,
+            {"dtype": arguments.dtype, "compiled": False},
+            table,
+            prefill_ms=prefills,
+            tallies=tallies,
+        )
 
 
 def print_rows(table: Sequence[dict[str, Any]]) -> None:

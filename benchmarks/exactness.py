@@ -12,8 +12,6 @@ log-probabilities under plain decoding are compared at the first differing posit
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -24,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 
 from engine import Engine, Method, Question, start
-from machine import command, machine, versions
+from machine import write_report
 from speedup import chats, settings
 
 
@@ -114,15 +112,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             flush=True,
         )
     if arguments.json:
-        report = {
-            "machine": machine(),
-            "versions": versions(),
-            "mode": {"dtype": arguments.dtype, "twice": arguments.twice, "compiled": False},
-            "date": datetime.date.today().isoformat(),
-            "command": command("benchmarks/exactness.py", argv),
-            "rows": rows,
-        }
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(
+            arguments.json,
+            "exactness",
+            argv,
+            {"dtype": arguments.dtype, "twice": arguments.twice, "compiled": False},
+            rows,
+        )
     if worst > bound:
         sys.exit(f"One of our differences of {worst:.3f} is no near-tie (bound {bound}).")
 

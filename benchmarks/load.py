@@ -9,8 +9,6 @@ planner's engine also says what it planned.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import random
 import statistics
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import Engine, Method, Question, Round, acceptance_length, start
-from machine import command, machine, versions
+from machine import write_report
 from speedup import chats
 
 
@@ -182,16 +180,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for engine in engines.values():
         engine.close()
     if arguments.json:
-        report = {
-            "machine": machine(),
-            "versions": versions(),
-            "mode": {"dtype": arguments.dtype, "compiled": False},
-            "date": datetime.date.today().isoformat(),
-            "command": command("benchmarks/load.py", argv),
-            "rows": table,
-            "tallies": tallies,
-        }
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(
+            arguments.json, "load", argv, {"dtype": arguments.dtype, "compiled": False}, table, tallies=tallies
+        )
 
 
 if __name__ == "__main__":

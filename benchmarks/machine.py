@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import os
 import platform
 import sys
@@ -44,3 +46,24 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def write_report(
+    file: Path,
+    script: str,
+    argv: Sequence[str] | None,
+    mode: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    **more: Any,
+) -> None:
+    """Write a result file: `rows` and what else was found, with the machine, versions, mode and date they hold for."""
+    report = {
+        "machine": machine(),
+        "versions": versions(),
+        "mode": mode,
+        "date": datetime.date.today().isoformat(),
+        "command": command(f"benchmarks/{script}.py", argv),
+        "rows": rows,
+        **more,
+    }
+    file.write_text(json.dumps(report, indent=1) + "\n")

@@ -9,15 +9,13 @@ neighbouring rounds. Each engine has a process of its own.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from engine import Engine, Method, Question, median_tpot_ms, start
-from machine import command, machine, versions
+from machine import write_report
 from speedup import chats
 
 
@@ -100,15 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for engine in engines.values():
         engine.close()
     if arguments.json:
-        report = {
-            "machine": machine(),
-            "versions": versions(),
-            "mode": {"dtype": "float32", "compiled": False},
-            "date": datetime.date.today().isoformat(),
-            "command": command("benchmarks/overhead.py", argv),
-            "rows": rows,
-        }
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(arguments.json, "overhead", argv, {"dtype": "float32", "compiled": False}, rows)
 
 
 if __name__ == "__main__":

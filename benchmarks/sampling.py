@@ -9,14 +9,12 @@ shows what a draft gains that knows its target better.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import command, machine, versions
+from machine import write_report
 from speedup import chats
 
 _SUBJECTS = """
@@ -147,15 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     if texts[0] != texts[1]:
                         raise SystemExit("The texts depend on the trees: that must not be.")
     if arguments.json:
-        report = {
-            "machine": machine(),
-            "versions": versions(),
-            "mode": {"dtype": "float32", "compiled": False},
-            "date": datetime.date.today().isoformat(),
-            "command": command("benchmarks/sampling.py", argv),
-            "rows": table,
-        }
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(arguments.json, "sampling", argv, {"dtype": "float32", "compiled": False}, table)
 
 
 if __name__ == "__main__":

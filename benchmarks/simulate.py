@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import Engine, Method, Question, Round, acceptance_length, start
-from machine import command, machine, versions
+from machine import write_report
 from speedup import chats
 
 from vllm_specvlm.schedule import trace
@@ -161,18 +159,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     for engine in engines.values():
         engine.close()
     if arguments.json:
-        report = {
-            "machine": machine(),
-            "versions": versions(),
-            "mode": {"dtype": arguments.dtype, "compiled": False},
-            "date": datetime.date.today().isoformat(),
-            "command": command("benchmarks/simulate.py", argv),
-            "key": dataclasses.asdict(profile.key),
-            "rows": rows,
-            "largest_error": max(abs(found["error"]) for found in rows),
-            "planned_tally": tally,
-        }
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(
+            arguments.json,
+            "simulate",
+            argv,
+            {"dtype": arguments.dtype, "compiled": False},
+            rows,
+            key=dataclasses.asdict(profile.key),
+            largest_error=max(abs(found["error"]) for found in rows),
+            planned_tally=tally,
+        )
 
 
 def show(found: dict[str, Any]) -> None:

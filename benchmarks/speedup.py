@@ -9,15 +9,13 @@ differ from plain decoding at near-ties; `identical_share` says how many did not
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from engine import Engine, Method, Question, Round, acceptance_length, median_tpot_ms, start
-from machine import command, machine, versions
+from machine import write_report
 
 
 def methods(draft: str) -> list[Method]:
@@ -146,16 +144,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for engine in engines.values():
         engine.close()
     if arguments.json:
-        report = {
-            "machine": machine(),
-            "versions": versions(),
-            "mode": {"dtype": arguments.dtype, "compiled": arguments.compiled},
-            "date": datetime.date.today().isoformat(),
-            "command": command("benchmarks/speedup.py", argv),
-            "rows": table,
-            "tallies": tallies,
-        }
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(
+            arguments.json,
+            "speedup",
+            argv,
+            {"dtype": arguments.dtype, "compiled": arguments.compiled},
+            table,
+            tallies=tallies,
+        )
 
 
 def chats(target: str, prompts: Sequence[Any]) -> list[dict[str, Any]]:

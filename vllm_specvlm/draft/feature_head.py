@@ -11,6 +11,7 @@ Attention is passed in, so that this one definition serves training (scaled dot 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import nn
@@ -79,8 +80,15 @@ class FeatureHead(nn.Module):
             rope_parameters=config.rope_parameters,
         )
         rotary = LlamaRotaryEmbedding(rope)
-        self.register_buffer("inverse_frequencies", rotary.inv_freq.float(), persistent=False)
+        self._frequencies = rotary.inv_freq.float().clone()
+        self.register_buffer("inverse_frequencies", self._frequencies.clone(), persistent=False)
         self._rotary_scale: float = rotary.attention_scaling
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """As any module is moved and cast, but rotary frequencies stay float32: in bfloat16 they are off by turns."""
+        super()._apply(fn, recurse)
+        self.inverse_frequencies = self._frequencies.to(self.inverse_frequencies.device)
+        return self
 
     def state(self, features: torch.Tensor) -> torch.Tensor:
         """The target's features [..., features] as states [..., hidden], what `forward` takes and gives."""
@@ -120,8 +128,9 @@ class FeatureHead(nn.Module):
             joined = normed
         if wide:
             normed = torch.cat((embedded, normed), dim=-1)
-        queries = self._rotate(self.q_proj(normed).unflatten(-1, (-1, config.head_dim)), positions)
-        keys = self._rotate(self.k_proj(normed).unflatten(-1, (-1, config.head_dim)), positions)
+        cosine, sine = self._rotations(positions, normed.dtype)
+        queries = _rotated(self.q_proj(normed).unflatten(-1, (-1, config.head_dim)), cosine, sine)
+        keys = _rotated(self.k_proj(normed).unflatten(-1, (-1, config.head_dim)), cosine, sine)
         values = self.v_proj(normed).unflatten(-1, (-1, config.head_dim))
         hidden: torch.Tensor = joined + self.o_proj(attend(queries, keys, values).flatten(-2))
         normed = self.norm_mlp(hidden)
@@ -132,10 +141,13 @@ class FeatureHead(nn.Module):
         scores: torch.Tensor = self.lm_head(self.norm_output(state))
         return scores.float()
 
-    def _rotate(self, heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Rotary positions on [..., heads, head_dim], halves as in Llama; the angles are float32."""
-        angles = positions[..., None].float() * self.inverse_frequencies
-        cosine = (angles.cos() * self._rotary_scale).to(heads.dtype)[..., None, :]
-        sine = (angles.sin() * self._rotary_scale).to(heads.dtype)[..., None, :]
-        first, second = heads.chunk(2, dim=-1)
-        return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+    def _rotations(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines [..., 1, head_dim / 2] of slots [...]; the angles are float32."""
+        angles = (positions[..., None].float() * self.inverse_frequencies)[..., None, :]
+        return (angles.cos() * self._rotary_scale).to(dtype), (angles.sin() * self._rotary_scale).to(dtype)
+
+
+def _rotated(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Rotary positions on [..., heads, head_dim], halves as in Llama."""
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
