@@ -115,21 +115,26 @@ def half(path, state):
     path.write_bytes(path.read_bytes()[:100])
     os.kill(os.getpid(), signal.SIGKILL)
 
-def before_the_rename(folder):
-    os.kill(os.getpid(), signal.SIGKILL)
-
 if moment == "state":
     checkpoints.write_state = half
 else:
     rename = Path.rename
-    Path.rename = lambda self, to: os.kill(os.getpid(), signal.SIGKILL) if self.name == ".step-000002.partial" else rename(self, to)
+
+    def killed(self, to):
+        if self.name == ".step-000002.partial":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, to)
+
+    Path.rename = killed
 save(folder, 2)
 """
 
 
 @pytest.mark.parametrize("moment", ["state", "rename"])
 def test_killed_in_a_save(tmp_path: Path, moment: str) -> None:
-    done = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path), moment], check=False, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(tmp_path), moment], check=False, cwd=Path(__file__).parents[2]
+    )
     assert done.returncode == -9
     assert names(tmp_path) == [".step-000002.partial", "step-000001"]
     mine = Checkpoints(tmp_path, 3)

@@ -50,7 +50,9 @@ def test_pictures_side_by_side_and_padding() -> None:
     assert laid.numbers[0].tolist() == [0, 3, 4, 5, 6, 7, 8, 9, 10, 12][: laid.numbers.shape[1]]
     assert laid.next_ids[0].tolist()[:5] == [-1, -1, -1, -1, ids[7]]
     assert laid.picture[0].tolist()[:5] == [-1, -1, -1, -1, 1]
-    assert laid.numbers[1].tolist()[:2] == [0, 1] and laid.next_ids[1].tolist()[2:] == [-1] * (laid.next_ids.shape[1] - 2)
+    assert laid.numbers[1].tolist()[:2] == [0, 1] and laid.next_ids[1].tolist()[2:] == [-1] * (
+        laid.next_ids.shape[1] - 2
+    )
     assert laid.depths[1].tolist() == [0, 1] + [-1] * (laid.depths.shape[1] - 2)
 
 

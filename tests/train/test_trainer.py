@@ -143,7 +143,7 @@ def test_nan_stops_and_keeps_the_last_good_one(tmp_path: Path, monkeypatch: pyte
         return learn(head, *rest)
 
     monkeypatch.setattr(module, "learn", broken)
-    with pytest.raises(TrainingError, match="At step 5 the loss is nan .* the last good one is step-000003"):
+    with pytest.raises(TrainingError, match=r"At step 5 the loss is nan .* the last good one is step-000003"):
         make(tmp_path).run()
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-000003"]
     monkeypatch.setattr(module, "learn", learn)
@@ -152,14 +152,14 @@ def test_nan_stops_and_keeps_the_last_good_one(tmp_path: Path, monkeypatch: pyte
 
 def test_a_full_disk_stops_and_keeps_the_last_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tmp_path, tell=lambda share, doing: fill_disk(monkeypatch) if doing.startswith("step 4") else None)
-    with pytest.raises(TrainingError, match="step 6 cannot be written .No space left on device.; the last good one"):
+    with pytest.raises(TrainingError, match=r"step 6 cannot be written .No space left on device.; the last good one"):
         run.run()
     assert [path.name for path in tmp_path.glob("*step-*")] == ["step-000003"]
 
 
 def test_another_recipe_is_not_resumed(tmp_path: Path) -> None:
     make(tmp_path).run()
-    with pytest.raises(RecipeError, match="another 'training.lr'"):
+    with pytest.raises(RecipeError, match=r"another 'training\.lr'"):
         make(tmp_path, changed(lr=1.0)).run(resume=True)
     longer = make(tmp_path, changed(steps=8))
     assert longer.run(resume=True).step == 8

@@ -56,7 +56,11 @@ def drafts(network: FeatureHead, seen: View, row: int) -> dict[tuple[int, int], 
     """By drafted place and step: what drafting gives there, when the draft began that many slots before."""
     slots = seen.slots
     states = network.state(slots.features[row])
-    columns = [column for column, depth in zip(slots.drafted[row].tolist(), slots.depths[row].tolist(), strict=True) if depth >= 0]
+    columns = [
+        column
+        for column, depth in zip(slots.drafted[row].tolist(), slots.depths[row].tolist(), strict=True)
+        if depth >= 0
+    ]
     confirmed: Cached = []
     roots: dict[int, torch.Tensor] = {}
     for column in range(columns[-1] + 1):
@@ -79,7 +83,8 @@ def outputs_of(kind: str, **changes: Any) -> tuple[FeatureHead, View, list[torch
     target = TableTarget()
     network = head(kind, **changes).eval()
     texts = [
-        lesson(seed, marks(text), pictures, target, network.config.features) for seed, (text, pictures) in enumerate(TEXTS)
+        lesson(seed, marks(text), pictures, target, network.config.features)
+        for seed, (text, pictures) in enumerate(TEXTS)
     ]
     seen = view(network, target, texts)  # type: ignore[arg-type]
     return network, seen, unroll(network, seen.slots, seen.embeddings, seen.visual, STEPS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+from vllm_specvlm.train import memory
 from vllm_specvlm.train.conversation import Split, choose_asked
 from vllm_specvlm.train.encoder import Encoded
 from vllm_specvlm.train.errors import RecipeError
@@ -78,6 +79,7 @@ def prepare(
             for at, lesson in zip(places, found, strict=True):
                 lessons[at] = lesson if lesson.tokens else None
             done += len(places)
+            memory.give_back()
     found_all = [lesson for lesson in lessons if lesson is not None]
     if len(found_all) < count:
         raise RecipeError(

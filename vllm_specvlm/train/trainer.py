@@ -15,7 +15,7 @@ import torch
 
 from vllm_specvlm.draft.feature_head import FeatureHead
 from vllm_specvlm.draft.head_config import TargetId
-from vllm_specvlm.train import acceptance, lesson_round, provenance
+from vllm_specvlm.train import acceptance, lesson_round, memory, provenance
 from vllm_specvlm.train import recipe as recipes
 from vllm_specvlm.train.checkpoints import Checkpoints, Saved
 from vllm_specvlm.train.curve import Curve
@@ -136,6 +136,7 @@ class Trainer:
                 found = self._checked(head, held_out)
             if curve is not None and (self._step % training.log_every == 0 or check or last):
                 row = sums.means() | {"step": self._step, "lr": training.lr * factor, **found}
+                memory.give_back()
                 self._logged(curve, row | {"answer_tokens": self._answer_tokens, "seconds": round(self._seconds, 1)})
                 sums = Figures()
             if self._step % training.save_every == 0 or last:

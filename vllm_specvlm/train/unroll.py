@@ -57,6 +57,7 @@ def causal(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     if xops is not None and queries.is_cuda:
         repeats = queries.shape[2] // keys.shape[2]
         keys, values = keys.repeat_interleave(repeats, 2), values.repeat_interleave(repeats, 2)
+        queries, keys = queries.to(values.dtype), keys.to(values.dtype)  # xformers does not heed autocast
         return xops.memory_efficient_attention(queries, keys, values, attn_bias=xops.LowerTriangularMask())
     attended = F.scaled_dot_product_attention(
         queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), is_causal=True, enable_gqa=True
