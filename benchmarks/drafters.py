@@ -21,7 +21,14 @@ from speedup import chats
 
 
 def methods(drafts: Sequence[str], shape: dict[str, Any]) -> list[Method]:
-    """Plain vLLM, and a method per draft, named after its folder or name."""
+    """Plain vLLM, and a method per draft, named after its folder or name.
+
+    Raises:
+        ValueError: two drafts have one name.
+    """
+    names = [_name(draft) for draft in drafts]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Two drafts are called the same ({', '.join(names)}); rename a folder.")
     ours = [Method(_name(draft), {"method": "specvlm", "model": draft, **shape}) for draft in drafts]
     return [Method("plain", None), *ours]
 
@@ -49,9 +56,10 @@ def ask(engine: Engine, questions: Sequence[Question]) -> list[Round]:
 
 def prefill_ms(engine: Engine, questions: Sequence[Question]) -> float | None:
     """Milliseconds in the drafter's passes between the first token and the first tree; None without a drafter."""
-    before = engine.tally()
-    if before is None:
+    if engine.tally() is None:
         return None
+    engine.call(show, "right")
+    engine.call("specvlm_force", 1)  # the planner would not draft for so short an answer
     spent = []
     for question in questions:
         first = engine.tally()
@@ -140,7 +148,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 setting = {"drafter": _name(draft), **compressor(draft), "task": task, "picture": pictures}
                 table.append(row([mine[i] for i in at], [rounds["plain"][i] for i in at], setting))
         print_rows([r for r in table if r["picture"] == pictures])
-    prefills = {name: prefill_ms(engine, questions[:16]) for name, engine in engines.items()}
+    planned = arguments.nodes is None
+    prefills = {name: prefill_ms(engine, questions[:16]) for name, engine in engines.items()} if planned else {}
     print("drafter's prefill, ms:", prefills, flush=True)
     tallies = {name: tally for name, engine in engines.items() if (tally := engine.tally()) is not None}
     for engine in engines.values():
