@@ -140,3 +140,18 @@ def test_bad_configurations() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             replace(CONFIG, **wrong)
+
+
+@pytest.mark.parametrize("tokens", [[0] * 20, [-1, *range(19)], [*range(19), 100]])
+def test_vocabulary_must_be_tokens_of_the_target(folder: Path, tokens: list[int]) -> None:
+    head, target = head_checkpoint.load(folder)
+    head.vocabulary.copy_(torch.tensor(tokens))
+    head_checkpoint.save(folder, head, target, {})
+    with pytest.raises(ValueError, match="no set of the target's tokens"):
+        head_checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("layers", [(2, 1), (1, 1), (-1, 2)])
+def test_feature_layers_must_ascend(layers: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="must ascend from 0"):
+        replace(CONFIG, feature_layers=layers)

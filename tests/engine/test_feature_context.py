@@ -23,20 +23,20 @@ def two_tokens(span: Span) -> Compressed:
 
 
 def test_a_picture_takes_its_first_slots_only() -> None:
-    missing = context().missing(16, (0, 16), two_tokens)
+    missing = context().missing(16, np.arange(0, 16), two_tokens)
     assert missing.tolist() == [0, 1, 2, 3, 4, 11, 12, 13, 14, 15]
 
 
 def test_features_that_are_gone_leave_holes() -> None:
-    assert context().missing(16, (13, 16), two_tokens).tolist() == [3, 4, 13, 14, 15]
+    assert context().missing(16, np.arange(13, 16), two_tokens).tolist() == [3, 4, 13, 14, 15]
 
 
 def test_pictures_that_are_gone_leave_holes() -> None:
-    assert context().missing(16, (0, 16), lambda span: None).tolist() == [0, 1, 2, 11, 12, 13, 14, 15]
+    assert context().missing(16, np.arange(0, 16), lambda span: None).tolist() == [0, 1, 2, 11, 12, 13, 14, 15]
 
 
 def test_what_others_wrote_is_not_fed_again() -> None:
-    assert context([0, 1, 2, 3]).missing(14, (11, 14), two_tokens).tolist() == [4, 11, 12, 13]
+    assert context([0, 1, 2, 3]).missing(14, np.arange(11, 14), two_tokens).tolist() == [4, 11, 12, 13]
 
 
 def test_a_picture_is_compressed_once() -> None:
@@ -48,13 +48,13 @@ def test_a_picture_is_compressed_once() -> None:
 
     seen = context()
     for root in (12, 13, 14):
-        seen.missing(root, (0, root), once)
+        seen.missing(root, np.arange(root), once)
     assert calls == [PICTURE]
 
 
 def test_a_gate_may_leave_nothing_of_a_picture() -> None:
     nothing = Compressed.plain(torch.ones(0, 4), 8)
-    assert context().missing(13, (0, 13), lambda span: nothing).tolist() == [0, 1, 2, 11, 12]
+    assert context().missing(13, np.arange(0, 13), lambda span: nothing).tolist() == [0, 1, 2, 11, 12]
 
 
 def test_spans() -> None:
@@ -68,11 +68,18 @@ def test_spans() -> None:
 def test_global_vectors_are_the_latest_pictures() -> None:
     spans = (PICTURE, Span("b", 20, 24))
     seen = context(pictures=spans)
-    for at, span in enumerate(spans):
-        seen.compressed[span.start] = Compressed.plain(torch.ones(1, 4), 8, torch.full((4,), float(at + 1)))
+    vectors = iter([torch.full((4,), 1.0), torch.full((4,), 2.0)])
+    seen.missing(30, np.arange(30), lambda span: Compressed.plain(torch.ones(1, 4), 8, next(vectors)))
+    seen.advance(30)
+    assert not seen.compressed, "fed pictures are still held"
     found = seen.global_vectors(np.asarray([2, 10, 11, 19, 22, 24, 40]))
     assert found is not None
     assert found[0].tolist() == [False, False, True, True, False, True, True]
     assert found[1][:, 0].tolist() == [1.0, 1.0, 2.0, 2.0]
-    seen.compressed.clear()
-    assert seen.global_vectors(np.asarray([12])) is None
+    assert context().global_vectors(np.asarray([12])) is None
+
+
+def test_overlapping_pictures_and_gaps_in_features() -> None:
+    seen = context(pictures=(PICTURE, Span("sound", 4, 9)))
+    missing = seen.missing(16, np.asarray([0, 2, 12, 15]), two_tokens)
+    assert missing.tolist() == sorted(set(missing.tolist())) == [0, 2, 3, 4, 5, 12, 15]

@@ -124,7 +124,8 @@ def test_a_drafter_that_fails_on_one_rank() -> None:
     """Both ranks stop drafting together; requests go on."""
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     reference = play("llava", TWO_RANKS, None, environment)["rounds"]
-    for draft in (TREE_DRAFT, PLANNED_DRAFT):
+    head = {"model": str(build_head("llava", CompressorConfig(kind="pool", ratio=4))), **TREE_DRAFT}
+    for draft in (TREE_DRAFT, PLANNED_DRAFT, head):
         broken = play("llava", TWO_RANKS, draft, environment, None, "--break-rank", "1")
         assert broken["rounds"] == reference
         assert [tally["drafter_failures"] for tally in broken["tallies"]] == [1, 1]

@@ -72,6 +72,11 @@ def load(folder: str | Path) -> tuple[FeatureHead, TargetId]:
             f"The weights '{path}' do not fit their config.json: '{wrong[0]}' is missing, too many or of another shape "
             f"({len(wrong)} such); copy the checkpoint again."
         )
+    tokens = tensors.get("vocabulary")
+    if tokens is not None and not (
+        len(tokens.unique()) == len(tokens) and 0 <= int(tokens.min()) <= int(tokens.max()) < config.target_vocabulary
+    ):
+        raise ValueError(f"The vocabulary in '{path}' is no set of the target's tokens; copy the checkpoint again.")
     head.load_state_dict(tensors, assign=True)
     return head, target
 

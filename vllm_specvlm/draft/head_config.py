@@ -88,6 +88,11 @@ class HeadConfig:
                 f"The head drafts {self.vocabulary} tokens; it must be 1 to the target's {self.target_vocabulary}."
             )
 
+        if list(self.feature_layers) != sorted({layer for layer in self.feature_layers if layer >= 0}):
+            raise ValueError(
+                f"The head's feature layers are {list(self.feature_layers)}; they must ascend from 0, each named once."
+            )
+
     @property
     def features(self) -> int:
         """Numbers in one target feature."""

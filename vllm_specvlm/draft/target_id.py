@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from transformers import AutoConfig
 
 from vllm_specvlm.draft.head_config import TargetId
 
@@ -24,7 +24,7 @@ def digest(norm: torch.Tensor) -> str:
 
 
 def of_config(name: str, config: Mapping[str, Any], norm: torch.Tensor | None) -> TargetId:
-    """From a model's `config.json` and, if at hand, the weights of its final norm."""
+    """From a model's whole configuration and, if at hand, the weights of its final norm."""
     text = config.get("text_config") or config
     return TargetId(
         name=Path(name).name,
@@ -53,7 +53,8 @@ def of_folder(folder: str | Path) -> TargetId:
     """
     folder = Path(folder).expanduser()
     try:
-        config = json.loads((folder / "config.json").read_text())
+        # Not the bare file: it may leave out whatever is the family's default.
+        config = AutoConfig.from_pretrained(folder).to_dict()
     except (OSError, ValueError) as error:
         raise ValueError(f"There is no model at '{folder}' ({error}); give the target's folder.") from error
     for path in sorted(folder.glob("*.safetensors")):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_specvlm import ops
+from vllm_specvlm.draft import head_checkpoint
 from vllm_specvlm.engine import exporter
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
 from vllm_specvlm.schedule.profile import Profile
@@ -70,9 +71,18 @@ def translate(args: EngineArgs, target: ModelConfig, parallel: ParallelConfig) -
     }
     if not isinstance(args.additional_config, dict):
         raise ValueError("Method 'specvlm' needs --additional-config to be a JSON object, or left out.")
-    args.additional_config = {**args.additional_config, METHOD: options.as_dict()}
+    # vLLM's compiled graphs are kept by this: one that shows hidden states of some layers must not serve other ones.
+    shown = {"specvlm_feature_layers": _feature_layers(options)}
+    args.additional_config = {**args.additional_config, METHOD: options.as_dict(), **shown}
     args.worker_cls = parallel.worker_cls = WORKER
     exporter.export(target.served_model_name)
+
+
+def _feature_layers(options: SpecVLMOptions) -> list[int]:
+    """The target's layers that a feature head reads, besides what leaves the last one."""
+    if options.model is None or not head_checkpoint.is_head(options.model):
+        return []
+    return list(head_checkpoint.read_config(options.model)[0].feature_layers)
 
 
 def _given(args: EngineArgs) -> dict[str, Any]:

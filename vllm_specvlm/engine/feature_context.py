@@ -20,6 +20,14 @@ class Span:
     stop: int
 
 
+def in_spans(spans: Sequence[Span], positions: np.ndarray) -> np.ndarray:
+    """bool: which positions are placeholders of one of the pictures."""
+    inside = np.zeros(len(positions), dtype=bool)
+    for span in spans:
+        inside |= (positions >= span.start) & (positions < span.stop)
+    return inside
+
+
 @dataclass(slots=True)
 class FeatureContext:
     """One request's slots. Slot `p` joins the feature at `p` with token `p + 1` (see `draft.feature_head`)."""
@@ -30,33 +38,30 @@ class FeatureContext:
     upto: int = 0
     """Slots below this are visible, or holes for good."""
     compressed: dict[int, Compressed] = field(default_factory=dict)
-    """Compressed pictures by the start of their placeholders."""
+    """Compressed pictures that are not fed yet, by the start of their placeholders."""
+    vectors: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Global vectors [hidden] of compressed pictures, by the end of their placeholders."""
 
     def in_picture(self, positions: np.ndarray) -> np.ndarray:
         """bool: which positions are placeholders."""
-        inside = np.zeros(len(positions), dtype=bool)
-        for span in self.pictures:
-            inside |= (positions >= span.start) & (positions < span.stop)
-        return inside
+        return in_spans(self.pictures, positions)
 
     def spans(self, stop: int) -> list[tuple[int, int]]:
         """Stretches of visible slots below `stop`, ascending."""
         edges = np.flatnonzero(np.diff(self.visible[:stop], prepend=False, append=False))
         return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
 
-    def missing(
-        self, root: int, features: tuple[int, int], compress: Callable[[Span], Compressed | None]
-    ) -> np.ndarray:
+    def missing(self, root: int, features: np.ndarray, compress: Callable[[Span], Compressed | None]) -> np.ndarray:
         """int64, ascending: slots below `root` that are not visible and whose inputs exist.
 
         Args:
             root: position of the last confirmed token.
-            features: the stretch of positions whose features are kept.
+            features: int64, ascending: positions whose features are kept.
             compress: called for pictures with missing slots; None for one that is gone.
         """
         slots = self.upto + np.flatnonzero(~self.visible[self.upto : root])
-        first, stop = features
-        fed = [slots[(slots >= first) & (slots < stop) & ~self.in_picture(slots)]]
+        text = slots[~self.in_picture(slots)]
+        fed = [text[np.isin(text, features, assume_unique=True)]]
         for span in self.pictures:
             mine = slots[(slots >= span.start) & (slots < span.stop)]
             if not len(mine):
@@ -66,18 +71,23 @@ class FeatureContext:
                 if found is None:
                     continue
                 self.compressed[span.start] = found
+                if found.global_vector is not None:
+                    self.vectors[span.stop] = found.global_vector
             fed.append(mine[mine < span.start + len(self.compressed[span.start].tokens)])
-        return np.sort(np.concatenate(fed))
+        return np.unique(np.concatenate(fed))
+
+    def advance(self, upto: int) -> None:
+        """Slots below this were fed, or are holes for good: their pictures need not be held any longer."""
+        self.upto = upto
+        for span in self.pictures:
+            if span.stop <= upto:
+                self.compressed.pop(span.start, None)
 
     def global_vectors(self, slots: np.ndarray) -> tuple[np.ndarray, torch.Tensor] | None:
         """Slots (bool) that a global vector is added to, and for each of them the latest picture's, [n, hidden]."""
-        known = [
-            (span.stop, vector)
-            for span in self.pictures
-            if (found := self.compressed.get(span.start)) is not None and (vector := found.global_vector) is not None
-        ]
-        if not known:
+        if not self.vectors:
             return None
-        latest = np.searchsorted([stop for stop, _ in known], slots, side="right") - 1
+        stops = sorted(self.vectors)
+        latest = np.searchsorted(stops, slots, side="right") - 1
         after = (latest >= 0) & ~self.in_picture(slots)
-        return after, torch.stack([vector for _, vector in known])[torch.from_numpy(latest[after])]
+        return after, torch.stack([self.vectors[stop] for stop in stops])[torch.from_numpy(latest[after])]

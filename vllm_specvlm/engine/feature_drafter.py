@@ -15,8 +15,8 @@ from vllm_specvlm.draft.head_checkpoint import read_config
 from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.draft_cache import DraftCache
 from vllm_specvlm.engine.draft_choice import DraftChoice, Place
-from vllm_specvlm.engine.feature_context import FeatureContext, Span
-from vllm_specvlm.engine.feature_feed import FeatureFeed
+from vllm_specvlm.engine.feature_context import FeatureContext, Span, in_spans
+from vllm_specvlm.engine.feature_feed import FeatureFeed, spread
 from vllm_specvlm.engine.feature_network import FeatureNetwork
 from vllm_specvlm.engine.feature_store import FeatureStore
 from vllm_specvlm.engine.growing_trees import GrowingTrees
@@ -92,7 +92,18 @@ class FeatureDrafter:
             hidden: [batch rows, features].
         """
         for request_id, (first, rows) in confirmed.items():
-            self._features.keep(request_id, first, hidden[torch.from_numpy(rows).to(hidden.device)])
+            positions = first + np.arange(len(rows))
+            # Features of placeholders are never read: visual tokens stand in their slots.
+            text = ~in_spans(self._placeholders(request_id), positions)
+            self._features.keep(request_id, positions[text], hidden[torch.from_numpy(rows[text]).to(hidden.device)])
+
+    def _placeholders(self, request_id: str) -> list[Span]:
+        return [
+            Span(
+                feature.identifier, feature.mm_position.offset, feature.mm_position.offset + feature.mm_position.length
+            )
+            for feature in self._runner.requests[request_id].mm_features
+        ]
 
     def keep_pictures(self, encoded: Mapping[str, torch.Tensor]) -> None:
         """After a step of the target: its encoder's cache."""
@@ -172,18 +183,10 @@ class FeatureDrafter:
         context = self._contexts.get(request_id)
         if context is None:
             context = self._contexts[request_id] = self._first_look(request_id, row, root)
-        return context.missing(
-            root, self._features.stretch(request_id), lambda span: self._compress(row, context, span)
-        )
+        return context.missing(root, self._features.held(request_id), lambda span: self._compress(row, context, span))
 
     def _first_look(self, request_id: str, row: int, root: int) -> FeatureContext:
         """What the request's blocks held when it came."""
-        pictures = [
-            Span(
-                feature.identifier, feature.mm_position.offset, feature.mm_position.offset + feature.mm_position.length
-            )
-            for feature in self._runner.requests[request_id].mm_features
-        ]
         table, size = self._cache.table(row), self._cache.blocks.block_size
         visible = np.zeros(self._config.model_config.max_model_len, dtype=bool)
         visible[:root] = self._cache.blocks.written(table, 0, root)
@@ -191,23 +194,39 @@ class FeatureDrafter:
         next_token = self._next_token[table[ends // size]]
         other = (next_token != _ANY) & (next_token != self._runner.input_batch.token_ids_cpu[row, ends + 1])
         visible[ends[other]] = False
-        return FeatureContext(pictures, visible)
+        return FeatureContext(self._placeholders(request_id), visible)
 
     def _compress(self, row: int, context: FeatureContext, span: Span) -> Compressed | None:
         """A picture's few visual tokens; they depend on it and on the text before it, as its blocks do."""
         if not self._network.head.sees:
             return None
         tokens = self._pictures.get(span.identifier)
-        if tokens is None:
+        if tokens is None or not len(tokens):
             return None
-        positions = np.arange(span.start)
-        before = self._runner.input_batch.token_ids_cpu[row, positions[~context.in_picture(positions)]]
-        embedded = self._network.embed(self._tensor(before.astype(np.int32)))
-        mean = embedded.mean(dim=0) if len(before) else embedded.new_zeros(embedded.shape[-1])
-        compressed = self._network.compress(tokens, mean)
+        with self._tally.clock("draft_model"):
+            compressed = self._network.compress(tokens, self._text_before(row, context, span, tokens))
+        # A gate on the edge may tip over on one rank only; ranks must feed the same slots.
+        (compressed,) = self._peers.share([compressed])
         name = self._network.primitive(compressed)
         self._tally.compressions[name] = self._tally.compressions.get(name, 0) + 1
         return compressed
+
+    def _text_before(self, row: int, context: FeatureContext, span: Span, tokens: torch.Tensor) -> torch.Tensor:
+        """[hidden]: mean embedding of the text before a picture; zeros without text, or a gate that asks for it."""
+        positions = np.arange(span.start)
+        before = self._runner.input_batch.token_ids_cpu[row, positions[~context.in_picture(positions)]]
+        total = torch.zeros(tokens.shape[-1], dtype=torch.float64, device=tokens.device)
+        if not len(before) or not self._network.gated:
+            return total.to(tokens.dtype)
+        room = self._config.scheduler_config.max_num_batched_tokens
+        for start in range(0, len(before), room):
+            total += self._embed_tokens(before[start : start + room]).double().sum(dim=0)
+        return (total / len(before)).to(tokens.dtype)
+
+    def _embed_tokens(self, tokens: np.ndarray) -> torch.Tensor:
+        """[n, hidden]. The target's table is shared out among the ranks, so this is a collective."""
+        self._peers.agree()
+        return self._network.embed(self._tensor(tokens.astype(np.int32)))
 
     def _run_feeds(self, feeds: Sequence[FeatureFeed]) -> None:
         """One pass over all feeds; keeps the roots' states."""
@@ -251,21 +270,14 @@ class FeatureDrafter:
         is_visual = self._tensor(pictured)
         if not pictured.any():
             return state, embeddings, state[:0], is_visual
-        return self._spread(state, is_visual), self._spread(embeddings, is_visual), torch.cat(visual), is_visual
-
-    @staticmethod
-    def _spread(rows: torch.Tensor, is_visual: torch.Tensor) -> torch.Tensor:
-        """Text rows at their places among visual ones, which are zeros."""
-        spread = rows.new_zeros((len(is_visual), rows.shape[-1]))
-        spread[~is_visual] = rows
-        return spread
+        return spread(state, is_visual), spread(embeddings, is_visual), torch.cat(visual), is_visual
 
     def _embed(self, row: int, context: FeatureContext, slots: np.ndarray) -> torch.Tensor:
         """[slots, hidden]: embeddings of the tokens behind text slots, zeros for placeholders; global vectors added."""
-        tokens = self._runner.input_batch.token_ids_cpu[row, slots + 1].astype(np.int32)
+        tokens = self._runner.input_batch.token_ids_cpu[row, slots + 1].copy()
         pictured = context.in_picture(slots + 1)
         tokens[pictured] = 0
-        embeddings = self._network.embed(self._tensor(tokens))
+        embeddings = self._embed_tokens(tokens)
         if pictured.any():
             embeddings = embeddings.masked_fill(self._tensor(pictured)[:, None], 0.0)
         extra = context.global_vectors(slots)
@@ -282,7 +294,7 @@ class FeatureDrafter:
         ends = feed.slots[feed.slots % size == size - 1]
         tokens = self._runner.input_batch.token_ids_cpu[feed.row, ends + 1]
         self._next_token[table[ends // size]] = np.where(feed.context.in_picture(ends), _ANY, tokens)
-        feed.context.upto = feed.upto
+        feed.context.advance(feed.upto)
         self._features.drop_before(feed.request_id, feed.upto)
 
     def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
@@ -296,9 +308,12 @@ class FeatureDrafter:
         if len(taken):
             assert self._states is not None
             self._tally.levels += 1
+            places = [self._child(int(frontier.request[row]), int(frontier.depth[row])) for row in taken]
+            self._peers.agree()
             with self._tally.clock("draft_model"):
-                places = [self._child(int(frontier.request[row]), int(frontier.depth[row])) for row in taken]
                 found = self._choice.candidates(self._network.logits(self._states), places, top_k)
+            # Every rank computes the whole head; other thread counts may give other last bits.
+            (found,) = self._peers.share([found])
             proposal.tokens[taken, : found.tokens.shape[1]] = found.tokens
             proposal.log_probs[taken, : found.tokens.shape[1]] = found.log_probs
         return proposal
@@ -328,7 +343,7 @@ class FeatureDrafter:
         trees = [self._trees[index] for index in frontier.request[taken].tolist()]
         # The node that follows the root by d tokens stands in the slot before its position.
         positions = np.asarray([tree.root for tree in trees], dtype=np.int64) + frontier.depth[taken] - 1
-        embeddings = self._network.embed(self._tensor(frontier.token[taken].astype(np.int32)))
+        embeddings = self._embed_tokens(frontier.token[taken])
         embeddings = self._with_pictures(embeddings, [self._runner.input_batch.req_ids[tree.row] for tree in trees])
         slots = np.full(len(taken), -1, dtype=np.int64)
         self._states = self._forward(rows, self._states[parents[taken]], embeddings, positions, slots, None, None)
@@ -343,7 +358,7 @@ class FeatureDrafter:
         """Add the global vectors of the requests' latest pictures, where the compressor makes them."""
         for request_id in dict.fromkeys(request_ids):
             context = self._contexts[request_id]
-            if not context.compressed:
+            if not context.vectors:
                 continue
             extra = context.global_vectors(np.asarray([len(context.visible) - 1]))
             if extra is not None:

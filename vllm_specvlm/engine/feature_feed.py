@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from vllm_specvlm.engine.feature_context import FeatureContext
 from vllm_specvlm.engine.tree_step import TreeRows
@@ -37,3 +38,10 @@ class FeatureFeed:
             dense_at=np.full(count, -1, dtype=np.int32),
             ancestors=np.zeros((count, 2), dtype=np.uint64),
         )
+
+
+def spread(rows: torch.Tensor, is_visual: torch.Tensor) -> torch.Tensor:
+    """[slots, hidden]: text rows [n, hidden] at their places among visual slots (bool [slots]), which are zeros."""
+    spaced = rows.new_zeros((len(is_visual), rows.shape[-1]))
+    spaced[~is_visual] = rows
+    return spaced

@@ -52,6 +52,11 @@ class FeatureNetwork:
         """int64: the tokens that `logits` are of; None for all."""
         return None if self.config.vocabulary is None else self.head.vocabulary
 
+    @property
+    def gated(self) -> bool:
+        """Whether the compressor asks for the text before a picture."""
+        return self.config.compressor.kind in ("select", "weight")
+
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """[n, hidden] of token ids [n]."""
         if self.config.own_embedding:
@@ -63,7 +68,8 @@ class FeatureNetwork:
     def compress(self, tokens: torch.Tensor, before: torch.Tensor) -> Compressed:
         """A picture's visual tokens [n, hidden], fewer; `before` [hidden] is the mean embedding of the text before."""
         with torch.inference_mode():
-            compressed: Compressed = self.head.compressor(tokens.to(before.dtype), before)
+            dtype = self.head.norm_mlp.weight.dtype
+            compressed: Compressed = self.head.compressor(tokens.to(dtype), before.to(dtype))
         return compressed
 
     def primitive(self, compressed: Compressed) -> str:
@@ -125,7 +131,9 @@ class FeatureNetwork:
 
 def _check_target(folder: str, wanted: Any, vllm_config: VllmConfig, target: Any) -> None:
     model = vllm_config.model_config
-    norm = target_id.final_norm(target.named_parameters())
+    # Rounding to float16 first would round to other bfloat16 numbers.
+    half = model.dtype == torch.float16
+    norm = None if half else target_id.final_norm(target.named_parameters())
     found = target_id.of_config(model.model, model.hf_config.to_dict(), norm)
     difference = wanted.differs(found)
     if difference is not None:

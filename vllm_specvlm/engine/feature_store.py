@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-
-@dataclass(slots=True)
-class _Run:
-    """Features of consecutive positions."""
-
-    first: int
-    stop: int
-    chunks: list[torch.Tensor]
+_Chunk = tuple[np.ndarray, torch.Tensor]
 
 
 class FeatureStore:
-    """Per request the features of one stretch of positions, the latest; within a bound, longest unused dropped first.
+    """Per request the features of some positions; within a bound, those of the longest unused request dropped first.
 
     Features exist only in the step that computes them, and the head is not fed in every step. What was dropped, or was
     never computed here since vLLM found it in its prefix cache, stays a hole in the head's context.
@@ -29,49 +21,51 @@ class FeatureStore:
         """Empty."""
         self._capacity = capacity_bytes
         self._bytes = 0
-        self._runs: OrderedDict[str, _Run] = OrderedDict()
+        self._chunks: OrderedDict[str, list[_Chunk]] = OrderedDict()
 
-    def keep(self, request_id: str, first: int, features: torch.Tensor) -> None:
-        """Features [n, size] of the positions from `first` on; a stretch they do not continue is forgotten."""
-        run = self._runs.get(request_id)
-        if run is None or run.stop != first:
-            self.forget(request_id)
-            run = self._runs[request_id] = _Run(first, first, [])
-        run.chunks.append(features)
-        run.stop += len(features)
+    def keep(self, request_id: str, positions: np.ndarray, features: torch.Tensor) -> None:
+        """Features [n, size] of positions (int64 [n], ascending, behind all that are held)."""
+        if not len(positions):
+            return
+        self._chunks.setdefault(request_id, []).append((positions, features))
+        self._chunks.move_to_end(request_id)
         self._bytes += features.nbytes
-        self._runs.move_to_end(request_id)
         while self._bytes > self._capacity:
-            self.forget(next(iter(self._runs)))
+            self._drop_oldest()
 
-    def stretch(self, request_id: str) -> tuple[int, int]:
-        """First position, and the one behind the last."""
-        run = self._runs.get(request_id)
-        return (0, 0) if run is None else (run.first, run.stop)
+    def _drop_oldest(self) -> None:
+        """Drop one chunk of the request that was not added to for the longest time."""
+        request_id, chunks = next(iter(self._chunks.items()))
+        self._bytes -= chunks.pop(0)[1].nbytes
+        if not chunks:
+            del self._chunks[request_id]
+
+    def held(self, request_id: str) -> np.ndarray:
+        """int64, ascending: positions whose features are there."""
+        chunks = self._chunks.get(request_id)
+        return np.concatenate([positions for positions, _ in chunks]) if chunks else np.empty(0, dtype=np.int64)
 
     def read(self, request_id: str, positions: np.ndarray) -> torch.Tensor:
-        """[positions, size] of positions (int64) within the stretch."""
-        run = self._runs[request_id]
-        if len(run.chunks) > 1:
-            run.chunks = [torch.cat(run.chunks)]
-        return run.chunks[0][torch.from_numpy(positions - run.first).to(run.chunks[0].device)]
+        """[n, size] of positions (int64 [n]) that are held."""
+        chunks = self._chunks[request_id]
+        features = chunks[0][1] if len(chunks) == 1 else torch.cat([rows for _, rows in chunks])
+        places = np.searchsorted(self.held(request_id), positions)
+        return features[torch.from_numpy(places).to(features.device)]
 
     def drop_before(self, request_id: str, position: int) -> None:
         """Positions below this were fed."""
-        run = self._runs.get(request_id)
-        if run is None or position <= run.first:
-            return
-        if position >= run.stop:
-            self.forget(request_id)
-            return
-        whole = torch.cat(run.chunks)
-        self._bytes -= whole.nbytes
-        rest = whole[position - run.first :].clone()  # A slice would keep the whole.
-        self._bytes += rest.nbytes
-        run.first, run.chunks = position, [rest]
+        rest: list[_Chunk] = []
+        for positions, features in self._chunks.pop(request_id, []):
+            first = int(np.searchsorted(positions, position))
+            self._bytes -= features.nbytes
+            if first < len(positions):
+                # A slice would keep the whole.
+                rest.append((positions[first:], features[first:].clone() if first else features))
+                self._bytes += rest[-1][1].nbytes
+        if rest:
+            self._chunks[request_id] = rest
 
     def forget(self, request_id: str) -> None:
         """The request is over, or is computed anew."""
-        run = self._runs.pop(request_id, None)
-        if run is not None:
-            self._bytes -= sum(chunk.nbytes for chunk in run.chunks)
+        for _, features in self._chunks.pop(request_id, []):
+            self._bytes -= features.nbytes

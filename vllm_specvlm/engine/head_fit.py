@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vllm.config import ModelConfig
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 from vllm_specvlm.draft import head_checkpoint, target_id
 
@@ -22,6 +23,12 @@ def problems(target: ModelConfig, folder: str, *, text_only_draft: bool) -> list
             f"The feature head '{folder}' was made for '{wanted.name}' and the target is '{target.model}': "
             f"{difference}; give a head of this target."
         ]
+    beyond = [layer for layer in head.feature_layers if wanted.layers is not None and layer >= wanted.layers]
+    if beyond:
+        return [f"The feature head '{folder}' reads layer {beyond[0]}, and its target has {wanted.layers}; restore it."]
+    sizes = CPUAttentionBackend.get_supported_head_sizes()
+    if head.head_dim not in sizes:
+        return [f"The feature head '{folder}' has heads of {head.head_dim}; vLLM's CPU attention takes {sizes}."]
     sees = head.compressor.kind != "text"
     if target.is_multimodal_model and not sees and not text_only_draft:
         return [

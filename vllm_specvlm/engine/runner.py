@@ -181,12 +181,18 @@ class TreeModelRunner(CPUModelRunner):
         """Only note what was sampled and computed; drafting waits until the step's output is on its way to the user."""
         self._sampled = sampled_token_ids
         if self.drafter.feature_layers is not None:
-            features = torch.cat(aux_hidden_states, dim=-1) if aux_hidden_states else hidden_states
-            self.drafter.keep_features(self._confirmed_rows(), features, self.encoder_cache)
+            self.drafter.keep_features(
+                self._confirmed_rows,
+                lambda: torch.cat(aux_hidden_states, dim=-1) if aux_hidden_states else hidden_states,
+                self.encoder_cache,
+            )
         return [[] for _ in sampled_token_ids]
 
     def _confirmed_rows(self) -> dict[str, tuple[int, np.ndarray]]:
-        """Per request the first position of this step, and the batch rows of its confirmed positions from there on."""
+        """The first position of this step, and the batch rows of the confirmed ones from there on, by request.
+
+        Requests that are always decoded plainly are left out.
+        """
         starts = self.query_start_loc.np
         computed = self.input_batch.num_computed_tokens_cpu
         return {
@@ -197,6 +203,7 @@ class TreeModelRunner(CPUModelRunner):
                 else np.arange(starts[i], starts[i + 1]),
             )
             for i, request_id in enumerate(self.input_batch.req_ids)
+            if self.drafter.verifies(request_id)
         }
 
     @torch.inference_mode()

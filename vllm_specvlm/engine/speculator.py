@@ -179,7 +179,7 @@ class Speculator:
         """Before a step: forget finished requests and note which cache blocks changed hands."""
         if self._clock is not None:
             self._clock.observe_schedule(scheduled)
-        for request_id in scheduled.finished_req_ids:
+        for request_id in sorted(scheduled.finished_req_ids):  # a set: its order differs between ranks
             if (state := self._runner.requests.get(request_id)) is not None:
                 self._lengths.observe(len(state.output_token_ids))
         anew = [request.req_id for request in scheduled.scheduled_new_reqs]
@@ -201,14 +201,14 @@ class Speculator:
 
     def keep_features(
         self,
-        confirmed: Mapping[str, tuple[int, np.ndarray]],
-        features: torch.Tensor,
+        confirmed: Callable[[], Mapping[str, tuple[int, np.ndarray]]],
+        features: Callable[[], torch.Tensor],
         encoded: Mapping[str, torch.Tensor],
     ) -> None:
         """After a step of the target, for a feature head: see `FeatureDrafter`."""
         head = self._model
         if isinstance(head, FeatureDrafter):
-            self._watch(lambda _: head.keep_features(confirmed, features))
+            self._watch(lambda _: head.keep_features(confirmed(), features()))
             self._watch(lambda _: head.keep_pictures(encoded))
 
     def observe_step(self, has_trees: bool) -> None:
@@ -384,4 +384,4 @@ class Speculator:
         logger.exception("The drafter failed and is switched off; requests go on without speculation.")
         self.tally.drafter_failures += 1
         self.metrics.switched_off()
-        self._drafter = self._model = self._failure = None
+        self._drafter = self._model = self._planned = self._failure = None

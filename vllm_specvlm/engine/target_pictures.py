@@ -20,15 +20,19 @@ class TargetPictures:
         self._hidden = hidden_size
         self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._bytes = 0
+        self._offered: set[str] = set()
 
     def keep(self, encoded: Mapping[str, torch.Tensor]) -> None:
-        """What vLLM's encoder cache holds after a step, [visual tokens, ...] each."""
-        for identifier, tokens in encoded.items():
-            if identifier in self._kept:
-                continue
-            own = tokens[..., : self._hidden].clone()  # A slice would keep its whole batch in memory.
-            self._kept[identifier] = own
-            self._bytes += own.nbytes
+        """What vLLM's encoder cache holds after a step, [visual tokens, ...] each.
+
+        Only what is new there is taken: vLLM holds on to more than fits in here, and offers it after every step.
+        """
+        for identifier in sorted(encoded.keys() - self._offered - self._kept.keys()):
+            own = encoded[identifier][..., : self._hidden].clone()  # A slice would keep its whole batch in memory.
+            if own.nbytes <= self._capacity:
+                self._kept[identifier] = own
+                self._bytes += own.nbytes
+        self._offered = set(encoded)
         while self._bytes > self._capacity:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
