@@ -132,6 +132,7 @@ LEDGER: tuple[Symbol, ...] = (
         "keeps visual tokens in `encoder_cache`, where a feature head finds them",
         ("mm_hash", "output"),
     ),
+    Symbol("vllm.model_executor.layers.linear:ReplicatedLinear", "called", "a feature head's matrices"),
     Symbol("vllm.config:set_current_vllm_config", "called", "a feature head's attention layer reads the configuration"),
     Symbol("vllm.model_executor.models.interfaces:supports_eagle3", "called", "whether a target shows deeper layers"),
     Symbol(

@@ -173,7 +173,7 @@ class FeatureDrafter:
             return None
         caught_up = not len(later) and slots[-1] == root - 1
         context = self._contexts[request_id]
-        context.visible[slots] = True
+        self._mark(row, context, slots)
         return FeatureFeed(
             request_id, row, context, slots, int(later[0]) if len(later) else root, root if caught_up else None
         )
@@ -250,7 +250,8 @@ class FeatureDrafter:
             torch.cat(is_visual),
         )
         for feed in feeds:
-            self._mark(feed)
+            feed.context.advance(feed.upto)
+            self._features.drop_before(feed.request_id, feed.upto)
         self._states = hidden[roots]
 
     def _inputs(self, feed: FeatureFeed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -287,15 +288,17 @@ class FeatureDrafter:
             embeddings[self._tensor(after)] += vectors
         return embeddings
 
-    def _mark(self, feed: FeatureFeed) -> None:
-        """The feed's slots are written."""
-        table, size = self._cache.table(feed.row), self._cache.blocks.block_size
-        self._cache.blocks.mark(table, feed.slots)
-        ends = feed.slots[feed.slots % size == size - 1]
-        tokens = self._runner.input_batch.token_ids_cpu[feed.row, ends + 1]
-        self._next_token[table[ends // size]] = np.where(feed.context.in_picture(ends), _ANY, tokens)
-        feed.context.advance(feed.upto)
-        self._features.drop_before(feed.request_id, feed.upto)
+    def _mark(self, row: int, context: FeatureContext, slots: np.ndarray) -> None:
+        """These slots are written in the pass to come.
+
+        Marked beforehand, since requests of the same pass may share them: a layer writes all K/V before it reads any.
+        """
+        context.visible[slots] = True
+        table, size = self._cache.table(row), self._cache.blocks.block_size
+        self._cache.blocks.mark(table, slots)
+        ends = slots[slots % size == size - 1]
+        tokens = self._runner.input_batch.token_ids_cpu[row, ends + 1]
+        self._next_token[table[ends // size]] = np.where(context.in_picture(ends), _ANY, tokens)
 
     def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
         """Children of the frontier's nodes; requests not caught up, or with a full segment, get none."""

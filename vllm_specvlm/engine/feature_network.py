@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.forward_context import set_forward_context
 from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.linear import ReplicatedLinear
 
 from vllm_specvlm.compress.compressor import Compressed
 from vllm_specvlm.draft import head_checkpoint, target_id
@@ -36,6 +38,9 @@ class FeatureNetwork:
         self.head = head.to(device=device, dtype=model.dtype).eval().requires_grad_(False)
         self.config = head.config
         with set_current_vllm_config(vllm_config):
+            for name, layer in list(self.head.named_children()):
+                if isinstance(layer, nn.Linear):
+                    setattr(self.head, name, _served(layer))
             self._attention = Attention(
                 head.config.num_attention_heads,
                 head.config.head_dim,
@@ -127,6 +132,22 @@ class FeatureNetwork:
     def _attend(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         mixed: torch.Tensor = self._attention(queries.flatten(1), keys.flatten(1), values.flatten(1))
         return mixed.view_as(queries)
+
+
+def _served(linear: nn.Linear) -> ReplicatedLinear:
+    """The same layer as vLLM computes it: on a CPU several times faster for a few rows, with weights packed once."""
+    layer = ReplicatedLinear(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        params_dtype=linear.weight.dtype,
+        return_bias=False,
+    ).to(linear.weight.device)
+    layer.weight.data.copy_(linear.weight)
+    if linear.bias is not None:
+        layer.bias.data.copy_(linear.bias)
+    layer.quant_method.process_weights_after_loading(layer)
+    return layer
 
 
 def _check_target(folder: str, wanted: Any, vllm_config: VllmConfig, target: Any) -> None:
