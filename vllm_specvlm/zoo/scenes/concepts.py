@@ -74,11 +74,11 @@ strawberry|strawberries|food|1F353|fruit/strawberry.*|lies|Strawberries grow clo
 grape|grapes|food|1F347|fruit/grape.*|hangs|Grapes are used to make juice and wine.|A dried grape is called a raisin.
 burger|burgers|food|1F354|meats_and_eggs/.*burger.*|waits|Burgers are eaten with both hands.|A burger is often served with fries.
 pizza|pizzas|food|1F355|food/pizza.*|waits|Pizza was made famous by cooks from Italy.|A pizza is baked in a very hot oven.
-bread|loaves|food|1F35E 1F956|breads_and_carbs/bread.*|lies|Bread is made of flour, water and salt.|Fresh bread smells wonderful.
+loaf|loaves|food|1F35E 1F956|breads_and_carbs/bread.*|lies|Bread is made of flour, water and salt.|A fresh loaf smells wonderful.
 cake|cakes|food|1F382 1F370|desserts/(pink_cake|cake|birthday_cake|flat_cake).*|waits|Cakes are baked for birthdays and other parties.|A cake needs flour, eggs and sugar.
 cone|cones|food|1F366|(desserts|party)/(cone|glace).*|stands|Ice cream cones melt quickly in the sun.|A cone can be eaten together with the ice cream.
 cup|cups|food|2615 1F375|beverages/(coffee|mug|coffee_ganson|teacup_ganson|tazza).*|stands|Cups keep hot drinks from spilling.|A cup of tea or coffee warms you up.
-tree|trees|plant|1F333 1F332|trees/(?!.*(leaf|palm)).*|grows|Trees clean the air that we breathe.|A tree can live for hundreds of years.
+tree|trees|plant|1F333 1F332|trees/.*tree_.*|grows|Trees clean the air that we breathe.|A tree can live for hundreds of years.
 flower|flowers|plant|1F33B 1F337 1F33C 1F339|flowers/.*(flower|fiore|tulips|rose|daisy).*|grows|Flowers need light and water to grow.|A flower attracts bees with its color and its smell.
 car|cars|vehicle|1F697 1F698|vehicles/(.*car\.|.*car_).*|is parked|Cars have four wheels and an engine.|A car should never drive too fast.
 bus|buses|vehicle|1F68C 1F68D|vehicles/bus[12_].*|is parked|Buses carry many people at once.|A bus stops where people are waiting.

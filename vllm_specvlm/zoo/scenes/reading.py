@@ -7,7 +7,7 @@ import random
 from vllm_specvlm.zoo.scenes.canvas import COLOURS, SIDE, Canvas, Split, split_of, wording
 from vllm_specvlm.zoo.scenes.sources import Sources
 from vllm_specvlm.zoo.scenes.turn import Sample, Turn
-from vllm_specvlm.zoo.wording import capital, listing
+from vllm_specvlm.zoo.wording import article, capital, listing
 
 _FIRST = "fresh hot cold new old free best cheap no big sweet daily city royal happy golden".split()
 _SECOND = (
@@ -110,11 +110,11 @@ def _sign(sources: Sources, rng: random.Random, split: Split) -> Sample:
     style = tuple(COLOURS).index(colour) % 3
     answers = (f'The sign says "{text}".', f'It reads "{text}".', f'"{capital(text)}" is written there.')
     both = (
-        f'It is a {colour} sign with white letters. They say "{text}".',
-        f'A {colour} sign on a light ground says "{text}" in white letters.',
+        f'It is {article(colour)} sign with white letters. They say "{text}".',
+        f'{capital(article(colour))} sign on a light ground says "{text}" in white letters.',
         f'The sign is {colour}, and on it is written "{text}".',
     )
-    painted = (f"The sign is {colour}.", f"It is a {colour} sign.", f"{capital(colour)}.")
+    painted = (f"The sign is {colour}.", f"It is {article(colour)} sign.", f"{capital(colour)}.")
     turns = [
         Turn(wording(rng, split, _READ), answers[style], tuple(words)),
         Turn(wording(rng, split, _SIGN_COLOUR), painted[style], (colour,)),

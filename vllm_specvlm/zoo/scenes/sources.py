@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vllm_specvlm.zoo.scenes.canvas import Split
@@ -69,7 +70,12 @@ FONTS = (
     "Hack-Bold.ttf",
 )
 _SPRITE = 224  # pixels, the longer side of a stored sprite
-_DRAWN_IN_LINES = re.compile(r"_bw|bw_|contour|contorno|outline|blueprint|silhouet|not_?lit")
+# line drawings, and files that do not show what their names say (or show a notice instead)
+_UNFIT = re.compile(
+    r"_bw|bw_|contour|contorno|outline|blueprint|silhouet|not_?lit|mateya|duck_yellow|sleeping_bear|balls|mute|herald"
+    r"|branches_and|green_fedora|magic_hat|war_drum|tile_orange|lightbulb_jon_phillips_05"
+)
+_ALIKE = 10.0  # mean difference of two thumbnails' channels up to which they count as one picture
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,7 @@ def _clips(folder: Path) -> Iterable[tuple[str, str, Path]]:
         for path in paths:
             stem = path.name.removesuffix(".png").removesuffix(".svg")
             key = f"{path.parent.name}/{path.name}"
-            fits = pattern is not None and pattern.match(key) is not None and not _DRAWN_IN_LINES.search(path.name)
+            fits = pattern is not None and pattern.match(key) is not None and not _UNFIT.search(path.name)
             if fits and stem not in seen:
                 seen.add(stem)
                 yield concept.name, f"openclipart:{path.relative_to(folder)}", path
@@ -187,6 +193,20 @@ def _cut(image: Image.Image) -> Image.Image | None:
         return None
     image.thumbnail((_SPRITE, _SPRITE), Image.Resampling.LANCZOS)
     return image
+
+
+def _different(pictures: list[tuple[str, Image.Image]]) -> list[tuple[str, Image.Image]]:
+    """``pictures`` without those that look like an earlier one: both collections repeat themselves."""
+    kept: list[tuple[str, Image.Image]] = []
+    seen: list[NDArray[np.float32]] = []
+    for source, image in pictures:
+        ground = Image.new("RGB", image.size, (128, 128, 128))
+        ground.paste(image, (0, 0), image)
+        small = np.asarray(ground.resize((16, 16), Image.Resampling.BOX), dtype=np.float32)
+        if all(np.abs(small - other).mean() > _ALIKE for other in seen):
+            kept.append((source, image))
+            seen.append(small)
+    return kept
 
 
 def _emoji(font: ImageFont.FreeTypeFont, code: int) -> Image.Image:
@@ -222,7 +242,8 @@ def prepare(work: Path) -> None:
         if image is not None:
             found.setdefault(name, []).append((source, image))
     index = []
-    for name, pictures in found.items():
+    for name, gathered in found.items():
+        pictures = _different(gathered)
         splits = _assign([source for source, _ in pictures])
         for number, (source, image) in enumerate(pictures):
             file = f"{BY_NAME[name].name}_{number}.png"
