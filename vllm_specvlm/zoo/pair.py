@@ -82,9 +82,13 @@ def _build(home: Path, folder: Path) -> None:
 
 
 def resolve(name_or_path: str) -> str:
-    """The folder of ``specvlm/reference-target`` or ``specvlm/reference-draft`` (built on demand); any other name
-    unchanged.
+    """The folder of ``specvlm/reference-target``, ``specvlm/reference-draft``, ``specvlm/scenes-target`` or
+    ``specvlm/scenes-target-576`` (built on demand); any other name unchanged.
     """
+    if name_or_path.startswith("specvlm/scenes-"):
+        from vllm_specvlm.zoo.scenes import scenes_target
+
+        return str(scenes_target(name_or_path.removeprefix("specvlm/"), default_home()))
     which = NAMES.get(name_or_path)
     if which is None:
         return name_or_path

@@ -151,7 +151,8 @@ class SceneTarget(nn.Module):
     def __init__(self, language: Tensors, tower: Tensors) -> None:
         super().__init__()
         self.eye = Eye(tower)
-        self.lm = LlamaForCausalLM(LlamaConfig(**TEXT_CONFIG, attn_implementation="sdpa")).to(torch.bfloat16)
+        # At these lengths plain attention trains nearly twice as fast on a CPU as the fused one.
+        self.lm = LlamaForCausalLM(LlamaConfig(**TEXT_CONFIG, attn_implementation="eager")).to(torch.bfloat16)
         self.lm.load_state_dict(language, strict=False)
         self.lm.tie_weights()
         self.lm.requires_grad_(False)
@@ -179,8 +180,9 @@ class SceneTarget(nn.Module):
 
     def states(self, embedded: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Final hidden states ``[B, T, HIDDEN]``; ``mask`` bool ``[B, 1, T, T]``, True where a row may look."""
+        added = torch.zeros(mask.shape, dtype=embedded.dtype).masked_fill(~mask, torch.finfo(embedded.dtype).min)
         hidden: torch.Tensor = self.lm.model(
-            inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=False
+            inputs_embeds=embedded, attention_mask=added, position_ids=positions, use_cache=False
         ).last_hidden_state
         return hidden
 

