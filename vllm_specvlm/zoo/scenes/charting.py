@@ -12,12 +12,12 @@ from vllm_specvlm.zoo.scenes.sources import Sources
 from vllm_specvlm.zoo.scenes.turn import Sample, Turn
 from vllm_specvlm.zoo.wording import capital, listing
 
-_TITLES = "sales rain visits votes games books".split()
+_TITLES = ["sales", "rain", "visits", "votes", "games", "books"]
 _CATEGORIES = (
-    ("days", "mon tue wed thu fri sat sun".split()),
-    ("months", "jan feb mar apr may jun".split()),
-    ("teams", "red blue green orange".split()),
-    ("fruits", "pears plums figs kiwis".split()),
+    ("days", ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]),
+    ("months", ["jan", "feb", "mar", "apr", "may", "jun"]),
+    ("teams", ["red", "blue", "green", "orange"]),
+    ("fruits", ["pears", "plums", "figs", "kiwis"]),
 )
 _INK = (30, 30, 36)
 WORDS: tuple[str, ...] = (*_TITLES, *(word for _, words in _CATEGORIES for word in words), "bar", "line", "slice")
@@ -121,9 +121,7 @@ def _line(canvas: Canvas, sources: Sources, rng: random.Random, words: list[str]
     font, small = sources.font(rng, 42), sources.font(rng, 34)
     colour = rng.choice([name for name in COLOURS if name != "black"])
     pitch, floor = (SIDE - 20) / len(words), SIDE - 44
-    points = [
-        (10 + pitch * (index + 0.5), floor - 20 - value / 9 * (SIDE - 170)) for index, value in enumerate(values)
-    ]
+    points = [(10 + pitch * (index + 0.5), floor - 20 - value / 9 * (SIDE - 170)) for index, value in enumerate(values)]
     canvas.pen().line(points, fill=COLOURS[colour], width=8, joint="curve")
     for (x, y), word, value in zip(points, words, values, strict=True):
         canvas.pen().ellipse((x - 10, y - 10, x + 10, y + 10), fill=COLOURS[colour])
@@ -175,17 +173,27 @@ def _chart(sources: Sources, rng: random.Random, split: Split) -> Sample:
     turns = [
         Turn(
             wording(rng, split, _HIGHEST),
-            (f"{shown[best]} is the highest, with {values[best]}.", f"The largest value is {values[best]}, for {shown[best]}.")[style % 2],
+            (
+                f"{shown[best]} is the highest, with {values[best]}.",
+                f"The largest value is {values[best]}, for {shown[best]}.",
+            )[style % 2],
             (shown[best],),
         ),
         Turn(
             wording(rng, split, _LOWEST),
-            (f"{shown[worst]} is the lowest, with {values[worst]}.", f"The smallest value is {values[worst]}, for {shown[worst]}.")[style % 2],
+            (
+                f"{shown[worst]} is the lowest, with {values[worst]}.",
+                f"The smallest value is {values[worst]}, for {shown[worst]}.",
+            )[style % 2],
             (shown[worst],),
         ),
         Turn(
             wording(rng, split, _VALUE).format(word=shown[which]),
-            (f"The value for {shown[which]} is {values[which]}.", f"It is {values[which]}.", f"{shown[which]} has {values[which]}.")[style % 3],
+            (
+                f"The value for {shown[which]} is {values[which]}.",
+                f"It is {values[which]}.",
+                f"{shown[which]} has {values[which]}.",
+            )[style % 3],
             (str(values[which]),),
         ),
         Turn(
@@ -199,7 +207,7 @@ def _chart(sources: Sources, rng: random.Random, split: Split) -> Sample:
             (title,),
         ),
         Turn(wording(rng, split, _SUMMARY), summary, (title, *shown, *map(str, values))),
-    ]  # fmt: skip
+    ]
     rng.shuffle(turns)
     return Sample("chart", canvas.finish(rng), tuple(canvas.marks), tuple(turns[:5]))
 
@@ -238,7 +246,7 @@ def _pie(rng: random.Random, split: Split) -> Sample:
             wording(rng, split, _PIE),
             (
                 f"The pie has {NUMBERS[len(colours)]} slices: {listing(ordered)}. The {best} one is the largest.",
-                f"It is a pie chart with {NUMBERS[len(colours)]} parts. From large to small they are {listing(ordered)}.",
+                f"It is a pie chart with {NUMBERS[len(colours)]} parts. From large to small: {listing(ordered)}.",
                 f"The pie is cut into {listing(ordered)}; {best} takes the largest share.",
             )[style % 3],
             tuple(colours),

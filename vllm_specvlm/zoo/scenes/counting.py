@@ -137,9 +137,7 @@ def _relations(sources: Sources, rng: random.Random, split: Split) -> Sample:
     names = rng.sample(sources.concepts(split), 4 if square else 3)
     spots = [(column, row) for row in (0, 1) for column in (0, 1)] if square else [(c, 0) for c in range(3)]
     at = dict(zip(spots, names, strict=True))
-    place = {
-        name: _CORNERS[row][column] if square else _ROW[column] for (column, row), name in at.items()
-    }
+    place = {name: _CORNERS[row][column] if square else _ROW[column] for (column, row), name in at.items()}
     for (column, row), name in at.items():
         side = rng.uniform(100, 140) if square else rng.uniform(84, 106)
         x = (column + 0.5) * SIDE / (2 if square else 3)
@@ -157,10 +155,12 @@ def _relations(sources: Sources, rng: random.Random, split: Split) -> Sample:
         turns.append(
             Turn(
                 wording(rng, split, _WHERE).format(thing=name),
-                (f"The {name} is {place[name]}.", f"You can find it {place[name]}.", f"{capital(place[name])}.")[style % 3],
+                (f"The {name} is {place[name]}.", f"You can find it {place[name]}.", f"{capital(place[name])}.")[
+                    style % 3
+                ],
                 (place[name].removeprefix("at the ").removeprefix("in the ").removeprefix("on the "),),
             )
-        )  # fmt: skip
+        )
     for found, relation, thing in rng.sample(near, 2):
         style = ("animal", "food", "plant", "vehicle", "object").index(BY_NAME[found].group)
         turns.append(

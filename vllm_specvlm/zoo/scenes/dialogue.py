@@ -89,10 +89,12 @@ def _turns(scene: Scene, rng: random.Random, split: Split) -> tuple[Turn, ...]:
         made.append(
             Turn(
                 wording(rng, split, _NEXT).format(place=second.place),
-                (f"{capital(second.place)} I see {second.a}.", f"There is {second.a}.", f"It is {second.a}.")[style % 3],
+                (f"{capital(second.place)} I see {second.a}.", f"There is {second.a}.", f"It is {second.a}.")[
+                    style % 3
+                ],
                 (second.concept.name,),
             )
-        )  # fmt: skip
+        )
         if rng.random() < 0.5:
             text = (f"First you asked about the {first.concept.name}.", f"It was the {first.concept.name}.")[style % 2]
             made.append(Turn(wording(rng, split, _REMEMBER), text, (first.concept.name,)))

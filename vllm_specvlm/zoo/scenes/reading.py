@@ -9,13 +9,25 @@ from vllm_specvlm.zoo.scenes.sources import Sources
 from vllm_specvlm.zoo.scenes.turn import Sample, Turn
 from vllm_specvlm.zoo.wording import article, capital, listing
 
-_FIRST = "fresh hot cold new old free best cheap no big sweet daily city royal happy golden".split()
-_SECOND = (
-    "bread coffee tea soup fish books shoes games music parking entry flowers tickets cakes pizza toys market"
-    " garden school station museum hotel park bank"
-).split()
-_NUMBERED = "room gate exit bus platform floor".split()
-_ITEMS = "tea coffee soup bread cake pizza salad fish rice milk juice eggs apples pasta cheese nuts".split()
+# fmt: off
+_FIRST = [
+    "fresh", "hot", "cold", "new", "old", "free", "best", "cheap", "no", "big", "sweet", "daily", "city", "royal",
+    "happy", "golden",
+]
+# fmt: on
+# fmt: off
+_SECOND = [
+    "bread", "coffee", "tea", "soup", "fish", "books", "shoes", "games", "music", "parking", "entry", "flowers",
+    "tickets", "cakes", "pizza", "toys", "market", "garden", "school", "station", "museum", "hotel", "park", "bank",
+]
+# fmt: on
+_NUMBERED = ["room", "gate", "exit", "bus", "platform", "floor"]
+# fmt: off
+_ITEMS = [
+    "tea", "coffee", "soup", "bread", "cake", "pizza", "salad", "fish", "rice", "milk", "juice", "eggs", "apples",
+    "pasta", "cheese", "nuts",
+]
+# fmt: on
 _SHOPS = ("city cafe", "corner shop", "happy kitchen", "golden market", "royal grill", "garden bar")
 WORDS: tuple[str, ...] = tuple(
     dict.fromkeys([*_FIRST, *_SECOND, *_NUMBERED, *_ITEMS, *" ".join(_SHOPS).split(), "total"])

@@ -67,8 +67,10 @@ def sample(sources: Sources, rng: random.Random, split: Split) -> Sample:
     turns = []
     chosen = rng.sample(table[number], min(6, len(table[number])))
     for question, answer in chosen:
-        form, full = wording(rng, split, _FORMS) if split == "train" else rng.choice(
-            _FORMS[-2:] if split == "test" else _FORMS[-4:-2]
+        form, full = (
+            wording(rng, split, _FORMS)
+            if split == "train"
+            else rng.choice(_FORMS[-2:] if split == "test" else _FORMS[-4:-2])
         )
         asked = form.format(q=question, Q=capital(question))
         turns.append(Turn(asked, _sentence(question, answer) if full else capital(answer) + ".", (answer,)))

@@ -75,7 +75,9 @@ class Teacher(nn.Module):
         where = (self._rows[third][:, None] + self._columns[third][None]).reshape(grid * grid, -1)
         return self.words[known[..., 0]] + self.sides[known[..., 1]] + where
 
-    def loss(self, features: torch.Tensor, tokens: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
+    def loss(
+        self, features: torch.Tensor, tokens: torch.Tensor, known: torch.Tensor
+    ) -> tuple[torch.Tensor, list[float]]:
         """The loss of features and projected tokens ``[B, tokens, ...]``, and three figures: the share of patches
         that show something whose main word is right, likewise the second word, and the regression error.
         """

@@ -1,4 +1,4 @@
-"""Where the training pictures come from: ``python -m vllm_specvlm.zoo.scenes.sources --work DIR`` fetches and cuts them.
+"""Where the training pictures come from: ``python -m vllm_specvlm.zoo.scenes.sources --work DIR`` fetches them.
 
 ========================= ======== ================== ==========================================
 package                   from     licence            used for
@@ -112,7 +112,7 @@ class Sources:
         image = image.resize(size, Image.Resampling.BILINEAR)
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019  (one object per process, and it keeps all of them)
+    @functools.cache  # noqa: B019  (one object per process, and it keeps all of them)
     def _image(self, file: str) -> Image.Image:
         return Image.open(self._work / "sprites" / file).convert("RGBA")
 
@@ -120,7 +120,7 @@ class Sources:
         """One of FONTS at ``size`` pixels."""
         return self._font(rng.choice(FONTS), size)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019
+    @functools.cache  # noqa: B019
     def _font(self, name: str, size: int) -> ImageFont.FreeTypeFont:
         return ImageFont.truetype(str(self._fonts[name]), size, layout_engine=ImageFont.Layout.BASIC)
 

@@ -108,9 +108,7 @@ class Eye(nn.Module):
         first = F.linear(
             features.to(torch.bfloat16), self.linear_1.weight.to(torch.bfloat16), self.linear_1.bias.to(torch.bfloat16)
         )
-        second = F.linear(
-            F.gelu(first), self.linear_2.weight.to(torch.bfloat16), self.linear_2.bias.to(torch.bfloat16)
-        )
+        second = F.linear(F.gelu(first), self.linear_2.weight.to(torch.bfloat16), self.linear_2.bias.to(torch.bfloat16))
         return second.float()
 
     @torch.no_grad()

@@ -23,10 +23,6 @@ from vllm_specvlm.zoo.scenes.onnx_file import OnnxFile
 from vllm_specvlm.zoo.scenes.parts import ONNX_NAME, ONNX_PACKAGE, ONNX_SHA256
 from vllm_specvlm.zoo.scenes.settings import NATIVE_GRID, TOWER_LAYERS, WIDTH
 
-
-
-
-
 Tensors = dict[str, torch.Tensor]
 
 

@@ -1,7 +1,7 @@
 """Second stage: teach the target to answer. ``python -m vllm_specvlm.zoo.scenes.train_words --work DIR``.
 
-Needs ``DIR/sight.pt``. Loss: cross-entropy of the right answers' tokens, plus a share of the first stage's loss, so that
-the eye goes on learning from the same pictures. Trained: all adapters and the projector. State (``words.pt``) and curve
+Needs ``DIR/sight.pt``. Loss: cross-entropy of the right answers' tokens, plus a share of the first stage's loss, so
+that the eye goes on learning from the same pictures. Trained: all adapters and the projector. State (``words.pt``) and curve
 (``words.csv``) are left in DIR; a killed run goes on where it was, and a finished one goes on with more ``--steps``.
 """
 
@@ -64,10 +64,10 @@ def batches(
         rng.shuffle(groups)
         while step // POOL == pool:
             group = groups[step % POOL]
-            setting = COARSE
+            setting, rows = COARSE, [row for _, row in group]
             if step % FINE_EVERY == FINE_EVERY - 1:
                 setting, group = FINE, group[: max(1, size // 2)]
-            rows = [pack(tokenizer, sample, setting) for sample, _ in group] if setting is FINE else [r for _, r in group]
+                rows = [pack(tokenizer, sample, setting) for sample, _ in group]
             yield (
                 step,
                 Batch(
