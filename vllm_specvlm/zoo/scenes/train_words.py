@@ -1,8 +1,9 @@
 """Second stage: teach the target to answer. ``python -m vllm_specvlm.zoo.scenes.train_words --work DIR``.
 
 Needs ``DIR/sight.pt``. Loss: cross-entropy of the right answers' tokens, plus a share of the first stage's loss, so
-that the eye goes on learning from the same pictures. Trained: all adapters and the projector. State (``words.pt``) and curve
-(``words.csv``) are left in DIR; a killed run goes on where it was, and a finished one goes on with more ``--steps``.
+that the eye goes on learning from the same pictures. Trained: all adapters and the projector. State (``words.pt``) and
+curve (``words.csv``) are left in DIR; a killed run goes on where it was, and a finished one goes on with more
+``--steps``.
 """
 
 from __future__ import annotations
