@@ -182,7 +182,7 @@ def _cut(image: Image.Image) -> Image.Image | None:
     """``image`` as RGBA without its empty margin; a white ground counts as empty. None if nothing is left."""
     image = image.convert("RGBA")
     image.thumbnail((2 * _SPRITE, 2 * _SPRITE))
-    if image.getextrema()[3][0] > 250:  # type: ignore[index]  # no transparency: the ground is what the corners show
+    if np.asarray(image.getchannel("A")).min() > 250:  # no transparency: the ground is what the corners show
         for corner in ((0, 0), (image.width - 1, 0), (0, image.height - 1), (image.width - 1, image.height - 1)):
             ImageDraw.floodfill(image, corner, (255, 255, 255, 0), thresh=24)
     box = image.getchannel("A").point(lambda alpha: 255 * (alpha > 24)).getbbox()
@@ -221,7 +221,7 @@ def _assign(sources: list[str]) -> dict[str, Split]:
     test = 0 if len(ordered) < 2 else max(1, len(ordered) // 5)
     validation = 1 if len(ordered) >= 5 else 0
     names: list[Split] = ["test"] * test + ["validation"] * validation
-    names += ["train"] * (len(ordered) - len(names))
+    names.extend("train" for _ in range(len(ordered) - len(names)))
     return dict(zip(ordered, names, strict=True))
 
 

@@ -74,6 +74,9 @@ class Eye(nn.Module):
     ``mean`` and ``spread`` [WIDTH] whiten the features; the checkpoint folds them into the projector.
     """
 
+    mean: torch.Tensor
+    spread: torch.Tensor
+
     def __init__(self, weights: Tensors) -> None:
         super().__init__()
         config = SiglipVisionConfig(**COARSE.vision_config())

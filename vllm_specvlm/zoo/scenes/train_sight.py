@@ -93,7 +93,7 @@ def train(work: Path, home: Path, steps: int, size: int, learning_rate: float) -
             )
         if (step + 1) % 100 == 0 or step + 1 == steps:
             print("held out:", held_out(eye, teacher, sources), flush=True)
-        if (step + 1) % 50 == 0 or step + 1 == steps:
+        if (step + 1) % 25 == 0 or step + 1 == steps:
             save_state(
                 path,
                 parts=eye.trained(),
