@@ -220,9 +220,10 @@ def _assign(sources: list[str]) -> dict[str, Split]:
     ordered = sorted(sources, key=lambda source: hashlib.sha256(source.encode()).hexdigest())
     test = 0 if len(ordered) < 2 else max(1, len(ordered) // 5)
     validation = 1 if len(ordered) >= 5 else 0
-    names: list[Split] = ["test"] * test + ["validation"] * validation
-    names.extend("train" for _ in range(len(ordered) - len(names)))
-    return dict(zip(ordered, names, strict=True))
+    return {
+        source: "test" if index < test else "validation" if index < test + validation else "train"
+        for index, source in enumerate(ordered)
+    }
 
 
 def prepare(work: Path) -> None:
