@@ -153,7 +153,7 @@ def train(
                 answers=int(spoken.sum()),
                 task=batch.task,
             )
-        if (step + 1) % 20 == 0 or step + 1 == steps:
+        if (step + 1) % 5 == 0 or step + 1 == steps:
             save_state(
                 path,
                 parts=model.trained(),
