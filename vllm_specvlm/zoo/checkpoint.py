@@ -46,7 +46,7 @@ def target_tensors(language: Tensors, parts: Tensors) -> Tensors:
             stem = name.removesuffix(".up")
             weight = "language_model." + stem.removeprefix("lora.") + ".weight"
             tensors[weight] = tensors[weight].float() + LORA_SCALE * up.float() @ parts[stem + ".down"].float()
-    return _rounded(tensors | _eye(parts))
+    return rounded(tensors | _eye(parts))
 
 
 def draft_tensors(language: Tensors, parts: Tensors) -> Tensors:
@@ -59,10 +59,11 @@ def draft_tensors(language: Tensors, parts: Tensors) -> Tensors:
     }
     tensors["language_model.model.embed_tokens.weight"] = table @ parts["embed_in"].float()
     tensors["language_model.lm_head.weight"] = table @ parts["embed_out"].float()
-    return _rounded(tensors | _eye(parts))
+    return rounded(tensors | _eye(parts))
 
 
-def _rounded(tensors: Tensors) -> Tensors:
+def rounded(tensors: Tensors) -> Tensors:
+    """``tensors`` in bfloat16, in the order of their names."""
     return {name: value.to(torch.bfloat16).contiguous() for name, value in sorted(tensors.items())}
 
 
@@ -96,23 +97,33 @@ def draft_config() -> dict[str, Any]:
     return _config(DRAFT, draft.text_config())
 
 
-def write(folder: Path, config: dict[str, Any], tensors: Tensors, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write configuration, weights, tokenizer, processor and generation defaults into ``folder`` (made if missing)."""
+PROCESSOR: dict[str, Any] = {
+    "processor_class": "LlavaProcessor",
+    "image_token": IMAGE_TOKEN,
+    "patch_size": PATCH,
+    "vision_feature_select_strategy": "default",
+    "num_additional_image_tokens": 1,  # the class token, which the select strategy drops again
+}
+
+
+def write(
+    folder: Path,
+    config: dict[str, Any],
+    tensors: Tensors,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    image_processor: dict[str, Any] = IMAGE_PROCESSOR,
+    processor: dict[str, Any] = PROCESSOR,
+) -> None:
+    """Write configuration, weights, tokenizer, processors and generation defaults into ``folder`` (made if missing)."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
-    processor = {
-        "processor_class": "LlavaProcessor",
-        "image_token": IMAGE_TOKEN,
-        "patch_size": PATCH,
-        "vision_feature_select_strategy": "default",
-        "num_additional_image_tokens": 1,  # the class token, which the select strategy drops again
-    }
     generation = {"bos_token_id": IM_START, "eos_token_id": IM_END, "pad_token_id": IM_END, "do_sample": False}
     files = {
         "config.json": config,
-        "preprocessor_config.json": IMAGE_PROCESSOR,
+        "preprocessor_config.json": image_processor,
         "processor_config.json": processor,
         "generation_config.json": generation,
     }

@@ -35,7 +35,7 @@ HISTORY = (
 )
 
 
-def _tidy_curve(source: Path, target: Path) -> list[dict[str, str]]:
+def tidy_curve(source: Path, target: Path) -> list[dict[str, str]]:
     """Copy a curve, keeping the last row of every step: a killed run repeats the steps since its last state."""
     with source.open() as file:
         rows = {int(row["step"]): row for row in csv.DictReader(file)}
@@ -47,7 +47,7 @@ def _tidy_curve(source: Path, target: Path) -> list[dict[str, str]]:
     return kept
 
 
-def _minutes(rows: list[dict[str, str]]) -> float:
+def minutes(rows: list[dict[str, str]]) -> float:
     """Wall time over all sessions of a stage: ``seconds`` starts again in every session."""
     total = last = 0.0
     for row in rows:
@@ -58,7 +58,8 @@ def _minutes(rows: list[dict[str, str]]) -> float:
     return round((total + last) / 60, 1)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's processor."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
@@ -80,8 +81,8 @@ def main() -> None:
     stages: dict[str, Any] = {}
     for stage in STAGES:
         if (work / f"{stage}.csv").exists():
-            rows = _tidy_curve(work / f"{stage}.csv", parts.FOLDER / f"curve_{stage}.csv")
-            stages[stage] = {"steps": int(rows[-1]["step"]), "wall_minutes": _minutes(rows), "last_row": rows[-1]}
+            rows = tidy_curve(work / f"{stage}.csv", parts.FOLDER / f"curve_{stage}.csv")
+            stages[stage] = {"steps": int(rows[-1]["step"]), "wall_minutes": minutes(rows), "last_row": rows[-1]}
     provenance = {
         "data_version": DATA_VERSION,
         "chat_sha256": hashlib.sha256((work / "chat.json").read_bytes()).hexdigest(),
@@ -90,7 +91,7 @@ def main() -> None:
         "stages": stages,
         "history": HISTORY,
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "note": "shared with other work; wall times are upper bounds",
         },

@@ -83,9 +83,15 @@ def _build(home: Path, folder: Path) -> None:
 
 
 def resolve(name_or_path: str) -> str:
-    """The folder of a model of this package, built on demand: a key of NAMES or HEADS; any other name unchanged."""
+    """The folder of a model of this package, built on demand: a key of NAMES or HEADS, or a scenes target of
+    :mod:`vllm_specvlm.zoo.scenes`; any other name unchanged.
+    """
     if name_or_path in HEADS:
         return str(Path(__file__).parent / "heads" / HEADS[name_or_path])
+    if name_or_path.startswith("specvlm/scenes-"):
+        from vllm_specvlm.zoo.scenes import scenes_target
+
+        return str(scenes_target(name_or_path.removeprefix("specvlm/"), default_home()))
     which = NAMES.get(name_or_path)
     if which is None:
         return name_or_path
