@@ -60,10 +60,33 @@ def load(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def drafters(report: dict[str, Any]) -> str:
+    """A row per drafter: acceptance length and TPOT against plain vLLM over all tasks, by what the drafter sees."""
+    names = {"right": "the right picture", "wrong": "a wrong one", "none": "none"}
+    rows = report["rows"]
+    shown = list(dict.fromkeys(row["picture"] for row in rows))
+    lines = [
+        "| drafter sees | " + " | ".join(names[picture] for picture in shown) + " | tasks, right picture |",
+        "|---|" + "---|" * (len(shown) + 1),
+    ]
+    for drafter in dict.fromkeys(row["drafter"] for row in rows):
+        mine = [row for row in rows if row["drafter"] == drafter]
+        overall = {row["picture"]: row for row in mine if row["task"] == "all"}
+        tasks = [row["tpot_speedup"] for row in mine if row["task"] != "all" and row["picture"] == "right"]
+        cells = [
+            f"{overall[p]['acceptance_length']:.2f} accepted, {overall[p]['tpot_speedup']:.2f}x "
+            f"({overall[p]['e2e_speedup']:.2f}x)"
+            for p in shown
+        ]
+        lines.append(f"| {drafter} | " + " | ".join(cells) + f" | {min(tasks):.2f}x to {max(tasks):.2f}x |")
+    return "\n".join(lines)
+
+
 def blocks() -> dict[str, str]:
     """The text of each marked block of the README."""
     loaded = json.loads((RESULTS / "load-float32.json").read_text())
     report = json.loads((RESULTS / "speedup-float32.json").read_text())
+    drafted = json.loads((RESULTS / "drafters-float32.json").read_text())
     return {
         "speedup": "\n\n".join(
             [
@@ -74,6 +97,7 @@ def blocks() -> dict[str, str]:
                 place(report),
             ]
         ),
+        "drafters": drafters(drafted) + "\n\n" + place(drafted),
         "load": load(loaded) + "\n\n" + place(loaded),
     }
 
