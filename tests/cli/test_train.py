@@ -87,7 +87,8 @@ def start(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
 def test_ctrl_c_leaves_whole_checkpoints_only(recipe: Path, tmp_path: Path) -> None:
     recipe.write_text(RECIPE.format(target=build("llava"), steps=100000))
     out = tmp_path / "out"
-    run = start([str(recipe), "--out", str(out)])
+    # Shells let their background jobs ignore the signal, and children inherit that.
+    run = start([str(recipe), "--out", str(out)], preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     deadline = time.monotonic() + 100
     while not (found := list(out.glob("step-*"))) and time.monotonic() < deadline:
         time.sleep(0.05)
