@@ -6,6 +6,7 @@ variables once.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -41,3 +42,8 @@ os.environ.setdefault("HF_HOME", str(_CACHE / "huggingface"))
 
 if "vllm" in sys.modules:  # pragma: no cover - only a plugin of the user's pytest could do this
     raise RuntimeError("vllm was imported before tests/conftest.py; run pytest without the plugin that imports it")
+
+
+def pytest_unconfigure() -> None:
+    """At exit vLLM collects garbage once for every engine that was kept: with dozens of them, for many minutes."""
+    gc.freeze()

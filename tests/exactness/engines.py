@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,7 @@ def engine(model: Path, speculative: Mapping[str, Any] | None = None, **options:
             fixed["num_speculative_tokens"] = 8
         config = None if speculative is None else {**fixed, **speculative}
         _kept[key] = LLM(**arguments, speculative_config=config)
+        gc.freeze()  # what is kept need not be searched for garbage by every engine to come
     llm = _kept[key]
     assert llm.reset_prefix_cache()
     return llm
