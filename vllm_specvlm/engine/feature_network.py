@@ -73,7 +73,7 @@ class FeatureNetwork:
     def compress(self, tokens: torch.Tensor, before: torch.Tensor) -> Compressed:
         """A picture's visual tokens [n, hidden], fewer; `before` [hidden] is the mean embedding of the text before."""
         with torch.inference_mode():
-            dtype = self.head.norm_mlp.weight.dtype
+            dtype = self._config.model_config.dtype
             compressed: Compressed = self.head.compressor(tokens.to(dtype), before.to(dtype))
         return compressed
 
