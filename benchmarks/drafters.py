@@ -40,12 +40,12 @@ def _name(draft: str) -> str:
 def compressor(draft: str) -> dict[str, Any]:
     """`compressor` and `ratio` of a feature head; None for other drafts."""
     from vllm_specvlm import zoo
-    from vllm_specvlm.draft import head_checkpoint
+    from vllm_specvlm.draft import head_config
 
     folder = zoo.resolve(draft)
-    if not head_checkpoint.is_head(folder):
+    if not head_config.is_head(folder):
         return {"compressor": None, "ratio": None}
-    config = head_checkpoint.read_config(folder)[0].compressor
+    config = head_config.read_config(folder)[0].compressor
     return {"compressor": config.kind, "ratio": config.ratio or None}
 
 

@@ -21,7 +21,7 @@ CONFIGS = [
 ]
 GRIDS: dict[int, Grid] = {1: (1, 1), 4: (1, 4), 36: (4, 9), 144: (12, 12), 576: (24, 24), 1369: (37, 37)}
 
-each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.label}")
+each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: str(config.as_dict()))
 
 
 def picture(visual: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vllm_specvlm.compress.compressor import CompressorConfig
-from vllm_specvlm.draft import head_checkpoint
+from vllm_specvlm.draft import head_checkpoint, head_config
 from vllm_specvlm.draft.feature_head import FeatureHead
 from vllm_specvlm.draft.head_config import HeadConfig, TargetId
 
@@ -46,7 +46,7 @@ def test_round_trip(folder: Path) -> None:
     original = FeatureHead(CONFIG)
     head, target = head_checkpoint.load(folder)
     assert head.config == CONFIG and target == TARGET
-    assert head_checkpoint.is_head(folder)
+    assert head_config.is_head(folder)
     assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors", "provenance.json"}
     for name, tensor in original.state_dict().items():
         assert torch.equal(tensor, head.state_dict()[name]), name
@@ -69,13 +69,6 @@ def test_a_failed_save_leaves_the_old_one(folder: Path, monkeypatch: pytest.Monk
         head_checkpoint.save(folder, FeatureHead(CONFIG), TARGET, {})
     assert torch.equal(head_checkpoint.load(folder)[0].q_proj.weight, before)
     assert [p.name for p in folder.parent.iterdir()] == ["head"]
-
-
-def test_a_kill_between_the_renames_is_mended(folder: Path) -> None:
-    folder.rename(folder.with_name(".head.old"))
-    assert not head_checkpoint.is_head(folder)
-    head_checkpoint.recover(folder)
-    assert head_checkpoint.load(folder)[1] == TARGET
 
 
 def test_truncated_weights(folder: Path) -> None:
@@ -104,23 +97,23 @@ def test_weights_of_another_configuration(folder: Path) -> None:
 def test_configurations_that_cannot_be_used(folder: Path, changes: dict[str, Any], said: str) -> None:
     edit(folder, **changes)
     with pytest.raises(ValueError, match=said):
-        head_checkpoint.read_config(folder)
+        head_config.read_config(folder)
 
 
 def test_unknown_network_keys_are_refused(folder: Path) -> None:
     network = json.loads((folder / "config.json").read_text())["network"]
     edit(folder, network=network | {"mystery": 1})
     with pytest.raises(ValueError, match="mystery"):
-        head_checkpoint.read_config(folder)
+        head_config.read_config(folder)
 
 
 def test_no_head_there(tmp_path: Path) -> None:
-    assert not head_checkpoint.is_head(tmp_path)
+    assert not head_config.is_head(tmp_path)
     with pytest.raises(ValueError, match="There is no feature head at"):
-        head_checkpoint.read_config(tmp_path)
+        head_config.read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
-        head_checkpoint.read_config(tmp_path)
+        head_config.read_config(tmp_path)
 
 
 def test_targets_are_told_apart() -> None:

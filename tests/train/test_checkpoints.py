@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.train.made import head
-from vllm_specvlm.draft import head_checkpoint
+from vllm_specvlm.draft import head_checkpoint, head_config
 from vllm_specvlm.draft.head_config import TargetId
 from vllm_specvlm.train import checkpoints
 from vllm_specvlm.train.checkpoints import STATE, Checkpoints
@@ -36,7 +36,7 @@ def test_saved_and_read(tmp_path: Path) -> None:
     assert saved is not None and not damaged
     assert (saved.step, saved.state, saved.target) == (3, {"step": 3}, TARGET)
     assert torch.equal(saved.head.q_proj.weight, head(seed=3).q_proj.weight)
-    assert head_checkpoint.is_head(tmp_path / "step-000003")
+    assert head_config.is_head(tmp_path / "step-000003")
 
 
 @pytest.mark.parametrize("name", [STATE, "model.safetensors", "config.json"])

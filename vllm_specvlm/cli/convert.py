@@ -78,9 +78,9 @@ def parser() -> argparse.ArgumentParser:
 
 def check_out(out: Path) -> None:
     """Raise UserError if `out` is something that must not be replaced."""
-    from vllm_specvlm.draft import head_checkpoint
+    from vllm_specvlm.draft import head_config
 
-    if out.is_dir() and any(out.iterdir()) and not head_checkpoint.is_head(out):
+    if out.is_dir() and any(out.iterdir()) and not head_config.is_head(out):
         raise UserError(f"--out {out} is a folder with other things in it: name a new one.")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder.")

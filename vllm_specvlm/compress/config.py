@@ -149,18 +149,6 @@ class CompressorConfig:
             values["branches"] = [branch.as_dict() for branch in self.branches]
         return values
 
-    @property
-    def label(self) -> str:
-        """A short name for histograms, such as "prune 20x" or "resampler 2q"."""
-        if self.ratio:
-            return f"{self.kind} {self.ratio:g}x"
-        return f"{self.kind} {self.queries}q" if self.queries else self.kind
-
-    @property
-    def has_global_vector(self) -> bool:
-        """Whether a picture may come with a global vector."""
-        return self.kind == "global" or any(branch.has_global_vector for branch in self.branches)
-
 
 def _convolvable(ratio: float) -> bool:
     return ratio in range(1, MAX_CONVOLUTION_RATIO + 1)

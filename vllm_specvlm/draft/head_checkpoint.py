@@ -14,39 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vllm_specvlm.draft.feature_head import FeatureHead
-from vllm_specvlm.draft.head_config import MODEL_TYPE, HeadConfig, TargetId, as_json, from_json
+from vllm_specvlm.draft.head_config import CONFIG, TargetId, as_json, read_config
 
-CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 PROVENANCE = "provenance.json"
-
-
-def is_head(folder: str | Path) -> bool:
-    """Whether there is a feature head at `folder`, sound or not."""
-    try:
-        given = json.loads((Path(folder).expanduser() / CONFIG).read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(given, dict) and given.get("model_type") == MODEL_TYPE
-
-
-def read_config(folder: str | Path) -> tuple[HeadConfig, TargetId]:
-    """What the head in `folder` is made of and made for.
-
-    Raises:
-        ValueError: there is none, or its configuration cannot be read, in one sentence.
-    """
-    path = Path(folder).expanduser() / CONFIG
-    try:
-        given = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"There is no feature head at '{folder}' ({error.strerror}); give its folder.") from error
-    except ValueError as error:
-        raise ValueError(f"'{path}' is not JSON ({error}); restore the file.") from error
-    try:
-        return from_json(given)
-    except ValueError as error:
-        raise ValueError(f"The feature head '{folder}' cannot be used: {error}") from error
 
 
 def load(folder: str | Path) -> tuple[FeatureHead, TargetId]:
@@ -122,11 +93,3 @@ def _exchange(fresh: Path, folder: Path) -> None:
     folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def recover(folder: str | Path) -> None:
-    """Finish an exchange that a kill cut in two: call before resuming from `folder`."""
-    folder = Path(folder).expanduser().absolute()
-    old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():
-        old.rename(folder)

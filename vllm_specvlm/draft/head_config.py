@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from vllm_specvlm.compress.compressor import CompressorConfig
+from vllm_specvlm.compress.config import CompressorConfig
 
+CONFIG = "config.json"
 MODEL_TYPE = "specvlm_feature_head"
 FORMAT = 1
 
@@ -137,3 +140,31 @@ def from_json(given: Mapping[str, Any]) -> tuple[HeadConfig, TargetId]:
         return HeadConfig(**network), TargetId(**given["target"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"Its config.json does not describe a feature head ({error}); restore the file.") from error
+
+
+def is_head(folder: str | Path) -> bool:
+    """Whether there is a feature head at `folder`, sound or not."""
+    try:
+        given = json.loads((Path(folder).expanduser() / CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(given, dict) and given.get("model_type") == MODEL_TYPE
+
+
+def read_config(folder: str | Path) -> tuple[HeadConfig, TargetId]:
+    """What the head in `folder` is made of and made for.
+
+    Raises:
+        ValueError: there is none, or its configuration cannot be read, in one sentence.
+    """
+    path = Path(folder).expanduser() / CONFIG
+    try:
+        given = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"There is no feature head at '{folder}' ({error.strerror}); give its folder.") from error
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not JSON ({error}); restore the file.") from error
+    try:
+        return from_json(given)
+    except ValueError as error:
+        raise ValueError(f"The feature head '{folder}' cannot be used: {error}") from error

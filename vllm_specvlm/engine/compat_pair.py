@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_specvlm.draft.head_checkpoint import is_head
+from vllm_specvlm.draft.head_config import is_head
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_specvlm import ops
-from vllm_specvlm.draft import head_checkpoint
+from vllm_specvlm.draft import head_config
 from vllm_specvlm.engine import exporter
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
 from vllm_specvlm.schedule.profile import Profile
@@ -80,9 +80,9 @@ def translate(args: EngineArgs, target: ModelConfig, parallel: ParallelConfig) -
 
 def _feature_layers(options: SpecVLMOptions) -> list[int]:
     """The target's layers that a feature head reads, besides what leaves the last one."""
-    if options.model is None or not head_checkpoint.is_head(options.model):
+    if options.model is None or not head_config.is_head(options.model):
         return []
-    return list(head_checkpoint.read_config(options.model)[0].feature_layers)
+    return list(head_config.read_config(options.model)[0].feature_layers)
 
 
 def _given(args: EngineArgs) -> dict[str, Any]:

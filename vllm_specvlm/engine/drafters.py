@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm.config import VllmConfig
 
-from vllm_specvlm.draft.head_checkpoint import is_head
+from vllm_specvlm.draft.head_config import is_head
 from vllm_specvlm.draft.lookup import LookupDrafter
 from vllm_specvlm.engine.draft_vlm import DraftVLM
 from vllm_specvlm.engine.feature_drafter import FeatureDrafter

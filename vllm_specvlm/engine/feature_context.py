@@ -37,6 +37,8 @@ class FeatureContext:
     """bool [max_model_len]: slots whose K/V the head can trust."""
     upto: int = 0
     """Slots below this are visible, or holes for good."""
+    counted: tuple[int, int] | None = None
+    """A root, and how many slots below it could be fed; each token confirmed since then adds one."""
     compressed: dict[int, Compressed] = field(default_factory=dict)
     """Compressed pictures that are not fed yet, by the start of their placeholders."""
     vectors: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -78,7 +80,7 @@ class FeatureContext:
 
     def advance(self, upto: int) -> None:
         """Slots below this were fed, or are holes for good: their pictures need not be held any longer."""
-        self.upto = upto
+        self.upto, self.counted = upto, None
         for span in self.pictures:
             if span.stop <= upto:
                 self.compressed.pop(span.start, None)

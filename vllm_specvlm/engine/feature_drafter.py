@@ -11,7 +11,7 @@ from vllm.config import VllmConfig
 
 from vllm_specvlm.compress.compressor import Compressed
 from vllm_specvlm.draft.drafter import Opening
-from vllm_specvlm.draft.head_checkpoint import read_config
+from vllm_specvlm.draft.head_config import read_config
 from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.draft_cache import DraftCache
 from vllm_specvlm.engine.draft_choice import DraftChoice, Place
@@ -116,8 +116,13 @@ class FeatureDrafter:
         root = int(self._runner.input_batch.num_tokens_no_spec[row]) - 1
         if self._beyond(root):
             return None
-        missing = self._missing(request_id, row, root)
-        return len(missing) - 1 if len(missing) and missing[-1] == root - 1 else None
+        if not self._features.holds(request_id, root - 1):
+            return None
+        context = self._context(request_id, row, root)
+        if context.counted is None:
+            context.counted = (root, len(self._missing(request_id, row, root)))
+        since, count = context.counted
+        return count + (root - since) - 1
 
     def _beyond(self, root: int) -> bool:
         most = min(self.head_config.max_position_embeddings, self._config.model_config.max_model_len)
@@ -180,10 +185,14 @@ class FeatureDrafter:
 
     def _missing(self, request_id: str, row: int, root: int) -> np.ndarray:
         """int64: slots below the root that can be fed."""
+        context = self._context(request_id, row, root)
+        return context.missing(root, self._features.held(request_id), lambda span: self._compress(row, context, span))
+
+    def _context(self, request_id: str, row: int, root: int) -> FeatureContext:
         context = self._contexts.get(request_id)
         if context is None:
             context = self._contexts[request_id] = self._first_look(request_id, row, root)
-        return context.missing(root, self._features.held(request_id), lambda span: self._compress(row, context, span))
+        return context
 
     def _first_look(self, request_id: str, row: int, root: int) -> FeatureContext:
         """What the request's blocks held when it came."""
@@ -206,6 +215,7 @@ class FeatureDrafter:
         with self._tally.clock("draft_model"):
             compressed = self._network.compress(tokens, self._text_before(row, context, span, tokens))
         # A gate on the edge may tip over on one rank only; ranks must feed the same slots.
+        self._peers.agree()
         (compressed,) = self._peers.share([compressed])
         name = self._network.primitive(compressed)
         self._tally.compressions[name] = self._tally.compressions.get(name, 0) + 1
@@ -316,6 +326,7 @@ class FeatureDrafter:
             with self._tally.clock("draft_model"):
                 found = self._choice.candidates(self._network.logits(self._states), places, top_k)
             # Every rank computes the whole head; other thread counts may give other last bits.
+            self._peers.agree()
             (found,) = self._peers.share([found])
             proposal.tokens[taken, : found.tokens.shape[1]] = found.tokens
             proposal.log_probs[taken, : found.tokens.shape[1]] = found.log_probs

@@ -45,6 +45,11 @@ class FeatureStore:
         chunks = self._chunks.get(request_id)
         return np.concatenate([positions for positions, _ in chunks]) if chunks else np.empty(0, dtype=np.int64)
 
+    def holds(self, request_id: str, position: int) -> bool:
+        """Whether the latest position is this one."""
+        chunks = self._chunks.get(request_id)
+        return chunks is not None and int(chunks[-1][0][-1]) == position
+
     def read(self, request_id: str, positions: np.ndarray) -> torch.Tensor:
         """[n, size] of positions (int64 [n]) that are held."""
         chunks = self._chunks[request_id]

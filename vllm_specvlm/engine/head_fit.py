@@ -5,7 +5,7 @@ from __future__ import annotations
 from vllm.config import ModelConfig
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-from vllm_specvlm.draft import head_checkpoint, target_id
+from vllm_specvlm.draft import head_config, target_id
 
 
 def problems(target: ModelConfig, folder: str, *, text_only_draft: bool) -> list[str]:
@@ -14,7 +14,7 @@ def problems(target: ModelConfig, folder: str, *, text_only_draft: bool) -> list
     The target's weights are compared once they are loaded (`engine.feature_network`).
     """
     try:
-        head, wanted = head_checkpoint.read_config(folder)
+        head, wanted = head_config.read_config(folder)
     except ValueError as error:
         return [str(error)]
     difference = wanted.differs(target_id.of_config(target.model, target.hf_config.to_dict(), None))
