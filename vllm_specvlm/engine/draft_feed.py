@@ -29,6 +29,16 @@ class Feed:
     pictures: list[tuple[MultiModalFeatureSpec, torch.Tensor]]
 
     @property
+    def rows(self) -> int:
+        """How many, the root's included."""
+        return len(self.positions)
+
+    @property
+    def root_spans(self) -> list[tuple[int, int]]:
+        """The positions that its tree may see."""
+        return self.spans
+
+    @property
     def positions(self) -> np.ndarray:
         """int64: positions of all rows, the root last."""
         return self.written if self.root is None else np.append(self.written, self.root)

@@ -10,43 +10,30 @@ import torch
 from vllm.config import VllmConfig
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
-from vllm_specvlm.draft.drafter import Opening
-from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.draft_cache import DraftCache
-from vllm_specvlm.engine.draft_choice import DraftChoice, Place
+from vllm_specvlm.engine.draft_choice import DraftChoice
 from vllm_specvlm.engine.draft_feed import Feed, complement, feed_rows
 from vllm_specvlm.engine.draft_network import DraftNetwork
 from vllm_specvlm.engine.draft_vision import DraftVision, place
-from vllm_specvlm.engine.growing_trees import GrowingTrees
+from vllm_specvlm.engine.model_drafter import ModelDrafter
 from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.pair import draft_model_config
-from vllm_specvlm.engine.peers import Peers
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
-from vllm_specvlm.tree.grow import Frontier, LevelProposal
+from vllm_specvlm.tree.grow import Frontier
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
 
-class DraftVLM:
-    """Drafts with a VLM that vLLM loads beside the target.
-
-    `open` feeds the confirmed tokens whose draft K/V is missing and, as a dense row, the root; `propose_level` runs one
-    forward pass per level over the whole frontier, whose K/V stay dense. Nothing is fed while a prompt is being
-    computed: the drafter catches up in bulk after the first token, at most `max_num_batched_tokens` rows a step, and a
-    request that has not caught up has no tree yet.
-    """
+class DraftVLM(ModelDrafter[Feed]):
+    """Drafts with a VLM that vLLM loads beside the target; the root of a tree is a dense row of it."""
 
     def __init__(self, vllm_config: VllmConfig, options: SpecVLMOptions, tally: Tally) -> None:
         """Read the draft's configuration; weights come with `load`."""
+        super().__init__(vllm_config, options, tally, dense_root=True)
         assert options.model is not None
-        self._config = vllm_config
-        self._options = options
-        self._tally = tally
-        self._depth = options.shape().depth
-        self._trees = GrowingTrees(options.shape(), dense_root=True)
         self._model_config = draft_model_config(options.model, vllm_config.model_config)
         self._vocabulary = min(self._model_config.get_vocab_size(), vllm_config.model_config.get_vocab_size())
         self._fed: dict[str, int] = {}
@@ -57,15 +44,9 @@ class DraftVLM:
         """Load the draft's weights; of the `target` it shares nothing."""
         self._network = DraftNetwork(self._config, self._model_config)
 
-    def bind(self, runner: Batch, peers: Peers) -> None:
-        """The runner whose batch, block tables and positions are used, and the other ranks."""
-        self._runner = runner
-        self._peers = peers
-        self._choice = DraftChoice(runner)
-        self._device = runner.device
-
     def cache_allocated(self) -> None:
         """The KV cache exists: make the validity marks of its blocks."""
+        self._choice = DraftChoice(self._runner)
         self._cache = DraftCache(self._runner, self._network.layers)
         encode = self._network.encode if self._network.sees else None
         capacity = self._options.vision_cache_mib << 20
@@ -74,12 +55,6 @@ class DraftVLM:
     def warm_up(self) -> None:
         """One pass without attention, which compiles the draft when compilation is on."""
         self.rehearse(self._config.scheduler_config.max_num_batched_tokens, 1)
-
-    def begin(self, request_id: str, tokens: Sequence[int]) -> None:
-        """Nothing to note: tokens are read from vLLM's batch when they are fed."""
-
-    def advance(self, request_id: str, tokens: Sequence[int]) -> None:
-        """As `begin`."""
 
     def backlog(self, request_id: str) -> int | None:
         """Confirmed tokens before the root whose K/V the draft does not have; None beyond its context."""
@@ -112,26 +87,6 @@ class DraftVLM:
         for request_id in scheduled.scheduled_cached_reqs.resumed_req_ids:
             self._fed.pop(request_id, None)
         self._cache.observe_schedule(scheduled)
-
-    def open(self, request_ids: Sequence[str]) -> Opening:
-        """Feed what is missing, and the roots of the requests that have then caught up."""
-        self._choice.learn()
-        self._trees.clear(len(request_ids))
-        self._root_hidden = None
-        room = self._config.scheduler_config.max_num_batched_tokens
-        feeds: list[Feed] = []
-        for index, request_id in enumerate(request_ids):
-            feed = self._feed(request_id, room)
-            if feed is None:
-                continue
-            room -= len(feed.positions)
-            feeds.append(feed)
-            if feed.root is not None:
-                self._trees.add(index, feed.row, feed.root, feed.spans)
-        if feeds:
-            self._run_feeds(feeds, self._trees.dense_starts)
-        behind = frozenset(range(len(request_ids))) - set(self._trees.indexes)
-        return Opening(sum(len(feed.positions) for feed in feeds), behind)
 
     def _feed(self, request_id: str, room: int) -> Feed | None:
         """What to feed for a request in at most `room` rows; None when there is nothing, or no room."""
@@ -172,9 +127,9 @@ class DraftVLM:
                 self._holes.setdefault(request_id, []).append((start, stop))
         return [(feature, seen[feature.identifier]) for feature, _, _ in wanted if feature.identifier in seen]
 
-    def _run_feeds(self, feeds: Sequence[Feed], dense_starts: Sequence[int]) -> None:
-        """One forward pass over all feeds; keeps the roots' hidden states, in the order of `dense_starts`."""
-        starts = iter(dense_starts)
+    def _run_feeds(self, feeds: Sequence[Feed]) -> None:
+        """One forward pass over all feeds; keeps the roots' hidden states."""
+        starts = iter(self._trees.dense_starts)
         rows, ids, positions, slots, masks, pictures, roots = [], [], [], [], [], [], []
         first_row = 0
         for feed in feeds:
@@ -207,28 +162,8 @@ class DraftVLM:
             self._fed[feed.request_id] = feed.upto
         self._root_hidden = hidden[roots]
 
-    def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
-        """Children of the frontier's nodes; requests not caught up, or with a full segment, get none."""
-        proposal = LevelProposal(
-            np.zeros((len(frontier.node), top_k), dtype=np.int64),
-            np.full((len(frontier.node), top_k), -np.inf, dtype=np.float32),
-        )
-        is_root = bool(len(frontier.depth)) and int(frontier.depth[0]) == 0
-        taken, hidden = self._roots(frontier) if is_root else self._level(frontier)
-        if len(taken):
-            assert hidden is not None
-            self._tally.levels += 1
-            with self._tally.clock("draft_model"):
-                places = [self._child(int(frontier.request[row]), int(frontier.depth[row])) for row in taken]
-                found = self._choice.candidates(self._network.logits(hidden, self._vocabulary), places, top_k)
-            proposal.tokens[taken, : found.tokens.shape[1]] = found.tokens
-            proposal.log_probs[taken, : found.tokens.shape[1]] = found.log_probs
-        return proposal
-
-    def _child(self, index: int, depth: int) -> Place:
-        """Request and position of the children of a node of this depth."""
-        tree = self._trees[index]
-        return self._runner.input_batch.req_ids[tree.row], tree.root + depth + 1
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._network.logits(hidden, self._vocabulary)
 
     def _roots(self, frontier: Frontier) -> tuple[np.ndarray, torch.Tensor | None]:
         """Frontier rows of the roots that were fed, and their hidden states."""
@@ -295,6 +230,3 @@ class DraftVLM:
 
     def _ids(self, tokens: np.ndarray) -> torch.Tensor:
         return self._tensor(tokens.astype(np.int32))
-
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device)

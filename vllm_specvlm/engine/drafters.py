@@ -11,11 +11,10 @@ from vllm_specvlm.engine.feature_drafter import FeatureDrafter
 from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.tally import Tally
 
-ModelDrafter = DraftVLM | FeatureDrafter
-"""Those with weights, whose K/V lie in vLLM's cache."""
 
-
-def drafter_for(vllm_config: VllmConfig, options: SpecVLMOptions, tally: Tally) -> ModelDrafter | LookupDrafter:
+def drafter_for(
+    vllm_config: VllmConfig, options: SpecVLMOptions, tally: Tally
+) -> DraftVLM | FeatureDrafter | LookupDrafter:
     """The drafter that `options.model` names, not loaded yet; the lookup drafter without one."""
     if options.model is None:
         return LookupDrafter(

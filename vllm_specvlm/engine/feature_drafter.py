@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from vllm.config import VllmConfig
 
 from vllm_specvlm.compress.compressor import Compressed
-from vllm_specvlm.draft.drafter import Opening
 from vllm_specvlm.draft.head_config import read_config
-from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.draft_cache import DraftCache
 from vllm_specvlm.engine.draft_choice import DraftChoice, Place
 from vllm_specvlm.engine.feature_context import FeatureContext, Span, in_spans
 from vllm_specvlm.engine.feature_feed import FeatureFeed, spread
 from vllm_specvlm.engine.feature_network import FeatureNetwork
 from vllm_specvlm.engine.feature_store import FeatureStore
-from vllm_specvlm.engine.growing_trees import GrowingTrees
+from vllm_specvlm.engine.model_drafter import ModelDrafter
 from vllm_specvlm.engine.options import SpecVLMOptions
-from vllm_specvlm.engine.peers import Peers
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.engine.target_pictures import TargetPictures
 from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
@@ -33,23 +30,18 @@ if TYPE_CHECKING:
 _ANY = -1
 
 
-class FeatureDrafter:
-    """Drafts with a feature head (`draft.feature_head`), whose K/V lie in the target's block tables.
+class FeatureDrafter(ModelDrafter[FeatureFeed]):
+    """Drafts with a feature head (`draft.feature_head`).
 
-    `keep_features` notes the target's features as they are computed. `open` feeds the slots that are missing, the last
-    of which gives the tree's first level; `propose_level` runs one pass per level, the head's own output in place of
-    features. As with a draft VLM nothing is fed while a prompt is being computed.
+    `keep_features` notes the target's features as they are computed. The last slot that `open` feeds gives the tree's
+    first level; in deeper ones the head's own output stands in the place of features.
     """
 
     def __init__(self, vllm_config: VllmConfig, options: SpecVLMOptions, tally: Tally) -> None:
         """Read the head's configuration; weights come with `load`."""
+        super().__init__(vllm_config, options, tally, dense_root=False)
         assert options.model is not None
-        self._config = vllm_config
-        self._options = options
         self._folder = options.model
-        self._tally = tally
-        self._depth = options.shape().depth
-        self._trees = GrowingTrees(options.shape(), dense_root=False)
         self.head_config, _ = read_config(options.model)
         self._contexts: dict[str, FeatureContext] = {}
         self._features = FeatureStore(options.feature_cache_mib << 20)
@@ -61,12 +53,6 @@ class FeatureDrafter:
         """Load the head's weights; `target` is vLLM's loaded model."""
         self._network = FeatureNetwork(self._config, self._folder, target)
 
-    def bind(self, runner: Batch, peers: Peers) -> None:
-        """The runner whose batch, block tables and features are used, and the other ranks."""
-        self._runner = runner
-        self._peers = peers
-        self._device = runner.device
-
     def cache_allocated(self) -> None:
         """The KV cache exists: make the validity marks of its blocks."""
         self._choice = DraftChoice(self._runner, self._network.vocabulary)
@@ -76,12 +62,6 @@ class FeatureDrafter:
 
     def warm_up(self) -> None:
         """Nothing is compiled."""
-
-    def begin(self, request_id: str, tokens: Sequence[int]) -> None:
-        """Nothing to note: tokens are read from vLLM's batch when they are fed."""
-
-    def advance(self, request_id: str, tokens: Sequence[int]) -> None:
-        """As `begin`."""
 
     def keep_features(self, confirmed: Mapping[str, tuple[int, np.ndarray]], hidden: torch.Tensor) -> None:
         """After a step of the target.
@@ -145,26 +125,6 @@ class FeatureDrafter:
             self._contexts.pop(request_id, None)
             self._features.forget(request_id)
         self._cache.observe_schedule(scheduled)
-
-    def open(self, request_ids: Sequence[str]) -> Opening:
-        """Feed what is missing; the requests that have then caught up have a root."""
-        self._choice.learn()
-        self._trees.clear(len(request_ids))
-        self._states = None
-        room = self._config.scheduler_config.max_num_batched_tokens
-        feeds: list[FeatureFeed] = []
-        for index, request_id in enumerate(request_ids):
-            feed = self._feed(request_id, room)
-            if feed is None:
-                continue
-            room -= len(feed.slots)
-            feeds.append(feed)
-            if feed.root is not None:
-                self._trees.add(index, feed.row, feed.root, feed.context.spans(feed.root))
-        if feeds:
-            self._run_feeds(feeds)
-        behind = frozenset(range(len(request_ids))) - set(self._trees.indexes)
-        return Opening(sum(len(feed.slots) for feed in feeds), behind)
 
     def _feed(self, request_id: str, room: int) -> FeatureFeed | None:
         """What to feed for a request in at most `room` slots; its context counts them as visible from now on."""
@@ -310,49 +270,32 @@ class FeatureDrafter:
         tokens = self._runner.input_batch.token_ids_cpu[row, ends + 1]
         self._next_token[table[ends // size]] = np.where(context.in_picture(ends), _ANY, tokens)
 
-    def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
-        """Children of the frontier's nodes; requests not caught up, or with a full segment, get none."""
-        proposal = LevelProposal(
-            np.zeros((len(frontier.node), top_k), dtype=np.int64),
-            np.full((len(frontier.node), top_k), -np.inf, dtype=np.float32),
-        )
-        is_root = bool(len(frontier.depth)) and int(frontier.depth[0]) == 0
-        taken = self._roots(frontier) if is_root else self._level(frontier)
-        if len(taken):
-            assert self._states is not None
-            self._tally.levels += 1
-            places = [self._child(int(frontier.request[row]), int(frontier.depth[row])) for row in taken]
-            self._peers.agree()
-            with self._tally.clock("draft_model"):
-                found = self._choice.candidates(self._network.logits(self._states), places, top_k)
-            # Every rank computes the whole head; other thread counts may give other last bits.
-            self._peers.agree()
-            (found,) = self._peers.share([found])
-            proposal.tokens[taken, : found.tokens.shape[1]] = found.tokens
-            proposal.log_probs[taken, : found.tokens.shape[1]] = found.log_probs
-        return proposal
+    def _candidates(self, hidden: torch.Tensor, places: Sequence[Place], top_k: int) -> LevelProposal:
+        """The first rank's: every rank computes the whole head, and other thread counts may give other last bits."""
+        self._peers.agree()
+        found = super()._candidates(hidden, places, top_k)
+        self._peers.agree()
+        return cast(LevelProposal, self._peers.share([found])[0])
 
-    def _child(self, index: int, depth: int) -> Place:
-        """Request and position of the children of a node of this depth."""
-        tree = self._trees[index]
-        return self._runner.input_batch.req_ids[tree.row], tree.root + depth + 1
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._network.logits(hidden)
 
-    def _roots(self, frontier: Frontier) -> np.ndarray:
-        """Frontier rows of the roots whose states were computed; `_states` are put in their order."""
+    def _roots(self, frontier: Frontier) -> tuple[np.ndarray, torch.Tensor | None]:
+        """As described there; `_states` are put in their order."""
         taken, trees = self._trees.roots(frontier)
         self._settle(len(frontier.node), taken)
         if len(taken):
             assert self._states is not None
             self._states = self._states[trees]
-        return taken
+        return taken, self._states
 
-    def _level(self, frontier: Frontier) -> np.ndarray:
-        """Run the frontier through the head: rows taken, whose states replace their parents' in `_states`."""
+    def _level(self, frontier: Frontier) -> tuple[np.ndarray, torch.Tensor | None]:
+        """As described there; the rows' states replace their parents' in `_states`."""
         parents = self._state_of[frontier.parent_row]
         rows, taken = self._trees.level(frontier)
         self._settle(len(frontier.node), taken)
         if not len(taken):
-            return taken
+            return taken, None
         assert self._states is not None
         trees = [self._trees[index] for index in frontier.request[taken].tolist()]
         # The node that follows the root by d tokens stands in the slot before its position.
@@ -361,7 +304,7 @@ class FeatureDrafter:
         embeddings = self._with_pictures(embeddings, [self._runner.input_batch.req_ids[tree.row] for tree in trees])
         slots = np.full(len(taken), -1, dtype=np.int64)
         self._states = self._forward(rows, self._states[parents[taken]], embeddings, positions, slots, None, None)
-        return taken
+        return taken, self._states
 
     def _settle(self, rows: int, taken: np.ndarray) -> None:
         """Note which of `_states` each row of the frontier has."""
@@ -405,6 +348,3 @@ class FeatureDrafter:
                 visual if visual is not None and len(visual) else None,
                 is_visual,
             )
-
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device)

@@ -26,6 +26,17 @@ class FeatureFeed:
     root: int | None
     """Position of the tree's root, whose feature the last slot predicts; None while the request has not caught up."""
 
+    @property
+    def rows(self) -> int:
+        """How many slots."""
+        return len(self.slots)
+
+    @property
+    def root_spans(self) -> list[tuple[int, int]]:
+        """The slots that its tree may see."""
+        assert self.root is not None
+        return self.context.spans(self.root)
+
     def tree_rows(self, first_row: int) -> TreeRows:
         """Slots see themselves and what stands before them; none is dense."""
         count = len(self.slots)

@@ -13,10 +13,11 @@ from vllm.config import VllmConfig
 from vllm_specvlm.draft.drafter import Drafter
 from vllm_specvlm.engine import exporter
 from vllm_specvlm.engine.batch import Batch
-from vllm_specvlm.engine.drafters import ModelDrafter, drafter_for
+from vllm_specvlm.engine.drafters import drafter_for
 from vllm_specvlm.engine.feature_drafter import FeatureDrafter
 from vllm_specvlm.engine.log import logger_for
 from vllm_specvlm.engine.metrics import Metrics
+from vllm_specvlm.engine.model_drafter import ModelDrafter
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
 from vllm_specvlm.engine.peers import PeerFailedError, Peers
 from vllm_specvlm.engine.planned_growth import Growable, PlannedGrowth

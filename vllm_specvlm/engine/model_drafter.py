@@ -1,0 +1,174 @@
+"""What drafters with weights have in common: rows fed into vLLM's cache, then trees grown level by level."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from vllm.config import VllmConfig
+
+from vllm_specvlm.draft.drafter import Opening
+from vllm_specvlm.engine.batch import Batch
+from vllm_specvlm.engine.draft_choice import DraftChoice, Place
+from vllm_specvlm.engine.growing_trees import GrowingTrees
+from vllm_specvlm.engine.options import SpecVLMOptions
+from vllm_specvlm.engine.peers import Peers
+from vllm_specvlm.engine.tally import Tally
+from vllm_specvlm.tree.grow import Frontier, LevelProposal
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+
+class Fed(Protocol):
+    """One request's rows in the pass over confirmed tokens."""
+
+    row: int
+    """Row in vLLM's input batch."""
+    root: int | None
+    """Position of the tree's root, or None while the request has not caught up."""
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        ...
+
+    @property
+    def root_spans(self) -> Sequence[tuple[int, int]]:
+        """The cached positions that its tree may see."""
+        ...
+
+
+AFeed = TypeVar("AFeed", bound=Fed)
+
+
+class ModelDrafter(ABC, Generic[AFeed]):
+    """A `Drafter` with weights, whose K/V lie in the target's block tables.
+
+    `open` feeds the confirmed tokens whose draft K/V is missing; `propose_level` runs one forward pass per level over
+    the whole frontier, whose K/V stay dense. Nothing is fed while a prompt is being computed: the drafter catches up in
+    bulk after the first token, at most `max_num_batched_tokens` rows a step, and a request that has not caught up has
+    no tree yet.
+    """
+
+    _choice: DraftChoice
+
+    def __init__(self, vllm_config: VllmConfig, options: SpecVLMOptions, tally: Tally, *, dense_root: bool) -> None:
+        """Weights come with `load`; for `dense_root` see `GrowingTrees`."""
+        self._config = vllm_config
+        self._options = options
+        self._tally = tally
+        self._depth = options.shape().depth
+        self._trees = GrowingTrees(options.shape(), dense_root=dense_root)
+
+    @abstractmethod
+    def load(self, target: Any) -> None:
+        """Load the weights; `target` is vLLM's loaded model."""
+
+    def bind(self, runner: Batch, peers: Peers) -> None:
+        """The runner whose batch, block tables and positions are used, and the other ranks."""
+        self._runner = runner
+        self._peers = peers
+        self._device = runner.device
+
+    @abstractmethod
+    def cache_allocated(self) -> None:
+        """The KV cache exists: make the validity marks of its blocks."""
+
+    @abstractmethod
+    def warm_up(self) -> None:
+        """Compile, when compilation is on."""
+
+    @abstractmethod
+    def observe_schedule(self, scheduled: SchedulerOutput) -> None:
+        """Before a step: what is over, what starts anew, which blocks changed hands."""
+
+    def begin(self, request_id: str, tokens: Sequence[int]) -> None:
+        """Nothing to note: tokens are read from vLLM's batch when they are fed."""
+
+    def advance(self, request_id: str, tokens: Sequence[int]) -> None:
+        """As `begin`."""
+
+    @abstractmethod
+    def backlog(self, request_id: str) -> int | None:
+        """See `Drafter`."""
+
+    @abstractmethod
+    def rehearse(self, rows: int, scored: int) -> None:
+        """See `Drafter`."""
+
+    @abstractmethod
+    def finish(self, request_id: str) -> None:
+        """See `Drafter`."""
+
+    def open(self, request_ids: Sequence[str]) -> Opening:
+        """Feed what is missing; the requests that have then caught up have a root."""
+        self._choice.learn()
+        self._trees.clear(len(request_ids))
+        room = self._config.scheduler_config.max_num_batched_tokens
+        feeds: list[AFeed] = []
+        for index, request_id in enumerate(request_ids):
+            feed = self._feed(request_id, room)
+            if feed is None:
+                continue
+            room -= feed.rows
+            feeds.append(feed)
+            if feed.root is not None:
+                self._trees.add(index, feed.row, feed.root, feed.root_spans)
+        if feeds:
+            self._run_feeds(feeds)
+        behind = frozenset(range(len(request_ids))) - set(self._trees.indexes)
+        return Opening(sum(feed.rows for feed in feeds), behind)
+
+    @abstractmethod
+    def _feed(self, request_id: str, room: int) -> AFeed | None:
+        """What to feed for a request in at most `room` rows; None when there is nothing, or no room."""
+
+    @abstractmethod
+    def _run_feeds(self, feeds: Sequence[AFeed]) -> None:
+        """One pass over all feeds; what the roots' rows came to is kept, in the order of `_trees`."""
+
+    def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
+        """Children of the frontier's nodes; requests not caught up, or with a full segment, get none."""
+        proposal = LevelProposal(
+            np.zeros((len(frontier.node), top_k), dtype=np.int64),
+            np.full((len(frontier.node), top_k), -np.inf, dtype=np.float32),
+        )
+        is_root = bool(len(frontier.depth)) and int(frontier.depth[0]) == 0
+        taken, hidden = self._roots(frontier) if is_root else self._level(frontier)
+        if len(taken):
+            assert hidden is not None
+            self._tally.levels += 1
+            places = [self._child(int(frontier.request[row]), int(frontier.depth[row])) for row in taken]
+            found = self._candidates(hidden, places, top_k)
+            proposal.tokens[taken, : found.tokens.shape[1]] = found.tokens
+            proposal.log_probs[taken, : found.tokens.shape[1]] = found.log_probs
+        return proposal
+
+    @abstractmethod
+    def _roots(self, frontier: Frontier) -> tuple[np.ndarray, torch.Tensor | None]:
+        """Frontier rows of the roots that were fed, and their hidden states."""
+
+    @abstractmethod
+    def _level(self, frontier: Frontier) -> tuple[np.ndarray, torch.Tensor | None]:
+        """Run a deeper frontier: rows taken, and their hidden states."""
+
+    def _candidates(self, hidden: torch.Tensor, places: Sequence[Place], top_k: int) -> LevelProposal:
+        """The likeliest next tokens of [rows, hidden]."""
+        with self._tally.clock("draft_model"):
+            return self._choice.candidates(self._logits(hidden), places, top_k)
+
+    @abstractmethod
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 [rows, the draft's vocabulary]."""
+
+    def _child(self, index: int, depth: int) -> Place:
+        """Request and position of the children of a node of this depth."""
+        tree = self._trees[index]
+        return self._runner.input_batch.req_ids[tree.row], tree.root + depth + 1
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device)
