@@ -77,10 +77,10 @@ def recorded(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
         for name in ("_roots", "_level"):
             stock = getattr(drafter, name)
 
-            def listening(frontier: Any, stock: Any = stock) -> np.ndarray:
-                taken: np.ndarray = stock(frontier)
+            def listening(frontier: Any, stock: Any = stock) -> tuple[np.ndarray, torch.Tensor | None]:
+                taken, hidden = stock(frontier)
                 now[:] = [frontier, taken]
-                return taken
+                return taken, hidden
 
             patch.setattr(drafter, name, listening)
         logits = drafter._network.logits
