@@ -1,6 +1,9 @@
-"""Builds the native library of vllm_specvlm with g++ alone; everything else about the package is in pyproject.toml.
+"""Builds the native libraries of vllm_specvlm; everything else about the package is in pyproject.toml.
 
-The library holds no CPython symbols (it registers torch ops through torch's stable ABI), so one wheel serves every
+libspecvlm.so needs g++ alone. libspecvlm_cuda.so, the GPU kernels, is built too where nvcc is found and the installed
+torch is a CUDA build, or where TORCH_CUDA_ARCH_LIST asks for it; with that variable set but empty it is left out.
+
+The libraries hold no CPython symbols (torch ops are registered through torch's stable ABI), so one wheel serves every
 Python 3: py3-none-linux_<machine>.
 """
 
@@ -10,6 +13,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +29,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 SOURCES = ROOT / "csrc"
 LIBRARY = Path("vllm_specvlm") / "ops" / "_lib" / "libspecvlm.so"
+SUFFIXES = (".cpp", ".h", ".cu", ".cuh")
+CUDA_LIBRARY = LIBRARY.with_name("libspecvlm_cuda.so")
 
 COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-maybe-uninitialized"]
 # The kernels spell out every rounding: the compiler may not fuse a product and a sum by itself.
@@ -37,6 +43,10 @@ VARIANTS = {
 }
 # torch 2.10 is the oldest release whose stable ABI has all that csrc/torch uses.
 TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+
+# What the kernels are compiled for unless TORCH_CUDA_ARCH_LIST says otherwise, as far as nvcc knows it.
+CUDA_ARCHITECTURES = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX"]
+CUDA = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
 def torch_include() -> Path:
@@ -71,8 +81,56 @@ def commands(cxx: str, objects: Path) -> dict[Path, list[str]]:
     for source_path in (SOURCES / "cpu" / "dispatch.cpp", SOURCES / "common" / "plan.cpp"):
         made[objects / f"{source_path.stem}.o"] = [cxx, *COMMON, "-c", str(source_path)]
     include = ["-isystem", str(torch_include())]
-    made[objects / "ops.o"] = [cxx, *COMMON, *TORCH, *include, "-c", str(SOURCES / "torch" / "ops.cpp")]
+    for name in ("ops", "gpu_ops"):
+        made[objects / f"{name}.o"] = [cxx, *COMMON, *TORCH, *include, "-c", str(SOURCES / "torch" / f"{name}.cpp")]
     return {target: [*command, "-o", str(target)] for target, command in made.items()}
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler: that of $CUDA_HOME, else the one on the path."""
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which("nvcc", path=str(Path(home) / "bin")) if home else shutil.which("nvcc")
+
+
+def cuda_architectures() -> list[str]:
+    """What the GPU kernels are to be compiled for, as in TORCH_CUDA_ARCH_LIST; nothing: they are left out."""
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if wanted is not None:
+        if wanted.split() and nvcc() is None:
+            raise SystemExit(
+                "vllm_specvlm: TORCH_CUDA_ARCH_LIST is set but there is no nvcc, install CUDA or unset it."
+            )
+        return re.split(r"[;, ]+", wanted.strip()) if wanted.split() else []
+    version = torch_include().parent / "version.py"
+    if nvcc() is None or not re.search(r"^cuda\b.*=\s*['\"]", version.read_text(), re.MULTILINE):
+        return []
+    listed = subprocess.run([str(nvcc()), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    known = [a for a in CUDA_ARCHITECTURES if f"compute_{a.removesuffix('+PTX').replace('.', '')}" in listed.split()]
+    return known if not known or known[-1].endswith("+PTX") else [*known[:-1], f"{known[-1]}+PTX"]
+
+
+def cuda_code(architectures: list[str]) -> list[str]:
+    """nvcc's options for these architectures: machine code for each, and PTX where "+PTX" asks for it."""
+    options = []
+    for name in architectures:
+        parts = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
+        if parts is None:
+            raise SystemExit(f"vllm_specvlm: {name!r} in TORCH_CUDA_ARCH_LIST is not like 9.0 or 9.0+PTX.")
+        if int(parts[1]) < 8:
+            raise SystemExit(f"vllm_specvlm: the CUDA kernels need compute capability 8.0, not {name}.")
+        number = parts[1] + parts[2] + parts[3]
+        options += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+        if parts[4]:
+            options += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
+    return options
+
+
+def cuda_commands(objects: Path) -> dict[Path, list[str]]:
+    """Object file -> the command that makes it; empty where the GPU kernels are left out."""
+    code = cuda_code(cuda_architectures())
+    sources = sorted((SOURCES / "gpu").glob("*.cu")) if code else []
+    begin = [str(nvcc()), *CUDA, "-ccbin", compiler(), *code, "-c"]
+    return {objects / f"{p.stem}.cuda.o": [*begin, str(p), "-o", str(objects / f"{p.stem}.cuda.o")] for p in sources}
 
 
 def run(command: list[str]) -> None:
@@ -88,7 +146,7 @@ def fingerprint(recipe: dict[Path, list[str]]) -> str:
     """Hash of everything the library is made from: this file, sources, commands, torch's version."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for path in sorted(SOURCES.rglob("*")):
-        if path.suffix in (".cpp", ".h"):
+        if path.suffix in SUFFIXES:
             digest.update(path.name.encode() + path.read_bytes())
     include = str(torch_include())  # a build environment of pip's has a new path every time
     for command in recipe.values():
@@ -98,23 +156,31 @@ def fingerprint(recipe: dict[Path, list[str]]) -> str:
     return digest.hexdigest()
 
 
-def build(objects: Path, library: Path) -> None:
-    """Compiles what changed since the last build in `objects` and links `library`."""
-    recipe = commands(compiler(), objects)
-    stamp, wanted = objects / "fingerprint", fingerprint(recipe)
-    made = objects / LIBRARY.name
+def build(objects: Path, library: Path, recipe: dict[Path, list[str]], linker: list[str], end: list[str]) -> None:
+    """Compiles `recipe`, unless that was done before in `objects`, and links `library`; `end` follows the objects."""
+    stamp, wanted = objects / f"{library.stem}.fingerprint", fingerprint(recipe)
+    made = objects / library.name
     if not (made.is_file() and stamp.is_file() and stamp.read_text() == wanted):
         objects.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             list(pool.map(run, recipe.values()))
-        # No rpath: torch is always loaded before this library, which then shares the loaded one.
-        torch = ["-L", str(torch_include().parent / "lib"), "-ltorch_cpu"]
-        run([compiler(), "-shared", "-o", str(made), *map(str, recipe), "-s", "-Wl,--as-needed", *torch])
+        run([*linker, "-shared", "-o", str(made), *map(str, recipe), *end])
         stamp.write_text(wanted)
     library.parent.mkdir(parents=True, exist_ok=True)
     beside = library.with_name(f"{library.name}.{os.getpid()}")
     shutil.copy2(made, beside)
     beside.replace(library)  # never write into a library that a running process has mapped
+
+
+def build_all(objects: Path, package_root: Path) -> None:
+    """Builds the libraries into the package below `package_root`."""
+    # No rpath: torch is always loaded before this library, which then shares the loaded one.
+    end = ["-s", "-Wl,--as-needed", "-L", str(torch_include().parent / "lib"), "-ltorch_cpu", "-ldl"]
+    build(objects, package_root / LIBRARY, commands(compiler(), objects), [compiler()], end)
+    if recipe := cuda_commands(objects):
+        build(objects, package_root / CUDA_LIBRARY, recipe, [str(nvcc()), "-cudart", "static"], ["-Xlinker", "-s"])
+    else:
+        (package_root / CUDA_LIBRARY).unlink(missing_ok=True)
 
 
 class BuildLibrary(build_ext):
@@ -127,16 +193,17 @@ class BuildLibrary(build_ext):
 
     def run(self) -> None:
         package_root = ROOT if self.inplace or getattr(self, "editable_mode", False) else Path(self.build_lib)
-        build(self.objects, package_root / LIBRARY)
+        build_all(self.objects, package_root)
 
     def get_outputs(self) -> list[str]:
-        return [] if self.inplace else [str(Path(self.build_lib) / LIBRARY)]
+        made = [Path(self.build_lib) / library for library in (LIBRARY, CUDA_LIBRARY)]
+        return [] if self.inplace else [str(path) for path in made if path.is_file()]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
 
     def get_source_files(self) -> list[str]:
-        return [str(p.relative_to(ROOT)) for p in sorted(SOURCES.rglob("*")) if p.suffix in (".cpp", ".h")]
+        return [str(p.relative_to(ROOT)) for p in sorted(SOURCES.rglob("*")) if p.suffix in SUFFIXES]
 
 
 class AnyPythonWheel(bdist_wheel):

@@ -1,70 +1,18 @@
-// Registers vllm_specvlm::tree_attention for CPU tensors, on torch's stable ABI only: one library for torch >= 2.10.
-#include <torch/csrc/stable/library.h>
+// Defines the operators and registers tree_attention for CPU tensors, on torch's stable ABI only: one library for torch >= 2.10.
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "../abi/tree_attention.h"
 #include "../common/plan.h"
+#include "checks.h"
 
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-std::string shape(const Tensor& t) {
-  std::string text = "[";
-  for (int64_t i = 0; i < t.dim(); i++) text += (i ? ", " : "") + std::to_string(t.size(i));
-  return text + "]";
-}
-
-// -1 stands for any size.
-void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> sizes) {
-  bool fits = t.dim() == static_cast<int64_t>(sizes.size());
-  std::string wanted = "[";
-  int64_t i = 0;
-  for (int64_t size : sizes) {
-    wanted += (i ? ", " : "") + (size < 0 ? std::string("any") : std::to_string(size));
-    fits = fits && (size < 0 || t.size(i) == size);
-    i++;
-  }
-  STD_TORCH_CHECK(fits, "tree_attention: ", name, " has shape ", shape(t), ", but ", wanted, "] is needed.");
-}
-
-void check_kind(const Tensor& t, const char* name, ScalarType type, const char* type_name) {
-  STD_TORCH_CHECK(t.is_cpu(), "tree_attention: ", name, " is not on the CPU; all tensors of a call must be.");
-  STD_TORCH_CHECK(t.scalar_type() == type, "tree_attention: ", name, " must be ", type_name, ".");
-}
-
-void check_states(const Tensor& t, const char* name, const Tensor& query, std::initializer_list<int64_t> sizes) {
-  check_kind(t, name, query.scalar_type(), "of the same dtype as query");
-  check_shape(t, name, sizes);
-  STD_TORCH_CHECK(t.numel() == 0 || t.stride(2) == 1, "tree_attention: the last dimension of ", name,
-                  " must be contiguous, its stride is ", t.stride(2), ".");
-}
-
-void check_table(const Tensor& t, const char* name, ScalarType type, const char* type_name,
-                 std::initializer_list<int64_t> sizes) {
-  check_kind(t, name, type, type_name);
-  check_shape(t, name, sizes);
-  STD_TORCH_CHECK(t.is_contiguous(), "tree_attention: ", name, " must be contiguous.");
-}
-
-int dtype_of(const Tensor& query) {
-  const ScalarType type = query.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half,
-                  "tree_attention: query must be float32, bfloat16 or float16.");
-  return type == ScalarType::Float ? SPECVLM_FLOAT : type == ScalarType::Half ? SPECVLM_HALF : SPECVLM_BFLOAT16;
-}
 
 // Keys per step of vLLM's online softmax for a decode row (docs/kernels.md, "Arithmetic").
 int64_t tile_of(const std::string& layout, int64_t head_size) {
@@ -120,38 +68,15 @@ void run_items(const specvlm_cpu_variant& variant, const specvlm_tree_attention&
 void tree_attention(Tensor out, const Tensor query, const Tensor key, const Tensor value, const Tensor kv_cache,
                     const Tensor block_table, Tensor dense_key, Tensor dense_value, const Tensor requests,
                     const Tensor spans, const Tensor visible_upto, const Tensor dense_at, const Tensor ancestors,
-                    double scale, std::string layout, bool fast) {
+                    double scale, std::string layout, bool fast, std::optional<Tensor> visible_from,
+                    double soft_cap) {
   STD_TORCH_CHECK(query.is_cpu(), "tree_attention: query is not on the CPU; all tensors of a call must be.");
-  const int dtype = dtype_of(query);
-  check_shape(query, "query", {-1, -1, -1});
-  const int64_t T = query.size(0), query_heads = query.size(1), D = query.size(2);
-  STD_TORCH_CHECK(D >= 32 && D <= 256 && D % 16 == 0, "tree_attention: head size ", D,
-                  " is not a multiple of 16 in [32, 256].");
-  check_states(query, "query", query, {T, query_heads, D});
-  check_states(out, "out", query, {T, query_heads, D});
-  check_states(key, "key", query, {T, -1, D});
-  const int64_t heads = key.size(1);
-  STD_TORCH_CHECK(heads > 0 && query_heads > 0 && query_heads % heads == 0, "tree_attention: ", query_heads,
-                  " query heads cannot share ", heads, " key heads evenly.");
-  check_states(value, "value", query, {T, heads, D});
-  check_kind(kv_cache, "kv_cache", query.scalar_type(), "of the same dtype as query");
-  check_shape(kv_cache, "kv_cache", {-1, heads, -1, 2 * D});
+  const Sizes sizes = check_call(out, query, key, value, kv_cache, block_table, dense_key, dense_value, requests, spans,
+                                 visible_upto, dense_at, ancestors, scale, 32);
+  const auto [T, query_heads, heads, D, page, listed, dtype] = sizes;
   STD_TORCH_CHECK(kv_cache.is_contiguous(), "tree_attention: kv_cache must be contiguous.");
-  const int64_t page = kv_cache.size(2);
-  STD_TORCH_CHECK(page > 0 && page % 32 == 0, "tree_attention: page size ", page, " is not a multiple of 32.");
-  check_states(dense_key, "dense_key", query, {-1, heads, D});
-  check_states(dense_value, "dense_value", query, {dense_key.size(0), heads, D});
-  check_kind(block_table, "block_table", ScalarType::Int, "int32");
-  check_shape(block_table, "block_table", {-1, -1});
-  STD_TORCH_CHECK(block_table.size(1) <= 1 || block_table.stride(1) == 1,
-                  "tree_attention: the last dimension of block_table must be contiguous.");
-  check_table(requests, "requests", ScalarType::Int, "int32", {-1, 6});
-  check_table(spans, "spans", ScalarType::Int, "int32", {-1, 2});
-  check_table(visible_upto, "visible_upto", ScalarType::Int, "int32", {-1});
-  const int64_t listed = visible_upto.size(0);
-  check_table(dense_at, "dense_at", ScalarType::Int, "int32", {listed});
-  check_table(ancestors, "ancestors", ScalarType::Long, "int64", {listed, 2});
-  STD_TORCH_CHECK(std::isfinite(scale), "tree_attention: scale must be finite.");
+  STD_TORCH_CHECK(!visible_from && soft_cap == 0.0,
+                  "tree_attention: visible_from and soft_cap exist on GPUs only; leave them out on the CPU.");
   STD_TORCH_CHECK(layout == "vec" || layout == "vec16" || layout == "amx", "tree_attention: layout '", layout,
                   "' is none of vec, vec16 and amx.");
   STD_TORCH_CHECK(layout != "amx" || dtype == SPECVLM_BFLOAT16, "tree_attention: layout amx holds bfloat16 only.");
@@ -208,10 +133,8 @@ void tree_attention(Tensor out, const Tensor query, const Tensor key, const Tens
 }  // namespace
 
 STABLE_TORCH_LIBRARY(vllm_specvlm, m) {
-  m.def(
-      "tree_attention(Tensor(a!) out, Tensor query, Tensor key, Tensor value, Tensor kv_cache, Tensor block_table, "
-      "Tensor(b!) dense_key, Tensor(c!) dense_value, Tensor requests, Tensor spans, Tensor visible_upto, "
-      "Tensor dense_at, Tensor ancestors, float scale, str layout, bool fast) -> ()");
+  m.def(SPECVLM_TREE_ATTENTION_SCHEMA);
+  m.def(SPECVLM_COMMIT_SCHEMA);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vllm_specvlm, CPU, m) { m.impl("tree_attention", TORCH_BOX(&tree_attention)); }

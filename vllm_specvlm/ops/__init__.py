@@ -1,18 +1,22 @@
-"""The native operator, its torch reference and the layouts of the cache it reads."""
+"""The native operators, their torch references and the layouts of the cache it reads."""
 
 from __future__ import annotations
 
 from vllm_specvlm.ops.cache_layout import KeyValueOffsets, gather, offsets, scatter
-from vllm_specvlm.ops.library import CpuFeatures, LibraryNotFoundError, cpu_features, load
-from vllm_specvlm.ops.reference import tree_attention_reference
+from vllm_specvlm.ops.commit_rows import commit_rows
+from vllm_specvlm.ops.library import CpuFeatures, LibraryNotFoundError, cpu_features, has_cuda_kernels, load
+from vllm_specvlm.ops.reference import commit_rows_reference, tree_attention_reference
 from vllm_specvlm.ops.tree_attention import tree_attention
 
 __all__ = [
     "CpuFeatures",
     "KeyValueOffsets",
     "LibraryNotFoundError",
+    "commit_rows",
+    "commit_rows_reference",
     "cpu_features",
     "gather",
+    "has_cuda_kernels",
     "load",
     "offsets",
     "scatter",

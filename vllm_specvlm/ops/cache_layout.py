@@ -1,8 +1,10 @@
-"""Where vLLM's CPU attention backend keeps keys and values inside a page.
+"""Where vLLM's attention backends keep keys and values inside a page.
 
-Per layer the cache is one contiguous tensor [blocks, kv heads, page, 2 * head size]. Whatever its last two dimensions
-say, one (block, head) holds a plane of keys (page * head size elements) followed by a plane of values, and the order
-inside a plane depends on the instruction set that vLLM chose for the layer (`layer.isa`).
+Per layer the cache is one tensor [blocks, kv heads, page, 2 * head size]. On GPUs that is what it looks like: a slot
+has its key in the first half of the last dimension and its value in the second ("rows"), whatever the strides of the
+other dimensions. On CPUs it is contiguous, and whatever its last two dimensions say, one (block, head) holds a plane of
+keys (page * head size elements) followed by a plane of values, in an order that depends on the instruction set that
+vLLM chose for the layer (`layer.isa`).
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Layout = Literal["vec", "vec16", "amx"]
-LAYOUTS: tuple[Layout, ...] = ("vec", "vec16", "amx")
+Layout = Literal["vec", "vec16", "amx", "rows"]
+LAYOUTS: tuple[Layout, ...] = ("vec", "vec16", "amx", "rows")
 
 
 class KeyValueOffsets(NamedTuple):
@@ -27,7 +29,7 @@ def offsets(layout: str, page: int, head_size: int) -> KeyValueOffsets:
     """Offsets of every (slot, channel) of a page.
 
     vec, vec16: keys channel-major, values slot-major. amx: keys as pairs of channels and values as pairs of slots, in
-    groups of 16, as the tile instructions want them.
+    groups of 16, as the tile instructions want them. rows: slot-major, a slot's key before its value.
 
     Raises:
         ValueError: the layout is unknown.
@@ -41,6 +43,9 @@ def offsets(layout: str, page: int, head_size: int) -> KeyValueOffsets:
         key = slot // 16 * 16 * head_size + channel // 2 * 32 + slot % 16 * 2 + channel % 2
         value = channel // 16 * 16 * page + slot // 2 * 32 + channel % 16 * 2 + slot % 2
         return KeyValueOffsets(key, plane + value)
+    if layout == "rows":
+        key = slot * 2 * head_size + channel
+        return KeyValueOffsets(key, key + head_size)
     raise ValueError(f"Unknown cache layout {layout!r}, expected one of {', '.join(LAYOUTS)}.")
 
 
@@ -49,7 +54,7 @@ def gather(kv_cache: Tensor, layout: str, slots: Tensor) -> tuple[Tensor, Tensor
 
     Args:
         kv_cache: [blocks, kv heads, page, 2 * head size], contiguous.
-        layout: "vec", "vec16" or "amx".
+        layout: one of `LAYOUTS`.
         slots: int64 [n], block * page + slot in the block.
 
     Returns:

@@ -1,6 +1,7 @@
 """Finds and loads the native library, and tells it whose arithmetic to follow.
 
-The library registers `torch.ops.vllm_specvlm.tree_attention`. Two environment variables serve tests and experiments:
+The library registers `torch.ops.vllm_specvlm.tree_attention` and `commit_rows`; it loads the GPU kernels, a library
+beside it, at the first call with CUDA tensors. Two environment variables serve tests and experiments:
 `VLLM_SPECVLM_CPU_VARIANT` (portable, avx2, avx512, avx512_bf16) forces one build of the kernels, and
 `VLLM_SPECVLM_CPU_ARITHMETIC` (avx512_bf16, avx512, avx2) the vLLM build whose results are followed bit for bit.
 """
@@ -70,6 +71,11 @@ def cpu_features() -> CpuFeatures:
     )
 
 
+def has_cuda_kernels() -> bool:
+    """Whether the package was built with the GPU kernels; says nothing about a GPU being there."""
+    return _PATH.with_name("libspecvlm_cuda.so").is_file()
+
+
 def choose(variant: str = "", arithmetic: str = "", half_l2: int = 0) -> None:
     """Forces a variant, an arithmetic or a cache size from now on, for the whole process; "" and 0 mean the default.
 
@@ -111,7 +117,8 @@ def _library() -> ctypes.CDLL:
         environment.get("VLLM_SPECVLM_CPU_ARITHMETIC", ""),
         half_l2=0,
     )
-    torch.library.register_fake("vllm_specvlm::tree_attention", lambda *args: None)
+    for name in ("tree_attention", "commit_rows"):
+        torch.library.register_fake(f"vllm_specvlm::{name}", lambda *args: None)
     return lib
 
 
