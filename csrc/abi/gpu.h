@@ -8,6 +8,7 @@
 
 #include <stdint.h>
 
+#include "acceptance.h"
 #include "tree_attention.h"
 
 #ifdef __cplusplus
@@ -61,6 +62,8 @@ int specvlm_gpu_splits(const specvlm_gpu_attention*);
 // 0, or an error number whose words are specvlm_gpu_message's.
 int specvlm_gpu_attend(const specvlm_gpu_attention*, void* stream);
 int specvlm_gpu_commit_rows(const specvlm_gpu_commit*, void* stream);
+int specvlm_gpu_walk_trees(const specvlm_walk*, void* stream);
+int specvlm_gpu_race(const specvlm_race*, void* stream);
 const char* specvlm_gpu_message(int error);
 
 #ifdef __cplusplus

@@ -16,7 +16,7 @@ enum { SPECVLM_FLOAT = 0, SPECVLM_BFLOAT16 = 1, SPECVLM_HALF = 2 };
 // How a page of one head lies in the cache: SPECVLM_PLANES for vLLM's "vec" and "vec16", SPECVLM_PAIRS for "amx".
 enum { SPECVLM_PLANES = 0, SPECVLM_PAIRS = 1 };
 
-// Which of vLLM's x86 builds the results follow bit for bit (docs/kernels.md, "Arithmetic").
+// Which of vLLM's x86 builds the results follow bit for bit (docs/kernels.md, "Arithmetic on CPUs").
 enum { SPECVLM_AVX512_BF16 = 0, SPECVLM_AVX512 = 1, SPECVLM_AVX2 = 2 };
 
 // A stretch of visible paged keys: indexes [index, index + length) are the positions from `position` on.

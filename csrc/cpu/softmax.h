@@ -1,4 +1,4 @@
-// One step of the online softmax over one row, exactly as vLLM takes it (docs/kernels.md, "Arithmetic").
+// One step of the online softmax over one row, exactly as vLLM takes it (docs/kernels.md, "Arithmetic on CPUs").
 #pragma once
 
 #include <float.h>

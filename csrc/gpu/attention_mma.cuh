@@ -13,6 +13,7 @@ struct MmaShape {
   static constexpr int kRows = 64;
   static constexpr int kKeys = D > 128 ? 32 : 64;
   static constexpr int kWidth = D + 8;  // an odd number of 16-byte pieces a row: ldmatrix meets every bank once
+  static constexpr int kBlocks = D == 64 ? 3 : 2;  // on a processor at once, as far as registers go
   static constexpr size_t kBytes = 4 * static_cast<size_t>(kKeys) * kWidth * sizeof(T);
 };
 
@@ -318,7 +319,7 @@ class MmaTile {
 };
 
 template <class T, int D>
-__global__ void __launch_bounds__(kThreads) attend_mma(const __grid_constant__ specvlm_gpu_attention p) {
+__global__ void __launch_bounds__(kThreads, MmaShape<T, D>::kBlocks) attend_mma(const __grid_constant__ specvlm_gpu_attention p) {
   typedef MmaShape<T, D> Shape;
   SPECVLM_DYNAMIC_SHARED(memory);
   SPECVLM_SHARED(int4, groups, 2 * Shape::kKeys / kGroup);

@@ -1,6 +1,7 @@
 // The C interface of abi/gpu.h, and the kernels that are the same for all dtypes.
 #include "launch.cuh"
 
+#include "acceptance.cuh"
 #include "merge.cuh"
 #include "rows.cuh"
 
@@ -67,6 +68,20 @@ SPECVLM_EXPORT int specvlm_gpu_commit_rows(const specvlm_gpu_commit* p, void* st
   using namespace specvlm;
   if (p->rows == 0 || p->layers == 0) return 0;
   SPECVLM_LAUNCH(commit_rows, dim3(blocks_for(p->rows), static_cast<unsigned>(p->layers)), dim3(kThreads), 0, stream, *p);
+  return last_error();
+}
+
+SPECVLM_EXPORT int specvlm_gpu_walk_trees(const specvlm_walk* p, void* stream) {
+  using namespace specvlm;
+  if (p->trees == 0) return 0;
+  SPECVLM_LAUNCH(walk_trees, dim3((p->trees + kThreads - 1) / kThreads), dim3(kThreads), 0, stream, *p);
+  return last_error();
+}
+
+SPECVLM_EXPORT int specvlm_gpu_race(const specvlm_race* p, void* stream) {
+  using namespace specvlm;
+  if (p->rows == 0) return 0;
+  SPECVLM_LAUNCH(run_races, dim3(p->rows), dim3(kThreads), 0, stream, *p);
   return last_error();
 }
 

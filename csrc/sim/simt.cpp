@@ -9,6 +9,7 @@
 #include <string>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #if defined(__SANITIZE_THREAD__)
@@ -136,6 +137,9 @@ void start_fibers(Block& b, std::vector<char*>& stacks) {
     f.thread = dim3(i % b.threads.x, i / b.threads.x % b.threads.y, i / b.threads.x / b.threads.y);
     if (stacks.size() <= i) stacks.push_back(new_stack());
     f.stack = stacks[i];
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(f.stack, kStack);  // the fiber before left its marks: it never returned
+#endif
     void** const top = reinterpret_cast<void**>(f.stack + kStack - 64);
     memset(top, 0, 48);
     top[6] = reinterpret_cast<void*>(&fiber_main);
@@ -268,7 +272,6 @@ void* shared(int site, size_t bytes) {
 }
 
 void run(dim3 grid, dim3 threads, size_t dynamic_bytes, const std::function<void()>& body) {
-  block = nullptr;
   const size_t total = static_cast<size_t>(grid.x) * grid.y * grid.z, count = threads.x * threads.y * threads.z;
   if (!total || grid.y > 65535 || grid.z > 65535 || !count || count > 1024 || dynamic_bytes > kMostShared)
     fail("a launch outside the limits of the GPUs");
@@ -286,8 +289,8 @@ void run(dim3 grid, dim3 threads, size_t dynamic_bytes, const std::function<void
     b.random = seed ? seed + at * 2 + 1 : 0;
     run_block(b, stacks);
   }
-  block = nullptr;
   acquire(&launch_end);
+  block = nullptr;
 }
 
 }  // namespace simt

@@ -19,6 +19,10 @@
   "float soft_cap=0.0) -> ()"
 #define SPECVLM_COMMIT_SCHEMA \
   "commit_rows(Tensor(a!)[] kv_caches, Tensor[] dense_keys, Tensor[] dense_values, Tensor slots) -> ()"
+#define SPECVLM_WALK_SCHEMA                                                                                      \
+  "walk_trees(Tensor tokens, Tensor parents, Tensor first_nodes, Tensor row_tokens, Tensor first_rows, "         \
+  "Tensor linear_slots, Tensor(a!) emitted, Tensor(b!) path, Tensor(c!) counts, Tensor(d!) slots) -> ()"
+#define SPECVLM_RACE_SCHEMA "race(Tensor probs, Tensor keys) -> Tensor"
 
 namespace {
 

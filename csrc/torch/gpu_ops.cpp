@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../abi/gpu.h"
+#include "acceptance.h"
 #include "checks.h"
 
 namespace {
@@ -20,6 +21,8 @@ struct Kernels {
   decltype(&specvlm_gpu_splits) splits;
   decltype(&specvlm_gpu_attend) attend;
   decltype(&specvlm_gpu_commit_rows) commit_rows;
+  decltype(&specvlm_gpu_walk_trees) walk_trees;
+  decltype(&specvlm_gpu_race) race;
   decltype(&specvlm_gpu_message) message;
 };
 
@@ -28,8 +31,9 @@ struct Kernels {
 bool on_gpu(const Tensor& t) { return t.is_cpu(); }
 void* current_stream(int32_t) { return nullptr; }
 const Kernels& kernels() {
-  static const Kernels all = {specvlm_gpu_has_head_size, specvlm_gpu_splits, specvlm_gpu_attend,
-                              specvlm_gpu_commit_rows, specvlm_gpu_message};
+  static const Kernels all = {specvlm_gpu_has_head_size, specvlm_gpu_splits,     specvlm_gpu_attend,
+                              specvlm_gpu_commit_rows,   specvlm_gpu_walk_trees, specvlm_gpu_race,
+                              specvlm_gpu_message};
   return all;
 }
 struct OnDevice {
@@ -69,6 +73,8 @@ Kernels load_kernels() {
           reinterpret_cast<decltype(&specvlm_gpu_splits)>(find("specvlm_gpu_splits")),
           reinterpret_cast<decltype(&specvlm_gpu_attend)>(find("specvlm_gpu_attend")),
           reinterpret_cast<decltype(&specvlm_gpu_commit_rows)>(find("specvlm_gpu_commit_rows")),
+          reinterpret_cast<decltype(&specvlm_gpu_walk_trees)>(find("specvlm_gpu_walk_trees")),
+          reinterpret_cast<decltype(&specvlm_gpu_race)>(find("specvlm_gpu_race")),
           reinterpret_cast<decltype(&specvlm_gpu_message)>(find("specvlm_gpu_message"))};
 }
 const Kernels& kernels() {
@@ -109,6 +115,7 @@ void tree_attention(Tensor out, const Tensor query, const Tensor key, const Tens
                     double scale, std::string layout, bool, std::optional<Tensor> visible_from, double soft_cap) {
   constexpr const char* kName = "tree_attention";
   STD_TORCH_CHECK(on_gpu(query), "tree_attention: query is not on a GPU.");
+  dtype_of(query);
   check_cache(kv_cache, query, kName);
   const Sizes s = check_call(out, query, key, value, kv_cache, block_table, dense_key, dense_value, requests, spans,
                              visible_upto, dense_at, ancestors, scale, 16);
@@ -214,12 +221,33 @@ void commit_rows(std::vector<Tensor> caches, std::vector<Tensor> keys, std::vect
   }
 }
 
+void walk_trees(const Tensor tokens, const Tensor parents, const Tensor first_nodes, const Tensor row_tokens,
+                const Tensor first_rows, const Tensor linear_slots, Tensor emitted, Tensor path, Tensor counts,
+                Tensor slots) {
+  STD_TORCH_CHECK(on_gpu(tokens), "walk_trees: tokens are not on a GPU.");
+  const specvlm_walk p = check_walk(tokens, parents, first_nodes, row_tokens, first_rows, linear_slots, emitted, path,
+                                    counts, slots);
+  const OnDevice guard(tokens);
+  check_result("walk_trees", kernels().walk_trees(&p, current_stream(tokens.get_device_index())));
+}
+
+Tensor race(const Tensor probs, const Tensor keys) {
+  STD_TORCH_CHECK(on_gpu(probs), "race: probs are not on a GPU.");
+  const OnDevice guard(probs);
+  Tensor winners = torch::stable::new_empty(keys, {keys.dim() == 1 ? keys.size(0) : 0}, ScalarType::Long);
+  const specvlm_race p = check_race(probs, keys, winners);
+  check_result("race", kernels().race(&p, current_stream(probs.get_device_index())));
+  return winners;
+}
+
 }  // namespace
 
 #if defined(SPECVLM_EMULATED)
 STABLE_TORCH_LIBRARY(vllm_specvlm_emulated, m) {
   m.def(SPECVLM_TREE_ATTENTION_SCHEMA);
   m.def(SPECVLM_COMMIT_SCHEMA);
+  m.def(SPECVLM_WALK_SCHEMA);
+  m.def(SPECVLM_RACE_SCHEMA);
 }
 STABLE_TORCH_LIBRARY_IMPL(vllm_specvlm_emulated, CPU, m) {
 #else
@@ -227,4 +255,6 @@ STABLE_TORCH_LIBRARY_IMPL(vllm_specvlm, CUDA, m) {
 #endif
   m.impl("tree_attention", TORCH_BOX(&tree_attention));
   m.impl("commit_rows", TORCH_BOX(&commit_rows));
+  m.impl("walk_trees", TORCH_BOX(&walk_trees));
+  m.impl("race", TORCH_BOX(&race));
 }

@@ -9,12 +9,15 @@
 #include <string>
 #include <vector>
 
+#include "../common/noise.h"
 #include "../common/plan.h"
+#include "../common/walk.h"
+#include "acceptance.h"
 #include "checks.h"
 
 namespace {
 
-// Keys per step of vLLM's online softmax for a decode row (docs/kernels.md, "Arithmetic").
+// Keys per step of vLLM's online softmax for a decode row (docs/kernels.md, "Arithmetic on CPUs").
 int64_t tile_of(const std::string& layout, int64_t head_size) {
   const int64_t rows = layout == "vec16" ? 16 : 8, unit = layout == "vec16" ? 16 : 32;
   const int64_t keys = (specvlm_cpu_half_l2() - 8 * rows * head_size) / (4 * rows);
@@ -130,11 +133,52 @@ void tree_attention(Tensor out, const Tensor query, const Tensor key, const Tens
   run_items(variant, p, static_cast<int64_t>(plan.items.size()), threads);
 }
 
+void walk_trees(const Tensor tokens, const Tensor parents, const Tensor first_nodes, const Tensor row_tokens,
+                const Tensor first_rows, const Tensor linear_slots, Tensor emitted, Tensor path, Tensor counts,
+                Tensor slots) {
+  const specvlm_walk p = check_walk(tokens, parents, first_nodes, row_tokens, first_rows, linear_slots, emitted, path,
+                                    counts, slots);
+  for (int32_t t = 0; t < p.trees; t++) {
+    const int64_t first = p.first_nodes[t], nodes = p.first_nodes[t + 1] - first;
+    STD_TORCH_CHECK(first >= 0 && nodes >= 0 && first + nodes <= p.nodes, "walk_trees: nodes [", first, ", ",
+                    first + nodes, ") of tree ", t, " lie outside the ", p.nodes, " given.");
+    STD_TORCH_CHECK(p.first_rows[t] >= 0 && p.first_rows[t] + nodes < row_tokens.size(0), "walk_trees: rows [",
+                    p.first_rows[t], ", ", p.first_rows[t] + nodes, "] of tree ", t, " lie outside the ",
+                    row_tokens.size(0), " given.");
+  }
+  for (int32_t t = 0; t < p.trees; t++) specvlm::walk_tree(p, t);
+}
+
+Tensor race(const Tensor probs, const Tensor keys) {
+  Tensor winners = torch::stable::new_empty(keys, {keys.dim() == 1 ? keys.size(0) : 0}, ScalarType::Long);
+  const specvlm_race p = check_race(probs, keys, winners);
+  torch::stable::parallel_for(0, p.rows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; row++) {
+      float speed = 0.0f;
+      int32_t token = -1;
+      bool law = true;
+      for (int32_t t = 0; t < p.vocabulary; t++) {
+        const float prob = p.probs[row * p.row_stride + t], mine = specvlm::race_speed(prob, p.keys[row], t);
+        law = law && mine < INFINITY && prob == prob;
+        if (mine > 0.0f && specvlm::runs_ahead(mine, t, speed, token)) speed = mine, token = t;
+      }
+      p.winners[row] = law ? token : -1;
+    }
+  });
+  return winners;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(vllm_specvlm, m) {
   m.def(SPECVLM_TREE_ATTENTION_SCHEMA);
   m.def(SPECVLM_COMMIT_SCHEMA);
+  m.def(SPECVLM_WALK_SCHEMA);
+  m.def(SPECVLM_RACE_SCHEMA);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(vllm_specvlm, CPU, m) { m.impl("tree_attention", TORCH_BOX(&tree_attention)); }
+STABLE_TORCH_LIBRARY_IMPL(vllm_specvlm, CPU, m) {
+  m.impl("tree_attention", TORCH_BOX(&tree_attention));
+  m.impl("walk_trees", TORCH_BOX(&walk_trees));
+  m.impl("race", TORCH_BOX(&race));
+}

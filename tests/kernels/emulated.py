@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from vllm_specvlm.ops.library import register_fakes
+
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 CXX = shutil.which(os.environ.get("CXX", "g++"))
@@ -56,8 +58,7 @@ def library() -> ctypes.CDLL:
     """Builds the library, unless it was built from the same sources before, and loads its operators."""
     path = _build()
     torch.ops.load_library(str(path))
-    for name in ("tree_attention", "commit_rows"):
-        torch.library.register_fake(f"vllm_specvlm_emulated::{name}", lambda *args: None)
+    register_fakes("vllm_specvlm_emulated")
     return ctypes.CDLL(str(path))
 
 

@@ -14,7 +14,8 @@
 #include "../../csrc/abi/gpu.h"
 
 extern "C" void specvlm_simt_seed(uint64_t seed);
-extern "C" const char* __asan_default_options() { return "detect_leaks=0"; }  // stacks of fibers hide what is held
+// Stacks of fibers hide what is held.
+extern "C" __attribute__((visibility("default"))) const char* __asan_default_options() { return "detect_leaks=0"; }
 
 namespace {
 
@@ -87,11 +88,13 @@ Plan random_plan(int64_t requests, int64_t page) {
   Plan plan;
   std::vector<int64_t> ends;
   for (int64_t r = 0; r < requests; r++) {
-    const int64_t nodes = pick(1, 24), context = r == 0 ? pick(300, 400) : pick(0, 120), first = plan.rows;
+    const int64_t nodes = r == 1 ? 0 : pick(1, 24), context = r == 0 ? pick(300, 400) : pick(0, 120), first = plan.rows;
     const int64_t first_span = static_cast<int64_t>(plan.spans.size()) / 2;
     int64_t start = 0;
     for (int64_t s = pick(1, 3); s > 0 && start < context; s--) {
       const int64_t end = s == 1 ? context : pick(start, context) + 1;
+      for (int64_t empty = pick(0, 2); empty > 0; empty--)  // an empty span, before and between others
+        plan.spans.insert(plan.spans.end(), 2, static_cast<int32_t>(start));
       plan.spans.insert(plan.spans.end(), {static_cast<int32_t>(start), static_cast<int32_t>(end)});
       start = end + pick(0, 40);
     }

@@ -48,7 +48,13 @@ MUTANTS = [
     Mutant("cores: weights without a warp barrier", CORES, "__syncwarp();", "", THREADS, "data race", at=1),
     Mutant("cores: weights overwritten early", CORES, "__syncwarp();", "", THREADS, "data race"),
     Mutant("mma: waits for one step too few", MMA, "if (more) wait_copies<1>();", "if (more) wait_copies<2>();"),
-    Mutant("mma: last step not waited for", MMA, "else wait_copies<0>();", "else wait_copies<1>();"),
+    Mutant(
+        "mma: last step not waited for",
+        MMA,
+        "else wait_copies<0>();",
+        "else wait_copies<1>();",
+        words="never waited for",
+    ),
     Mutant(
         "mma: groups written to the other stage",
         MMA,
@@ -67,7 +73,7 @@ MUTANTS = [
     Mutant("a page is left one group late", TABLES, "if (slot_ == page_) slot_ = 0", "if (slot_ > page_) slot_ = 0"),
     Mutant("an empty span is entered", TABLES, "while (left_ > 0 && in_span(0) == 0);", "while (false);"),
     Mutant("the dense rows belong to every piece", TABLES, "piece + 1 == cut.pieces};", "true};"),
-    Mutant("requests without rows are miscounted", TABLES, "rows_before + __shfl_sync", "__shfl_sync"),
+    Mutant("requests without rows are miscounted", TABLES, "all_rows - rows, owner", "all_rows, owner"),
     Mutant("old sums are not rescaled", MMA, "sum_[i] * factor + sum", "sum_[i] + sum"),
     Mutant("old output is not rescaled", CORES, "out_[r][c] *= factor", "out_[r][c] *= 1.0f"),
     Mutant("merge forgets a piece", "merge.cuh", "piece = 0; piece < pieces", "piece = 1; piece < pieces"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm_specvlm.ops.acceptance import Walks, race, walk_trees
 from vllm_specvlm.ops.cache_layout import KeyValueOffsets, gather, offsets, scatter
 from vllm_specvlm.ops.commit_rows import commit_rows
 from vllm_specvlm.ops.library import CpuFeatures, LibraryNotFoundError, cpu_features, has_cuda_kernels, load
@@ -12,6 +13,7 @@ __all__ = [
     "CpuFeatures",
     "KeyValueOffsets",
     "LibraryNotFoundError",
+    "Walks",
     "commit_rows",
     "commit_rows_reference",
     "cpu_features",
@@ -19,7 +21,9 @@ __all__ = [
     "has_cuda_kernels",
     "load",
     "offsets",
+    "race",
     "scatter",
     "tree_attention",
     "tree_attention_reference",
+    "walk_trees",
 ]

@@ -1,6 +1,6 @@
 """Finds and loads the native library, and tells it whose arithmetic to follow.
 
-The library registers `torch.ops.vllm_specvlm.tree_attention` and `commit_rows`; it loads the GPU kernels, a library
+The library registers the operators of `torch.ops.vllm_specvlm`; it loads the GPU kernels, a library
 beside it, at the first call with CUDA tensors. Two environment variables serve tests and experiments:
 `VLLM_SPECVLM_CPU_VARIANT` (portable, avx2, avx512, avx512_bf16) forces one build of the kernels, and
 `VLLM_SPECVLM_CPU_ARITHMETIC` (avx512_bf16, avx512, avx2) the vLLM build whose results are followed bit for bit.
@@ -117,9 +117,15 @@ def _library() -> ctypes.CDLL:
         environment.get("VLLM_SPECVLM_CPU_ARITHMETIC", ""),
         half_l2=0,
     )
-    for name in ("tree_attention", "commit_rows"):
-        torch.library.register_fake(f"vllm_specvlm::{name}", lambda *args: None)
+    register_fakes("vllm_specvlm")
     return lib
+
+
+def register_fakes(namespace: str) -> None:
+    """Tells torch's tracing what the operators of a library return: all write in place but `race`."""
+    for name in ("tree_attention", "commit_rows", "walk_trees"):
+        torch.library.register_fake(f"{namespace}::{name}", lambda *args: None)
+    torch.library.register_fake(f"{namespace}::race", lambda probs, keys: keys.new_empty(keys.shape))
 
 
 def _configure(lib: ctypes.CDLL, variant: str, arithmetic: str, half_l2: int) -> None:
