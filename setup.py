@@ -174,11 +174,12 @@ def build(objects: Path, library: Path, recipe: dict[Path, list[str]], linker: l
 
 def build_all(objects: Path, package_root: Path) -> None:
     """Builds the libraries into the package below `package_root`."""
+    gpu = cuda_commands(objects)
     # No rpath: torch is always loaded before this library, which then shares the loaded one.
     end = ["-s", "-Wl,--as-needed", "-L", str(torch_include().parent / "lib"), "-ltorch_cpu", "-ldl"]
     build(objects, package_root / LIBRARY, commands(compiler(), objects), [compiler()], end)
-    if recipe := cuda_commands(objects):
-        build(objects, package_root / CUDA_LIBRARY, recipe, [str(nvcc()), "-cudart", "static"], ["-Xlinker", "-s"])
+    if gpu:
+        build(objects, package_root / CUDA_LIBRARY, gpu, [str(nvcc()), "-cudart", "static"], ["-Xlinker", "-s"])
     else:
         (package_root / CUDA_LIBRARY).unlink(missing_ok=True)
 

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "acceptance.h"
+#include "growth.h"
 #include "tree_attention.h"
 
 #ifdef __cplusplus
@@ -64,6 +65,8 @@ int specvlm_gpu_attend(const specvlm_gpu_attention*, void* stream);
 int specvlm_gpu_commit_rows(const specvlm_gpu_commit*, void* stream);
 int specvlm_gpu_walk_trees(const specvlm_walk*, void* stream);
 int specvlm_gpu_race(const specvlm_race*, void* stream);
+int specvlm_gpu_grow_level(const specvlm_growth*, void* stream);
+int specvlm_gpu_describe_trees(const specvlm_tree_tables*, void* stream);
 const char* specvlm_gpu_message(int error);
 
 #ifdef __cplusplus

@@ -2,6 +2,7 @@
 #include "launch.cuh"
 
 #include "acceptance.cuh"
+#include "growth.cuh"
 #include "merge.cuh"
 #include "rows.cuh"
 
@@ -82,6 +83,20 @@ SPECVLM_EXPORT int specvlm_gpu_race(const specvlm_race* p, void* stream) {
   using namespace specvlm;
   if (p->rows == 0) return 0;
   SPECVLM_LAUNCH(run_races, dim3(p->rows), dim3(kThreads), 0, stream, *p);
+  return last_error();
+}
+
+SPECVLM_EXPORT int specvlm_gpu_grow_level(const specvlm_growth* p, void* stream) {
+  using namespace specvlm;
+  if (p->requests == 0) return 0;
+  SPECVLM_LAUNCH(grow_trees, dim3(p->requests), dim3(kThreads), static_cast<size_t>(Candidates::bytes(*p)), stream, *p);
+  return last_error();
+}
+
+SPECVLM_EXPORT int specvlm_gpu_describe_trees(const specvlm_tree_tables* p, void* stream) {
+  using namespace specvlm;
+  if (p->requests == 0 || p->capacity == 0) return 0;
+  SPECVLM_LAUNCH(describe_trees, dim3(p->requests), dim3(kThreads), 0, stream, *p);
   return last_error();
 }
 

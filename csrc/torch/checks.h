@@ -23,6 +23,13 @@
   "walk_trees(Tensor tokens, Tensor parents, Tensor first_nodes, Tensor row_tokens, Tensor first_rows, "         \
   "Tensor linear_slots, Tensor(a!) emitted, Tensor(b!) path, Tensor(c!) counts, Tensor(d!) slots) -> ()"
 #define SPECVLM_RACE_SCHEMA "race(Tensor probs, Tensor keys) -> Tensor"
+#define SPECVLM_GROW_SCHEMA                                                                                  \
+  "grow_level(Tensor budgets, Tensor proposed, Tensor log_probs, int level, Tensor(a!) counts, "             \
+  "Tensor(b!) tokens, Tensor(c!) parents, Tensor(d!) scores, Tensor(e!) origins, Tensor(f!) frontier, "      \
+  "Tensor(g!) parent_rows) -> ()"
+#define SPECVLM_DESCRIBE_SCHEMA                                                                              \
+  "describe_trees(Tensor counts, Tensor tokens, Tensor parents, int bits, Tensor(a!) codes, "                \
+  "Tensor(b!) ancestors, Tensor(c!) depths) -> ()"
 
 namespace {
 

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "../abi/gpu.h"
-#include "acceptance.h"
 #include "checks.h"
+#include "trees.h"
 
 namespace {
 
@@ -23,6 +23,8 @@ struct Kernels {
   decltype(&specvlm_gpu_commit_rows) commit_rows;
   decltype(&specvlm_gpu_walk_trees) walk_trees;
   decltype(&specvlm_gpu_race) race;
+  decltype(&specvlm_gpu_grow_level) grow_level;
+  decltype(&specvlm_gpu_describe_trees) describe_trees;
   decltype(&specvlm_gpu_message) message;
 };
 
@@ -31,9 +33,9 @@ struct Kernels {
 bool on_gpu(const Tensor& t) { return t.is_cpu(); }
 void* current_stream(int32_t) { return nullptr; }
 const Kernels& kernels() {
-  static const Kernels all = {specvlm_gpu_has_head_size, specvlm_gpu_splits,     specvlm_gpu_attend,
-                              specvlm_gpu_commit_rows,   specvlm_gpu_walk_trees, specvlm_gpu_race,
-                              specvlm_gpu_message};
+  static const Kernels all = {specvlm_gpu_has_head_size, specvlm_gpu_splits,         specvlm_gpu_attend,
+                              specvlm_gpu_commit_rows,   specvlm_gpu_walk_trees,     specvlm_gpu_race,
+                              specvlm_gpu_grow_level,    specvlm_gpu_describe_trees, specvlm_gpu_message};
   return all;
 }
 struct OnDevice {
@@ -75,6 +77,8 @@ Kernels load_kernels() {
           reinterpret_cast<decltype(&specvlm_gpu_commit_rows)>(find("specvlm_gpu_commit_rows")),
           reinterpret_cast<decltype(&specvlm_gpu_walk_trees)>(find("specvlm_gpu_walk_trees")),
           reinterpret_cast<decltype(&specvlm_gpu_race)>(find("specvlm_gpu_race")),
+          reinterpret_cast<decltype(&specvlm_gpu_grow_level)>(find("specvlm_gpu_grow_level")),
+          reinterpret_cast<decltype(&specvlm_gpu_describe_trees)>(find("specvlm_gpu_describe_trees")),
           reinterpret_cast<decltype(&specvlm_gpu_message)>(find("specvlm_gpu_message"))};
 }
 const Kernels& kernels() {
@@ -240,6 +244,23 @@ Tensor race(const Tensor probs, const Tensor keys) {
   return winners;
 }
 
+void grow_level(const Tensor budgets, const Tensor proposed, const Tensor log_probs, int64_t level, Tensor counts,
+                Tensor tokens, Tensor parents, Tensor scores, Tensor origins, Tensor frontier, Tensor parent_rows) {
+  STD_TORCH_CHECK(on_gpu(budgets), "grow_level: budgets are not on a GPU.");
+  const specvlm_growth p = check_growth(budgets, proposed, log_probs, level, counts, tokens, parents, scores, origins,
+                                        frontier, parent_rows);
+  const OnDevice guard(budgets);
+  check_result("grow_level", kernels().grow_level(&p, current_stream(budgets.get_device_index())));
+}
+
+void describe_trees(const Tensor counts, const Tensor tokens, const Tensor parents, int64_t bits, Tensor codes,
+                    Tensor ancestors, Tensor depths) {
+  STD_TORCH_CHECK(on_gpu(tokens), "describe_trees: tokens are not on a GPU.");
+  const specvlm_tree_tables p = check_tables(counts, tokens, parents, bits, codes, ancestors, depths);
+  const OnDevice guard(tokens);
+  check_result("describe_trees", kernels().describe_trees(&p, current_stream(tokens.get_device_index())));
+}
+
 }  // namespace
 
 #if defined(SPECVLM_EMULATED)
@@ -248,6 +269,8 @@ STABLE_TORCH_LIBRARY(vllm_specvlm_emulated, m) {
   m.def(SPECVLM_COMMIT_SCHEMA);
   m.def(SPECVLM_WALK_SCHEMA);
   m.def(SPECVLM_RACE_SCHEMA);
+  m.def(SPECVLM_GROW_SCHEMA);
+  m.def(SPECVLM_DESCRIBE_SCHEMA);
 }
 STABLE_TORCH_LIBRARY_IMPL(vllm_specvlm_emulated, CPU, m) {
 #else
@@ -257,4 +280,6 @@ STABLE_TORCH_LIBRARY_IMPL(vllm_specvlm, CUDA, m) {
   m.impl("commit_rows", TORCH_BOX(&commit_rows));
   m.impl("walk_trees", TORCH_BOX(&walk_trees));
   m.impl("race", TORCH_BOX(&race));
+  m.impl("grow_level", TORCH_BOX(&grow_level));
+  m.impl("describe_trees", TORCH_BOX(&describe_trees));
 }

@@ -9,11 +9,12 @@
 #include <string>
 #include <vector>
 
+#include "../common/growth.h"
 #include "../common/noise.h"
 #include "../common/plan.h"
 #include "../common/walk.h"
-#include "acceptance.h"
 #include "checks.h"
+#include "trees.h"
 
 namespace {
 
@@ -168,6 +169,31 @@ Tensor race(const Tensor probs, const Tensor keys) {
   return winners;
 }
 
+struct Alone {  // a team of one
+  int index() const { return 0; }
+  int size() const { return 1; }
+  void sync() const {}
+};
+
+void grow_level(const Tensor budgets, const Tensor proposed, const Tensor log_probs, int64_t level, Tensor counts,
+                Tensor tokens, Tensor parents, Tensor scores, Tensor origins, Tensor frontier, Tensor parent_rows) {
+  const specvlm_growth p = check_growth(budgets, proposed, log_probs, level, counts, tokens, parents, scores, origins,
+                                        frontier, parent_rows);
+  for (int32_t r = 0; r < p.requests; r++)
+    STD_TORCH_CHECK(p.counts[r] >= 0 && p.counts[r] <= p.capacity, "grow_level: counts[", r, "] is ", p.counts[r],
+                    ", but trees hold ", p.capacity, " nodes.");
+  Scratch scratch;
+  void* const memory = scratch.hold(std::max<int64_t>(specvlm::Candidates::bytes(p), 64));
+  for (int32_t r = 0; r < p.requests; r++) specvlm::grow_level(p, r, memory, Alone());
+}
+
+void describe_trees(const Tensor counts, const Tensor tokens, const Tensor parents, int64_t bits, Tensor codes,
+                    Tensor ancestors, Tensor depths) {
+  const specvlm_tree_tables p = check_tables(counts, tokens, parents, bits, codes, ancestors, depths);
+  for (int32_t r = 0; r < p.requests; r++)
+    for (int32_t i = 0; i < p.capacity; i++) specvlm::describe_node(p, r, i);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(vllm_specvlm, m) {
@@ -175,10 +201,14 @@ STABLE_TORCH_LIBRARY(vllm_specvlm, m) {
   m.def(SPECVLM_COMMIT_SCHEMA);
   m.def(SPECVLM_WALK_SCHEMA);
   m.def(SPECVLM_RACE_SCHEMA);
+  m.def(SPECVLM_GROW_SCHEMA);
+  m.def(SPECVLM_DESCRIBE_SCHEMA);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vllm_specvlm, CPU, m) {
   m.impl("tree_attention", TORCH_BOX(&tree_attention));
   m.impl("walk_trees", TORCH_BOX(&walk_trees));
   m.impl("race", TORCH_BOX(&race));
+  m.impl("grow_level", TORCH_BOX(&grow_level));
+  m.impl("describe_trees", TORCH_BOX(&describe_trees));
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -90,6 +91,44 @@ def test_no_compiler_is_said_in_one_sentence(tmp_path: Path) -> None:
     done = build_command("-b", str(tmp_path / "lib"), "-t", str(tmp_path / "temp"), CXX="no-such-compiler")
     assert done.returncode != 0
     assert done.stderr.splitlines()[-1].startswith("vllm_specvlm: no C++ compiler no-such-compiler found, install g++")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [("7.5", "need compute capability 8.0, not 7.5."), ("Hopper", "'Hopper' in TORCH_CUDA_ARCH_LIST is not like 9.0")],
+)
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_wrong_cuda_architectures(tmp_path: Path, wanted: str, words: str) -> None:
+    done = build_command("-b", str(tmp_path / "lib"), TORCH_CUDA_ARCH_LIST=wanted)
+    assert done.returncode != 0
+    assert words in done.stderr.splitlines()[-1]
+
+
+def test_no_nvcc_is_said_in_one_sentence(tmp_path: Path) -> None:
+    done = build_command("-b", str(tmp_path / "lib"), TORCH_CUDA_ARCH_LIST="9.0", CUDA_HOME=str(tmp_path))
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].startswith("vllm_specvlm: TORCH_CUDA_ARCH_LIST is set but there is no nvcc")
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_the_cuda_library(tmp_path: Path) -> None:
+    """It is built when asked for, loads without a GPU, and then says so; a build without it takes it away."""
+    arguments = ("-b", str(tmp_path / "lib"), "-t", str(tmp_path / "temp"))
+    done = build_command(*arguments, TORCH_CUDA_ARCH_LIST="9.0+PTX")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "lib" / "vllm_specvlm" / "ops" / "_lib" / "libspecvlm_cuda.so"
+    library = ctypes.CDLL(str(path))
+    assert library.specvlm_gpu_abi() == 1
+    sizes = [size for size in range(0, 272, 16) if library.specvlm_gpu_has_head_size(size)]
+    assert sizes == [64, 80, 96, 128, 256]
+    library.specvlm_gpu_message.restype = ctypes.c_char_p
+    assert b"driver" in library.specvlm_gpu_message(35)
+    needed = subprocess.run(["readelf", "-d", str(path)], capture_output=True, text=True, check=True).stdout
+    assert "torch" not in needed and "cudart" not in needed
+    assert build_command(*arguments).returncode == 0
+    assert not path.exists()
 
 
 @needs_compiler

@@ -18,6 +18,8 @@ MOST_REGISTERS = {
     "commit_rows": 64,
     "walk_trees": 48,
     "run_races": 48,
+    "grow_trees": 64,
+    "describe_trees": 48,
 }
 
 
