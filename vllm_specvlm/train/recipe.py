@@ -28,7 +28,8 @@ class DataRecipe:
     weight: float = 1.0
     """Its share among all sources, in any unit."""
     images: str = ""
-    """Folder of the pictures that a file names; default: the file's own."""
+    """Folder of the pictures that a file names, or of those that `specvlm/scenes` draws from; default: the file's, or
+    the recipe's."""
 
     def __post_init__(self) -> None:
         _check(self.weight > 0, f"'weight' is {self.weight}; write a number above 0.")
