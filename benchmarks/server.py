@@ -1,8 +1,8 @@
 """What a client of the server sees: time to first token, time per token, whole answers; plain vLLM and ours.
 
 Every method is a `specvlm serve` of its own. They are asked the same streamed chats in turn, one at a time, and stand
-still otherwise. `ttft_ratio` is the median over the questions of the ratio of ours to plain vLLM's: drafting begins only
-after the first token is out, so it should be 1.
+still otherwise. `ttft_ratio` is the median over the questions of the ratio of ours to plain vLLM's: drafting begins
+only after the first token is out, so it should be 1.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--logs", type=Path, default=Path("."), help="folder of the servers' logs")
+    parser.add_argument("--logs", type=Path, default=Path(), help="folder of the servers' logs")
     parser.add_argument("--quick", action="store_true", help="12 questions")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args(argv)
