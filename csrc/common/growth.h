@@ -98,17 +98,18 @@ SPECVLM_BOTH void grow_level(const specvlm_growth& p, int request, void* memory,
 // Code, ancestors and depth of node i of a request's tree, or of a place behind it.
 SPECVLM_BOTH inline void describe_node(const specvlm_tree_tables& p, int request, int i) {
   const int64_t tree = static_cast<int64_t>(request) * p.capacity, at = tree + i;
-  uint64_t words[2] = {0, 0};
+  uint64_t low = 0, high = 0;
   int depth = 0;
   const bool exists = i < p.counts[request];
   for (int node = exists ? i : -1; node >= 0; depth++) {
-    words[node >= 64 ? 1 : 0] |= 1ull << (node & 63);
+    if (node < 64) low |= 1ull << node;
+    else high |= 1ull << (node - 64);
     const int parent = p.parents[tree + node];
     node = parent < node ? parent : -1;
   }
   p.codes[at] = exists ? p.tokens[at] + (static_cast<int64_t>(i - 1 - p.parents[at]) << p.bits) : -1;
-  p.ancestors[2 * at] = static_cast<int64_t>(words[0]);
-  p.ancestors[2 * at + 1] = static_cast<int64_t>(words[1]);
+  p.ancestors[2 * at] = static_cast<int64_t>(low);
+  p.ancestors[2 * at + 1] = static_cast<int64_t>(high);
   p.depths[at] = depth;
 }
 

@@ -121,9 +121,8 @@ class CoresTile {
     }
 #pragma unroll
     for (int r = 0; r < kWarpRows; r++) softmax(logits[r], r);
-    __syncwarp();  // the last step's weights have been read
     weights_[lane_] = make_float4(logits[0], logits[1], logits[2], logits[3]);
-    __syncwarp();
+    __syncwarp();  // those of the step before were read before the block's last barrier
     // A weight of 0 leaves a value out: it may be infinite, in a branch the row does not see.
     for (int k = 0; k < kKeys; k++) {
       const float4 weight = weights_[k];
@@ -198,7 +197,7 @@ class CoresTile {
 };
 
 template <int D>
-__global__ void __launch_bounds__(kThreads) attend_cores(const __grid_constant__ specvlm_gpu_attention p) {
+__global__ void __launch_bounds__(kThreads, 3) attend_cores(const __grid_constant__ specvlm_gpu_attention p) {
   SPECVLM_DYNAMIC_SHARED(memory);
   Tile tile;
   if (!find_tile<CoresShape<D>::kRows>(p, tile)) return;

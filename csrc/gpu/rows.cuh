@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kThreads) store_rows(const __grid_constant__ s
 
 // A warp for each dense row and layer (blockIdx.y): the row goes to its slot, if it has one. Sources and targets are
 // different memory, so the order does not matter.
-__global__ void __launch_bounds__(kThreads) commit_rows(const __grid_constant__ specvlm_gpu_commit p) {
+__global__ void __launch_bounds__(kThreads, 8) commit_rows(const __grid_constant__ specvlm_gpu_commit p) {
   const int row = blockIdx.x * (kThreads / 32) + threadIdx.x / 32, layer = blockIdx.y;
   if (row >= p.rows) return;
   const int64_t slot = p.slots[row], size = p.element_size;

@@ -39,6 +39,7 @@ class Code:
         stack: bytes of a thread, spills included.
         shared: static bytes of a block.
         instructions: machine instructions.
+        loop: those of the loop over the steps of `attend_mma`, taken or not; 0 for other kernels.
         step: those that a warp runs in an ordinary step of `attend_mma`: the shortest way through its loop that has all
             matrix products and the copies of a whole step. 0 for other kernels.
         products: HMMA.
@@ -54,6 +55,7 @@ class Code:
     stack: int
     shared: int
     instructions: int
+    loop: int
     step: int
     products: int
     fragments: int
@@ -141,6 +143,7 @@ def _code(name: str, architecture: str, usage: dict[str, int], listing: list[tup
         stack=usage["STACK"],
         shared=usage["SHARED"],
         instructions=len(listing),
+        loop=len(_loop(listing)),
         step=_step(listing, copies_of_step(readable)) if count["HMMA"] else 0,
         products=count["HMMA"],
         fragments=count["LDSM"],
@@ -157,16 +160,21 @@ def copies_of_step(kernel: str) -> int:
     return 2 * (keys // 16) * -(-16 * channels // 8 // 128)
 
 
-def _step(listing: list[tuple[int, str]], copies: int) -> int:
-    """Instructions on the shortest way through the longest loop with products that has all of them and the copies."""
-    loops = []
+def _loop(listing: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The longest loop with products; empty if there is none."""
+    loops: list[list[tuple[int, str]]] = [[]]
     for at, text in listing:
         target = _target(text)
         if target is not None and target < at:
             body = [(a, t) for a, t in listing if target <= a <= at]
             if any(_operation(t) == "HMMA" for _, t in body):
                 loops.append(body)
-    body = max(loops, key=len)
+    return max(loops, key=len)
+
+
+def _step(listing: list[tuple[int, str]], copies: int) -> int:
+    """Instructions on the shortest way through the loop that has all of its products and the copies."""
+    body = _loop(listing)
     index = {at: i for i, (at, _) in enumerate(body)}
     # For each instruction, by how many products and copies lie before it: the fewest instructions before it.
     fewest: list[dict[tuple[int, int], int]] = [{} for _ in range(len(body) + 1)]
