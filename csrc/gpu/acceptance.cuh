@@ -12,16 +12,18 @@ __global__ void __launch_bounds__(kThreads) walk_trees(const __grid_constant__ s
   if (tree < p.trees) walk_tree(p, tree);
 }
 
-__global__ void __launch_bounds__(kThreads) run_races(const __grid_constant__ specvlm_race p) {
-  SPECVLM_SHARED(float, speeds, kThreads / 32);
-  SPECVLM_SHARED(int32_t, tokens, kThreads / 32);
+constexpr int kRaceThreads = 1024;  // there are few rows, and each has the whole vocabulary
+
+__global__ void __launch_bounds__(kRaceThreads) run_races(const __grid_constant__ specvlm_race p) {
+  SPECVLM_SHARED(float, speeds, kRaceThreads / 32);
+  SPECVLM_SHARED(int32_t, tokens, kRaceThreads / 32);
   const int row = blockIdx.x, lane = threadIdx.x & 31, warp = threadIdx.x / 32;
   const float* const probs = p.probs + row * p.row_stride;
   const int64_t key = p.keys[row];
   float speed = 0.0f;
   int32_t token = -1;
   bool law = true;
-  for (int32_t t = threadIdx.x; t < p.vocabulary; t += kThreads) {
+  for (int32_t t = threadIdx.x; t < p.vocabulary; t += kRaceThreads) {
     const float prob = probs[t], mine = race_speed(prob, key, t);
     law = law && mine < INFINITY && prob == prob;
     if (mine > 0.0f && runs_ahead(mine, t, speed, token)) speed = mine, token = t;
@@ -34,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) run_races(const __grid_constant__ sp
   if (lane == 0) speeds[warp] = speed, tokens[warp] = token;
   const bool broken = __syncthreads_or(!law);
   if (threadIdx.x != 0) return;
-  for (int w = 1; w < kThreads / 32; w++)
+  for (int w = 1; w < kRaceThreads / 32; w++)
     if (tokens[w] >= 0 && runs_ahead(speeds[w], tokens[w], speed, token)) speed = speeds[w], token = tokens[w];
   p.winners[row] = broken ? -1 : token;
 }

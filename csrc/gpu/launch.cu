@@ -82,7 +82,7 @@ SPECVLM_EXPORT int specvlm_gpu_walk_trees(const specvlm_walk* p, void* stream) {
 SPECVLM_EXPORT int specvlm_gpu_race(const specvlm_race* p, void* stream) {
   using namespace specvlm;
   if (p->rows == 0) return 0;
-  SPECVLM_LAUNCH(run_races, dim3(p->rows), dim3(kThreads), 0, stream, *p);
+  SPECVLM_LAUNCH(run_races, dim3(p->rows), dim3(kRaceThreads), 0, stream, *p);
   return last_error();
 }
 
