@@ -27,7 +27,7 @@ typedef struct {
   const void* query;             // [tokens, query_heads, head_size]
   void* out;
   const void *new_key, *new_value;      // [tokens, heads, head_size]
-  const void *cache_key, *cache_value;  // slot s of block b of head h: b * block_stride + h * head_stride + s * slot_stride
+  const void *cache_key, *cache_value;  // slot s of block b of head h: each of them times its stride
   void *dense_key, *dense_value;        // [rows, heads, head_size]
   int64_t query_token_stride, query_head_stride, out_token_stride, out_head_stride;
   int64_t new_key_token_stride, new_key_head_stride, new_value_token_stride, new_value_head_stride;

@@ -31,7 +31,9 @@ __global__ void __launch_bounds__(kRaceThreads) run_races(const __grid_constant_
   for (int by = 16; by; by >>= 1) {
     const float other_speed = __shfl_xor_sync(kAllLanes, speed, by);
     const int32_t other_token = __shfl_xor_sync(kAllLanes, token, by);
-    if (other_token >= 0 && runs_ahead(other_speed, other_token, speed, token)) speed = other_speed, token = other_token;
+    if (other_token < 0 || !runs_ahead(other_speed, other_token, speed, token)) continue;
+    speed = other_speed;
+    token = other_token;
   }
   if (lane == 0) speeds[warp] = speed, tokens[warp] = token;
   const bool broken = __syncthreads_or(!law);

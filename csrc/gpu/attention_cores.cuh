@@ -77,8 +77,8 @@ class CoresTile {
         for (int piece = threadIdx.x; piece < kGroup * kPieces; piece += kThreads) {
           const int slot = piece / kPieces;
           const bool valid = group.position + slot >= group.low && group.position + slot < group.high;
-          copy(q * kGroup + slot, piece % kPieces * 4, p_.cache_key, p_.cache_value,
-               head + group.offset + slot * p_.cache_slot_stride, head + group.offset + slot * p_.cache_slot_stride, valid);
+          const int64_t at = head + group.offset + slot * p_.cache_slot_stride;
+          copy(q * kGroup + slot, piece % kPieces * 4, p_.cache_key, p_.cache_value, at, at, valid);
         }
       }
       return true;
@@ -140,8 +140,8 @@ class CoresTile {
 
   __device__ bool sees(int r) const {
     if (!exists_[r]) return false;
-    if (!paged_)
-      return dense_bits<kKeys>(p_.ancestors + 2 * static_cast<int64_t>(listed_[r]), loaded_segment_ * kKeys) >> lane_ & 1;
+    const uint64_t* const ancestors = p_.ancestors + 2 * static_cast<int64_t>(listed_[r]);
+    if (!paged_) return dense_bits<kKeys>(ancestors, loaded_segment_ * kKeys) >> lane_ & 1;
     const int from = p_.visible_from ? p_.visible_from[listed_[r]] : 0;
     return paged_bits<kKeys>(bounds_, from, p_.visible_upto[listed_[r]]) >> lane_ & 1;
   }

@@ -130,7 +130,8 @@ class MmaTile {
       if (left_ > 0) group = walk_.next(), left_--;
       plain_ = plain_ && group.high - group.low == kGroup && group.high <= view_.least_upto &&
                group.low >= view_.most_from;
-      if (static_cast<int>(threadIdx.x) == q) groups_[stage * kGroups + q] = make_int4(group.position, group.low, group.high, 0);
+      if (static_cast<int>(threadIdx.x) == q)
+        groups_[stage * kGroups + q] = make_int4(group.position, group.low, group.high, 0);
 #pragma unroll
       for (int i = 0; i < (kGroup * kPieces + kThreads - 1) / kThreads; i++) {
         const int piece = i * kThreads + threadIdx.x, slot = piece / kPieces, column = piece % kPieces * 8;
@@ -159,8 +160,10 @@ class MmaTile {
   // their keys as bits: a row that does see one becomes NaN. Called by the whole block.
   __device__ uint64_t set_specials_aside(T* values) {
     bool any = false;
-    for (int piece = threadIdx.x; piece < kKeys * kPieces; piece += kThreads)
-      any = any || has_special<T>(*reinterpret_cast<const uint4*>(values + piece / kPieces * kWidth + piece % kPieces * 8));
+    for (int piece = threadIdx.x; piece < kKeys * kPieces; piece += kThreads) {
+      const T* const at = values + piece / kPieces * kWidth + piece % kPieces * 8;
+      any = any || has_special<T>(*reinterpret_cast<const uint4*>(at));
+    }
     if (!__syncthreads_or(any)) return 0;
     if (threadIdx.x < 2) special_[threadIdx.x] = 0;
     __syncthreads();
@@ -261,9 +264,9 @@ class MmaTile {
     const T* const mine = values + (lane_ / 8 % 2 * 8 + lane_ % 8) * kWidth + lane_ / 16 * 8;
 #pragma unroll
     for (int k = 0; k < kKeys / 16; k++) {
-      const uint32_t a[4] = {pack<T>(weights[2 * k][0], weights[2 * k][1]), pack<T>(weights[2 * k][2], weights[2 * k][3]),
-                             pack<T>(weights[2 * k + 1][0], weights[2 * k + 1][1]),
-                             pack<T>(weights[2 * k + 1][2], weights[2 * k + 1][3])};
+      const float(&left)[4] = weights[2 * k], (&right)[4] = weights[2 * k + 1];
+      const uint32_t a[4] = {pack<T>(left[0], left[1]), pack<T>(left[2], left[3]), pack<T>(right[0], right[1]),
+                             pack<T>(right[2], right[3])};
 #pragma unroll
       for (int n = 0; n < D / 16; n++) {
         uint32_t b[4];
@@ -319,7 +322,8 @@ class MmaTile {
 };
 
 template <class T, int D>
-__global__ void __launch_bounds__(kThreads, MmaShape<T, D>::kBlocks) attend_mma(const __grid_constant__ specvlm_gpu_attention p) {
+__global__ void __launch_bounds__(kThreads, MmaShape<T, D>::kBlocks)
+    attend_mma(const __grid_constant__ specvlm_gpu_attention p) {
   typedef MmaShape<T, D> Shape;
   SPECVLM_DYNAMIC_SHARED(memory);
   SPECVLM_SHARED(int4, groups, 2 * Shape::kKeys / kGroup);

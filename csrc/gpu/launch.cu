@@ -68,7 +68,8 @@ SPECVLM_EXPORT int specvlm_gpu_attend(const specvlm_gpu_attention* p, void* stre
 SPECVLM_EXPORT int specvlm_gpu_commit_rows(const specvlm_gpu_commit* p, void* stream) {
   using namespace specvlm;
   if (p->rows == 0 || p->layers == 0) return 0;
-  SPECVLM_LAUNCH(commit_rows, dim3(blocks_for(p->rows), static_cast<unsigned>(p->layers)), dim3(kThreads), 0, stream, *p);
+  const dim3 grid(blocks_for(p->rows), static_cast<unsigned>(p->layers));
+  SPECVLM_LAUNCH(commit_rows, grid, dim3(kThreads), 0, stream, *p);
   return last_error();
 }
 

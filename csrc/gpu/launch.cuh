@@ -45,7 +45,8 @@ int by_head_size(int head_size, const Start& start) {
 #define SPECVLM_HEAD_SIZE(D) \
   if (head_size == D) return start(std::integral_constant<int, D>());
 #if !defined(SPECVLM_HEAD_SIZES)
-#define SPECVLM_HEAD_SIZES SPECVLM_HEAD_SIZE(64) SPECVLM_HEAD_SIZE(80) SPECVLM_HEAD_SIZE(96) SPECVLM_HEAD_SIZE(128) SPECVLM_HEAD_SIZE(256)
+#define SPECVLM_HEAD_SIZES                                                                              \
+  SPECVLM_HEAD_SIZE(64) SPECVLM_HEAD_SIZE(80) SPECVLM_HEAD_SIZE(96) SPECVLM_HEAD_SIZE(128) SPECVLM_HEAD_SIZE(256)
 #endif
   SPECVLM_HEAD_SIZES
 #undef SPECVLM_HEAD_SIZE

@@ -29,7 +29,8 @@ __global__ void __launch_bounds__(kThreads) merge_pieces(const __grid_constant__
     for (int piece = 0; piece < pieces; piece++) {
       const float share = __shfl_sync(kAllLanes, weight, piece);
       if (share == 0.0f || d >= D) continue;
-      const float2 part = *reinterpret_cast<const float2*>(p.partial_out + (static_cast<int64_t>(piece) * all + at) * D + d);
+      const float* const from = p.partial_out + (static_cast<int64_t>(piece) * all + at) * D + d;
+      const float2 part = *reinterpret_cast<const float2*>(from);
       low = fmaf(share, part.x, low);
       high = fmaf(share, part.y, high);
     }

@@ -127,7 +127,8 @@ void tree_attention(Tensor out, const Tensor query, const Tensor key, const Tens
   STD_TORCH_CHECK(std::isfinite(soft_cap) && soft_cap >= 0.0, "tree_attention: soft_cap must be finite, 0 for none.");
   if (visible_from) check_table(*visible_from, "visible_from", ScalarType::Int, "int32", query, {s.listed});
   const struct { const Tensor& tensor; const char* name; } states[] = {
-      {out, "out"}, {query, "query"}, {key, "key"}, {value, "value"}, {dense_key, "dense_key"}, {dense_value, "dense_value"}};
+      {out, "out"},     {query, "query"},         {key, "key"},
+      {value, "value"}, {dense_key, "dense_key"}, {dense_value, "dense_value"}};
   for (const auto& state : states) check_aligned(state.tensor, kName, state.name, 2);
   if (s.listed == 0 || requests.size(0) == 0) return;
 

@@ -1,4 +1,4 @@
-// Defines the operators and registers tree_attention for CPU tensors, on torch's stable ABI only: one library for torch >= 2.10.
+// Defines the operators and registers those for CPU tensors, on torch's stable ABI only: one library for torch >= 2.10.
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>

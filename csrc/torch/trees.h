@@ -79,7 +79,7 @@ inline specvlm_growth check_growth(const Tensor& budgets, const Tensor& proposed
   check_list(frontier, kName, "frontier", ScalarType::Int, {requests, width}, budgets);
   check_list(parent_rows, kName, "parent_rows", ScalarType::Int, {requests, width}, budgets);
   STD_TORCH_CHECK(capacity <= 128 && capacity + width * top_k <= 1536, "grow_level: trees of ", capacity, " nodes with ",
-                  width, " x ", top_k, " children a level are too large, 128 nodes and 1536 of both together are the most.");
+                  width, " x ", top_k, " children a level are too large, 128 nodes and 1536 of both are the most.");
   STD_TORCH_CHECK(level >= 0 && (level + 1) * width * top_k <= INT32_MAX, "grow_level: level ", level,
                   " is negative or too deep.");
   const auto ints = [](const Tensor& t) { return static_cast<int32_t*>(t.data_ptr()); };

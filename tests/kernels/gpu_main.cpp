@@ -68,8 +68,11 @@ struct States {  // rows of heads of channels
   const Number number;
   const int64_t heads, D;
   Buffer<char> bytes;
-  States(const Number& n, int64_t rows, int64_t h, int64_t d) : number(n), heads(h), D(d), bytes(rows * h * d * n.size()) {}
-  char* at(int64_t row, int64_t head, int64_t d = 0) const { return bytes.get() + ((row * heads + head) * D + d) * number.size(); }
+  States(const Number& n, int64_t rows, int64_t h, int64_t d)
+      : number(n), heads(h), D(d), bytes(rows * h * d * n.size()) {}
+  char* at(int64_t row, int64_t head, int64_t d = 0) const {
+    return bytes.get() + ((row * heads + head) * D + d) * number.size();
+  }
   float get(int64_t row, int64_t head, int64_t d) const { return number.read(at(row, head, d)); }
   void fill(int64_t row) const {
     std::normal_distribution<float> normal;
@@ -109,7 +112,7 @@ Plan random_plan(int64_t requests, int64_t page) {
       const size_t parent = 2 * static_cast<size_t>(first + pick(0, i + 1));
       uint64_t words[2] = {0, 0};
       if (!chunk) {
-        if (i > 0 && parent < plan.ancestors.size()) words[0] = plan.ancestors[parent], words[1] = plan.ancestors[parent + 1];
+        for (size_t w = 0; w < 2 && i > 0 && parent < plan.ancestors.size(); w++) words[w] = plan.ancestors[parent + w];
         words[(i + shift) / 64] |= 1ull << (i + shift) % 64;
       }
       plan.ancestors.insert(plan.ancestors.end(), {words[0], words[1]});
@@ -179,7 +182,8 @@ double call(const Number& number, int64_t D) {
   const Buffer<float> partial_out(splits * rows * heads * group * D), partial_weight(splits * rows * heads * group);
   specvlm_gpu_attention p{};
   p.dtype = number.dtype, p.query_heads = static_cast<int32_t>(heads * group), p.heads = static_cast<int32_t>(heads);
-  p.head_size = static_cast<int32_t>(D), p.page = static_cast<int32_t>(page), p.requests = static_cast<int32_t>(requests);
+  p.head_size = static_cast<int32_t>(D), p.page = static_cast<int32_t>(page);
+  p.requests = static_cast<int32_t>(requests);
   p.listed = static_cast<int32_t>(rows), p.block_columns = static_cast<int32_t>(plan.columns);
   p.splits = static_cast<int32_t>(splits), p.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(D)));
   p.query = query.bytes.get(), p.out = out.bytes.get(), p.new_key = key.bytes.get(), p.new_value = value.bytes.get();
@@ -198,7 +202,8 @@ double call(const Number& number, int64_t D) {
     const int32_t* const request = plan.requests.data() + 6 * r;
     for (int64_t row = request[0]; row < request[0] + request[1]; row++)
       for (int64_t head = 0; head < heads * group; head++)
-        worst = std::max(worst, error_of_row(plan, query, cache, key, value, out, request, row, head, group, page, p.scale));
+        worst = std::max(
+            worst, error_of_row(plan, query, cache, key, value, out, request, row, head, group, page, p.scale));
   }
   return worst;
 }
@@ -245,9 +250,11 @@ int main(int count, char** arguments) {
     specvlm_simt_seed(seed ? seed + static_cast<uint64_t>(i) : 0);
     for (const auto& kind : kinds)
       for (int64_t D : {64, 128}) {
-        if (dtypes.find(kind.name) == std::string::npos || !specvlm_gpu_has_head_size(static_cast<int32_t>(D))) continue;
+        if (dtypes.find(kind.name) == std::string::npos) continue;
+        if (!specvlm_gpu_has_head_size(static_cast<int32_t>(D))) continue;
         const double worst = call(kind.number, D);
-        if (!(worst <= kind.number.tolerance)) return std::printf("%s %d: wrong by %g\n", kind.name, static_cast<int>(D), worst), 1;
+        if (!(worst <= kind.number.tolerance))
+          return std::printf("%s %d: wrong by %g\n", kind.name, static_cast<int>(D), worst), 1;
       }
     if (!commit()) return std::printf("commit_rows: wrong\n"), 1;
   }
