@@ -126,7 +126,7 @@ def bound(gpu: Gpu, model: Model, batch: int, context: int, nodes: int) -> Bound
     per_processor = ceil(blocks / gpu.processors)
     last = ceil(batch * tiles * model.heads / gpu.processors)
     all_steps = per_processor * steps + last * dense_steps
-    instructions = all_steps * code["step"] + per_processor * (code["instructions"] - code["loop"])
+    instructions = all_steps * code["step"] + per_processor * code["around"]
     rate = min(1.0, 0.5 * min(per_processor, resident))
     issue = instructions / rate / gpu.clock
     products = all_steps * code["products"] * gpu.product / gpu.clock
@@ -190,8 +190,8 @@ without the gaps between kernels:
 * **memory**: keys, values, queries and outputs once, and the float32 parts of requests that are cut into pieces written
   and read once, all at the published bandwidth (the parts usually stay in the second-level cache, so this is too much);
 * **issue**: instructions of the busiest processor's warps, one a cycle and scheduler, or one in two cycles where a
-  scheduler has a single warp: those of an ordinary step, times the steps, and for each block all that stand outside the
-  loop, of which it runs a part;
+  scheduler has a single warp: those of an ordinary step, times the steps, and for each block those before and after
+  (found by searching the machine code for the shortest way that does all the work);
 * **products**: the matrix instructions alone, at 8 cycles each and scheduler (the full rate of an A100, half of an
   H100's, a quarter of a B200's: `mma.sync` does not reach what newer instructions do there).
 
@@ -212,8 +212,8 @@ blocks that a processor holds: {resident}.
   keys and values alone are, against the weights' bytes:
   {shares}.
   A cache of 8 bits would halve that; it is refused so far.
-* At batch 1 and context 1000 a block has two steps, so what stands outside the loop decides: finding the request, the
-  parts of the pieces and the merge.
+* At batch 1 and context 1000 a block has two steps, so what stands around them decides: finding the request, the first
+  loads, the parts of the pieces.
 * Where products decide, `wgmma` on Hopper and `tcgen05` on Blackwell would help, and for models without shared heads
   (LLaVA-1.5) tiles of 16 rows with the keys divided among the warps, since 17 rows fill 17 of 64 places of a tile.
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
@@ -39,9 +40,10 @@ class Code:
         stack: bytes of a thread, spills included.
         shared: static bytes of a block.
         instructions: machine instructions.
-        loop: those of the loop over the steps of `attend_mma`, taken or not; 0 for other kernels.
         step: those that a warp runs in an ordinary step of `attend_mma`: the shortest way through its loop that has all
             matrix products and the copies of a whole step. 0 for other kernels.
+        around: those of a block with a single step besides the step's: the shortest way through the kernel that has all
+            products, the copies of two steps and the results' stores.
         products: HMMA.
         fragments: LDSM (ldmatrix).
         copies: LDGSTS (cp.async) in the whole kernel.
@@ -55,8 +57,8 @@ class Code:
     stack: int
     shared: int
     instructions: int
-    loop: int
     step: int
+    around: int
     products: int
     fragments: int
     copies: int
@@ -136,6 +138,14 @@ def table() -> list[Code]:
 def _code(name: str, architecture: str, usage: dict[str, int], listing: list[tuple[int, str]]) -> Code:
     count = Counter(_operation(text) for _, text in listing)
     readable = _readable(name)
+    step = around = 0
+    if count["HMMA"]:
+        copies, loop = copies_of_step(readable), _loop(listing)
+        step = _fewest(loop, {"HMMA": count["HMMA"], "LDGSTS": copies}, at_exit=False)
+        # A row pair's results leave in pieces of two channels.
+        stores = int(readable.split()[2]) // 4
+        whole = {"HMMA": count["HMMA"], "LDGSTS": 2 * copies, "STG": stores}
+        around = _fewest(listing, whole, at_exit=True) - step
     return Code(
         kernel=readable,
         architecture=architecture,
@@ -143,8 +153,8 @@ def _code(name: str, architecture: str, usage: dict[str, int], listing: list[tup
         stack=usage["STACK"],
         shared=usage["SHARED"],
         instructions=len(listing),
-        loop=len(_loop(listing)),
-        step=_step(listing, copies_of_step(readable)) if count["HMMA"] else 0,
+        step=step,
+        around=around,
         products=count["HMMA"],
         fragments=count["LDSM"],
         copies=count["LDGSTS"],
@@ -172,28 +182,34 @@ def _loop(listing: list[tuple[int, str]]) -> list[tuple[int, str]]:
     return max(loops, key=len)
 
 
-def _step(listing: list[tuple[int, str]], copies: int) -> int:
-    """Instructions on the shortest way through the loop that has all of its products and the copies."""
-    body = _loop(listing)
-    index = {at: i for i, (at, _) in enumerate(body)}
-    # For each instruction, by how many products and copies lie before it: the fewest instructions before it.
-    fewest: list[dict[tuple[int, int], int]] = [{} for _ in range(len(body) + 1)]
-    fewest[0][0, 0] = 0
-    for i, (_, text) in enumerate(body):
+def _fewest(listing: Sequence[tuple[int, str]], wanted: dict[str, int], at_exit: bool) -> int:
+    """Instructions on the shortest way, forward only, that runs at least so many of each wanted operation.
+
+    It leads from the first instruction to behind the last one or, `at_exit`, to an EXIT.
+    """
+    index = {at: i for i, (at, _) in enumerate(listing)}
+    names = list(wanted)
+    # For each instruction, by how many of the wanted ones lie before it: the fewest instructions before it.
+    fewest: list[dict[tuple[int, ...], int]] = [{} for _ in range(len(listing) + 1)]
+    fewest[0][(0,) * len(names)] = 0
+    everything, found = tuple(wanted.values()), []
+    for i, (_, text) in enumerate(listing):
         operation, target = _operation(text), _target(text)
         following = [i + 1]
         if operation == "BRA":
-            conditional = text.startswith("@") or re.search(r"BRA(\.\w+)* !?U?P", text) is not None
+            # BRA.DIV is for warps whose lanes have parted.
+            conditional = text.startswith("@") or re.search(r"BRA(\.DIV|(\.\w+)* !?U?P)", text) is not None
             forward = target is not None and index.get(target, 0) > i
-            following = [i + 1] * (conditional or i + 1 == len(body)) + [index[target or 0]] * forward
+            following = [i + 1] * (conditional or i + 1 == len(listing)) + [index[target or 0]] * forward
         elif operation in ("EXIT", "RET", "BRX") and not text.startswith("@"):
             following = []
-        for (products, copied), before in fewest[i].items():
-            state = (products + (operation == "HMMA"), min(copies, copied + (operation == "LDGSTS")))
+        for counts, before in fewest[i].items():
+            state = tuple(min(wanted[n], c + (operation == n)) for n, c in zip(names, counts, strict=True))
+            if operation == "EXIT" and at_exit and state == everything:
+                found.append(before + 1)
             for place in following:
                 fewest[place][state] = min(fewest[place].get(state, before + 1), before + 1)
-    everything = (sum(_operation(t) == "HMMA" for _, t in body), copies)
-    return fewest[-1][everything]
+    return min(found) if at_exit else fewest[-1][everything]
 
 
 def _target(text: str) -> int | None:

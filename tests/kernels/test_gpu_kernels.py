@@ -193,6 +193,17 @@ def test_a_node_sees_only_its_ancestors(dtype: torch.dtype) -> None:
     assert not out[12].isfinite().any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_infinite_values_in_one_piece_of_several(dtype: torch.dtype) -> None:
+    call = build(shape(dtype, 64), [tree(500, (-1, 0, 0))])
+    clean = attend(call)
+    value = call.arguments["value"].clone()
+    value[3] = float("-inf")
+    out = attend(call, value=value)
+    assert torch.equal(out[:3], clean[:3])
+    assert not out[3].isfinite().any()
+
+
 def test_new_rows_are_stored_first() -> None:
     call = build(shape(torch.float16, 80), [tree(10, (-1, 0, 0, 2))])
     arguments = call.copies()

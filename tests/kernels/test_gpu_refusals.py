@@ -74,3 +74,9 @@ def test_the_cpu_refuses_what_only_gpus_have() -> None:
         ops.tree_attention(**(arguments | {"layout": "rows"}))
     with pytest.raises(NotImplementedError, match="commit_rows"):
         ops.commit_rows(*[[part] for part in COMMIT[:3]], COMMIT[3])
+
+
+def test_every_operator_is_there_for_gpus() -> None:
+    ops.load()
+    for name in ("tree_attention", "commit_rows", "walk_trees", "race", "grow_level", "describe_trees"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"vllm_specvlm::{name}", "CUDA"), name
