@@ -9,6 +9,7 @@ blocks from the same rules as csrc/gpu. Nothing here was measured.
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -173,6 +174,15 @@ def reached(batch: int, context: int, most: float) -> str:
     )
 
 
+def deciding() -> str:
+    """How often each of the three bounds is the greatest, by model."""
+    parts = []
+    for model in MODELS:
+        count = Counter(bound(gpu, model, *case).bound_by for gpu in GPUS for case in CASES)
+        parts.append(f"{model.name} " + ", ".join(f"{name} {count[name]}" for name in ("memory", "issue", "products")))
+    return ";\n  ".join(parts)
+
+
 def page() -> str:
     """The whole page."""
     resident = ", ".join(f"{bound(g, MODELS[0], 1, 1000, 16).resident} on {g.name}" for g in GPUS)
@@ -214,8 +224,8 @@ blocks that a processor holds: {resident}.
   A cache of 8 bits would halve that; it is refused so far.
 * At batch 1 and context 1000 a block has two steps, so what stands around them decides: finding the request, the first
   loads, the parts of the pieces.
-* Where products decide, `wgmma` on Hopper and `tcgen05` on Blackwell would help, and for models without shared heads
-  (LLaVA-1.5) tiles of 16 rows with the keys divided among the warps, since 17 rows fill 17 of 64 places of a tile.
+* What decides, in how many of each model's {len(GPUS) * len(CASES)} cases: {deciding()}.
+  Where products do, `wgmma` on Hopper and `tcgen05` on Blackwell would help; where memory does, only fewer bytes.
 
 {sections}
 """
