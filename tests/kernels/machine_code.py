@@ -197,10 +197,13 @@ def _fewest(listing: Sequence[tuple[int, str]], wanted: dict[str, int], at_exit:
         operation, target = _operation(text), _target(text)
         following = [i + 1]
         if operation == "BRA":
-            # BRA.DIV is for warps whose lanes have parted.
+            # BRA.DIV is for warps whose lanes have parted. Behind a branch back to a loop's beginning stands its end.
             conditional = text.startswith("@") or re.search(r"BRA(\.DIV|(\.\w+)* !?U?P)", text) is not None
-            forward = target is not None and index.get(target, 0) > i
-            following = [i + 1] * (conditional or i + 1 == len(listing)) + [index[target or 0]] * forward
+            place_of_target = index.get(target or 0)
+            back = place_of_target is not None and place_of_target <= i
+            following = [i + 1] * (conditional or back)
+            if place_of_target is not None and not back:
+                following.append(place_of_target)
         elif operation in ("EXIT", "RET", "BRX") and not text.startswith("@"):
             following = []
         for counts, before in fewest[i].items():
