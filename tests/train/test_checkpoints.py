@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.train.made import head
-from vllm_specvlm.draft import head_checkpoint, head_config
+from vllm_specvlm.draft import checkpoint_folder, head_checkpoint, head_config
 from vllm_specvlm.draft.head_config import TargetId
 from vllm_specvlm.train import checkpoints
 from vllm_specvlm.train.checkpoints import STATE, Checkpoints
@@ -94,7 +94,7 @@ def test_a_full_disk_while_the_weights_are_written(tmp_path: Path, monkeypatch: 
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(head_checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint_folder, "save_file", full)
     with pytest.raises(TrainingError, match="No space left on device"):
         save(tmp_path, 2)
     assert names(tmp_path) == ["step-000001"]
