@@ -166,8 +166,8 @@ class ModelDrafter(ABC, Generic[AFeed]):
 
     def _candidates(self, hidden: torch.Tensor, places: Sequence[Place], top_k: int) -> LevelProposal:
         """The likeliest next tokens of [rows, hidden]."""
-        if self._replicated:
-            self._peers.agree()
+        # Logits of a shared-out vocabulary are a collective, which no rank may enter alone.
+        self._peers.agree()
         with self._tally.clock("draft_model"):
             found = self._choice.candidates(self._logits(hidden), places, top_k)
         if not self._replicated:
