@@ -1,4 +1,4 @@
-"""Acceptance without leaving the device: walks of trees and races of tokens, with the same results on CPU and GPU."""
+"""Acceptance without leaving the device: walks of trees and races of tokens, by functions that CPU and GPU share."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def walk_trees(
 def race(probs: Tensor, keys: Tensor) -> Tensor:
     """The winners of `tree.race.race` in one pass: float32 [n, V] and int64 [n] give int64 [n].
 
-    CPU and GPU give the same winners, since they share every rounding. torch's logarithm rounds otherwise in the last
+    CPU and GPU share every rounding, so that they have the same winners (on GPUs, by emulation only so far). torch's logarithm rounds otherwise in the last
     place, so `tree.race.race` names another winner where two tokens arrive within one part in a million. A row without
     positive, finite mass gives -1.
 

@@ -1,4 +1,4 @@
-"""Growing token trees level by level without leaving the device, with the same results on CPU and GPU."""
+"""Growing token trees level by level without leaving the device, by functions that CPU and GPU share."""
 
 from __future__ import annotations
 
