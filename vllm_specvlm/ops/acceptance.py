@@ -66,8 +66,8 @@ def race(probs: Tensor, keys: Tensor) -> Tensor:
     """The winners of `tree.race.race` in one pass: float32 [n, V] and int64 [n] give int64 [n].
 
     CPU and GPU share every rounding, so that they have the same winners (on GPUs, by emulation only so far). torch's
-    logarithm rounds otherwise in the last place, so `tree.race.race` names another winner where two tokens arrive within
-    one part in a million. A row without positive, finite mass gives -1.
+    logarithm rounds otherwise in the last place, so `tree.race.race` names another winner where two tokens arrive
+    within one part in a million. A row without positive, finite mass gives -1.
 
     Raises:
         RuntimeError: a tensor is not as described.
