@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "chrome-headless-shell")
 _PATIENCE = 60.0  # seconds for an answer
@@ -103,11 +103,15 @@ class Browser:
         found: dict[str, Any] = json.loads(message)
         return found
 
-    def open(self, file: Path, *, width: int = 1280, height: int = 900, dark: bool = False, step: int | None = None) -> None:
+    def open(
+        self, file: Path, *, width: int = 1280, height: int = 900, dark: bool = False, step: int | None = None
+    ) -> None:
         """Show a file, in a window of this size, as a visitor who likes it light or dark."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme, {"name": "prefers-reduced-motion", "value": "reduce"}])
+        self.call(
+            "Emulation.setEmulatedMedia", features=[scheme, {"name": "prefers-reduced-motion", "value": "reduce"}]
+        )
         self._go("about:blank")  # else another step of the same file would be no new page
         self._go(file.resolve().as_uri() + ("" if step is None else f"#step={step}"))
 
@@ -152,7 +156,7 @@ class Browser:
         logged = [e["params"]["entry"] for e in self.events if e.get("method") == "Log.entryAdded"]
         return [json.dumps(found) for found in (*thrown, *(entry for entry in logged if entry["level"] == "error"))]
 
-    def __enter__(self) -> Browser:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -15,7 +15,8 @@ from vllm_specvlm.timeline.step import PROMPT, Step
 from vllm_specvlm.timeline.timeline import Picture, Timeline
 from vllm_specvlm.tree.token_tree import TokenTree
 
-WORDS = "the picture shows a small red circle above two large blue squares, and on its left there is one green".split()
+_TEXT = "the picture shows a small red circle above two large blue squares, and on its left there is one green"
+WORDS = tuple(_TEXT.split())
 
 
 def step(rng: random.Random, nodes: int, depth: int, mode: str = "trees") -> Step:
@@ -57,21 +58,35 @@ def timeline(
     depth: int = 8,
     words: Sequence[str] = WORDS,
     question: str = "Please describe this picture in detail.",
-    seed: int = 0,
+    draw: int = 0,
     **changes: Any,
 ) -> Timeline:
     """A timeline with so many steps after the prompt's, of planned trees; `words` are the texts of all tokens."""
-    rng = random.Random(seed)
+    rng = random.Random(draw)
     taken = [Step(mode=PROMPT, tokens=(7,), verify=0.15)]
     for number in range(steps):
         mode = "plain" if number % 17 == 16 else "probe" if number % 23 == 2 else "trees"
         taken.append(step(rng, 0 if mode == "plain" else rng.randint(depth, nodes), depth, mode))
+    return of_steps(taken, words=words, question=question, rng=rng, size=f"{nodes} nodes, {depth} deep", **changes)
+
+
+def of_steps(
+    taken: Sequence[Step],
+    *,
+    words: Sequence[str] = WORDS,
+    question: str = "Please describe this picture in detail.",
+    rng: random.Random | None = None,
+    size: str = "16 nodes",
+    **changes: Any,
+) -> Timeline:
+    """The timeline of these steps."""
+    rng = rng or random.Random(0)
     answer = tuple(token for each in taken for token in each.tokens)
     text = [f" {word}" for word in words]
     made = Timeline(
         target="specvlm/reference-target",
         draft="specvlm/reference-draft",
-        setting=f"trees planned step by step, at most {nodes} nodes, {depth} deep",
+        setting=f"trees planned step by step, at most {size}",
         engine="no engine at all",
         temperature=0.0,
         seed=None,
@@ -82,7 +97,7 @@ def timeline(
         pieces=tuple(text[i % len(text)] for i in range(len(answer))),
         finish="stop",
         steps=tuple(taken),
-        labels=tuple(tuple(rng.choice(text) for _ in range(len(each.tree))) for each in taken),
+        labels=tuple(tuple(rng.choice(text) for _ in range(len(each.tree) + 1)) for each in taken),
     )
     return replace(made, **changes)
 

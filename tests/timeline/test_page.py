@@ -69,9 +69,14 @@ def test_it_loads_nothing() -> None:
         assert tag not in ("link", "iframe", "object", "embed", "base", "form", "audio", "video")
         for name, value in attributes.items():
             if SKELETON.fullmatch(name):
-                assert (tag, name) == ("img", "src") and value is not None and value.startswith("data:image/"), (tag, name)
+                assert (tag, name) == ("img", "src") and value is not None and value.startswith("data:image/"), (
+                    tag,
+                    name,
+                )
     outside = re.sub(r"http://www\.w3\.org/2000/svg", "", text)
-    assert not re.search(r"https?://|url\(|@import|\bimport\b|fetch\(|XMLHttpRequest|innerHTML|eval\(|Function\(", outside)
+    assert not re.search(
+        r"https?://|url\(|@import|\bimport\b|fetch\(|XMLHttpRequest|innerHTML|eval\(|Function\(", outside
+    )
 
 
 def test_its_policy_names_its_own_script_and_style() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.timeline.made import picture, step, timeline
+from tests.timeline.made import of_steps, picture, step, timeline
 from vllm_specvlm.timeline.sight import Patch, Sight
 from vllm_specvlm.timeline.step import Step
 from vllm_specvlm.timeline.summary import summary
@@ -99,19 +100,15 @@ def test_an_answer_may_end_within_its_last_step_only() -> None:
 
 
 def test_figures_are_of_the_steps_after_the_first_token() -> None:
-    tree, plain = step(__import__("random").Random(1), 12, 6), Step(mode="plain", tokens=(1,), verify=0.01)
+    tree, plain = step(random.Random(1), 12, 6), Step(mode="plain", tokens=(1,), verify=0.01)
     assert len(tree.path) > 1
-    taken = (Step(mode="prompt", tokens=(9,), verify=5.0), tree, plain)
-    answer = tuple(token for each in taken for token in each.tokens)
-    made = timeline(
-        0, steps=taken, answer=answer, pieces=("a",) * len(answer), labels=((), ("b",) * len(tree.tree), ())
-    )
+    made = of_steps([Step(mode="prompt", tokens=(9,), verify=5.0), tree, plain])
     assert made.seconds == pytest.approx(tree.seconds + 0.01)
     assert made.acceptance_length == len(tree.path) + 1
     assert made.tokens_per_step == (len(tree.path) + 2) / 2
     assert made.tokens_per_second == pytest.approx((len(tree.path) + 2) / (tree.seconds + 0.01))
     said = summary(made)
-    assert f"{len(answer)} tokens in 3 steps" in said
+    assert f"{len(made.answer)} tokens in 3 steps" in said
     assert f"{len(tree.path)} of 12 drafted tokens" in said
     assert "first token after 5.000 s" in said
 

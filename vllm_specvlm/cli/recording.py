@@ -88,27 +88,28 @@ class Texts:
         return tuple(self._added(text[max(0, i - _CONTEXT) : i + 1]) for i in range(first, len(text)))
 
     def labels(self, steps: Sequence[Step]) -> tuple[tuple[str, ...], ...]:
-        """Of all nodes of the steps' trees."""
+        """Of all nodes of the steps' trees, and of each step's last token; marks such as that of the end spelt out."""
         found, text = [], self._prompt[-_CONTEXT:]
         for step in steps:
             paths: list[list[int]] = []
             for token, parent in zip(step.tree.tokens, step.tree.parents, strict=True):
                 paths.append([*(paths[parent] if parent >= 0 else ()), token])
-            found.append(tuple(self._added([*text, *path][-_CONTEXT - 1 :]) for path in paths))
+            paths.append(list(step.tokens))
+            found.append(tuple(self._added([*text, *path][-_CONTEXT - 1 :], marks=True) for path in paths))
             text = [*text, *step.tokens][-_CONTEXT:]
         return tuple(found)
 
-    def _added(self, tokens: list[int]) -> str:
+    def _added(self, tokens: list[int], *, marks: bool = False) -> str:
         """What the last token adds to the text of the others."""
-        key = tuple(tokens)
+        key = (marks, *tokens)
         if key not in self._known:
-            before, after = self._text(tokens[:-1]), self._text(tokens)
-            self._known[key] = after[len(before) :] if after.startswith(before) else self._text(tokens[-1:])
+            before, after = self._text(tokens[:-1], marks), self._text(tokens, marks)
+            self._known[key] = after[len(before) :] if after.startswith(before) else self._text(tokens[-1:], marks)
         return self._known[key]
 
-    def _text(self, tokens: list[int]) -> str:
+    def _text(self, tokens: list[int], marks: bool) -> str:
         # An unfinished character is shown as a replacement character, which the next token takes away again.
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=not marks)
         return text.rstrip("\ufffd")
 
 
@@ -148,5 +149,7 @@ def seen_box(llm: Any, size: tuple[int, int]) -> tuple[float, float, float, floa
     if not side:
         return None
     scale = side / min(size)
-    across, down = (min(1.0, crop[name] / (length * scale)) for name, length in zip(("width", "height"), size, strict=True))
+    across, down = (
+        min(1.0, crop[name] / (length * scale)) for name, length in zip(("width", "height"), size, strict=True)
+    )
     return ((1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2)

@@ -58,8 +58,10 @@ def parser() -> argparse.ArgumentParser:
         "--out", metavar="FILE", type=Path, default=Path("specvlm-trace.html"), help="default: specvlm-trace.html"
     )
     result.add_argument(
-        "--trees", choices=GROWTHS, default="planned", help="who decides on their size: the planner (default), or always"
-        " all of a dynamic tree or of a chain"
+        "--trees",
+        choices=GROWTHS,
+        default="planned",
+        help="who decides on their size: the planner (default), or always all of a dynamic tree or of a chain",
     )
     result.add_argument("--nodes", metavar="N", type=_count(1, MAX_NODES), default=16, help="most nodes (default: 16)")
     result.add_argument("--depth", metavar="N", type=_count(1, MAX_NODES), help="most levels (default: the engine's)")
@@ -68,20 +70,25 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--max-tokens", metavar="N", type=_count(2, 2048), default=96, help="longest answer")
     result.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="float32")
     result.add_argument("--json", action="store_true", help="print the record as one JSON object on stdout as well")
-    result.add_argument("--replay", metavar="FILE", type=Path, help="make the page from such a JSON object, without models")
+    result.add_argument(
+        "--replay", metavar="FILE", type=Path, help="make the page from such a JSON object, without models"
+    )
     result.add_argument("--verbose", action="store_true", help="show vLLM's own messages")
     return result
 
 
 def speculative(options: argparse.Namespace, draft: str | None) -> dict[str, Any]:
     """vLLM's speculative_config; `draft` None is lookup."""
-    return {
-        "method": "specvlm",
-        "num_speculative_tokens": options.nodes,
-        **({} if draft is None else {"model": draft}),
-        **({} if options.depth is None else {"depth": options.depth}),
-        **{"planned": {}, "tree": {"planner": False}, "chain": {"tree": "chain"}}[options.trees],
-    }
+    config: dict[str, Any] = {"method": "specvlm", "num_speculative_tokens": options.nodes}
+    if draft is not None:
+        config["model"] = draft
+    if options.depth is not None:
+        config["depth"] = options.depth
+    if options.trees == "tree":
+        config["planner"] = False
+    elif options.trees == "chain":
+        config["tree"] = "chain"
+    return config
 
 
 def setting(config: dict[str, Any]) -> str:
@@ -152,8 +159,9 @@ def answer(options: argparse.Namespace) -> Timeline:
         return output
 
     ask()  # The first request pays for what happens once, and teaches the planner what drafts are worth.
+    threads = torch.get_num_threads()
     dtype = str(llm.llm_engine.model_config.dtype).removeprefix("torch.")
-    engine = f"vLLM {vllm.__version__}, {dtype}, eager, CPU, {torch.get_num_threads()} threads"
+    engine = f"vLLM {vllm.__version__}, {dtype}, eager, CPU, {threads} thread{'s' * (threads > 1)}"
     names = recording.Names(options.model, options.draft, words, engine)
     return recording.record(llm, ask, names, question, picture, params)
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from vllm_specvlm.compress.base import Compressor
 from vllm_specvlm.compress.concatenation import Concatenation
 from vllm_specvlm.compress.convolution import Convolution
+from vllm_specvlm.compress.count import kept
 from vllm_specvlm.compress.global_vector import GlobalVector
 from vllm_specvlm.compress.mixture import Mixture
 from vllm_specvlm.compress.pooling import Pooling
 from vllm_specvlm.compress.pruning import Pruning, distinct
-from vllm_specvlm.compress.count import kept
 from vllm_specvlm.compress.resampler import Resampler
 from vllm_specvlm.compress.selection import Selection
 from vllm_specvlm.compress.text_only import TextOnly
@@ -49,13 +51,17 @@ def origins(compressor: Compressor, tokens: Tensor, before: Tensor) -> Tensor:
             tokens_left = compressor(tokens, before).tokens.shape[0]
             return compressor.attention.weights(tokens).float().mean(1)[:tokens_left]
         case Selection():
-            return origins(compressor.branches[int(compressor.gate(tokens, before).argmax())], tokens, before)
+            return _of_branches(compressor, tokens, before)[int(compressor.gate(tokens, before).argmax())]
         case Mixture():
             weights = compressor.gate(tokens, before).softmax(0)
-            parts = torch.stack([origins(branch, tokens, before) for branch in compressor.branches])
+            parts = torch.stack(_of_branches(compressor, tokens, before))
             return (weights[:, None, None] * parts).sum(0)
         case Concatenation():
-            together = torch.cat([origins(branch, tokens, before) for branch in compressor.branches])
+            together = torch.cat(_of_branches(compressor, tokens, before))
             return together if together.shape[0] < visual else each
         case _:
             raise AssertionError(type(compressor).__name__)
+
+
+def _of_branches(compressor: Selection | Mixture | Concatenation, tokens: Tensor, before: Tensor) -> list[Tensor]:
+    return [origins(cast(Compressor, branch), tokens, before) for branch in compressor.branches]

@@ -163,7 +163,7 @@ class Speculator:
         return found
 
     def exchange_drafter(self, by: Callable[[Drafter], AnyDrafter]) -> AnyDrafter | None:
-        """Put another drafter in the place of the one there is, which it is made from; None if that was switched off."""
+        """Put another drafter in the place of the one there is, and made from it; None if that was switched off."""
         if self._drafter is None:
             return None
         self._drafter = found = by(self._drafter)

@@ -12,7 +12,7 @@ import numpy as np
 from vllm_specvlm.engine.recording_drafter import RecordingDrafter
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.timeline.sight import Sight
-from vllm_specvlm.timeline.step import FIXED, NONE, PROMPT, Step
+from vllm_specvlm.timeline.step import EMPTY, FIXED, NONE, PROMPT, Step
 from vllm_specvlm.tree.token_tree import TokenTree
 
 
@@ -94,7 +94,7 @@ class StepRecorder:
                 continue
             tree, path = trees.get(request_id), ()
             if tree is None or self._drafter is None or tree.tokens[0] < 0:  # vLLM's placeholders were never drafted
-                tree = TokenTree((), ())
+                tree = EMPTY
             elif i in kept_rows:
                 path = tuple((kept_rows[i][1:] - kept_rows[i][0] - 1).tolist())
             draft, draft_model, verify, unseen, levels = (

@@ -35,12 +35,16 @@ def page(timeline: Timeline) -> str:
         target=_text(_short(timeline.target)),
         draft=_text(_short(timeline.draft)),
         setting=_text(f"{_sampling(timeline)} · {timeline.setting} · {timeline.engine}"),
-        figures="".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in _figures(timeline)),
+        figures="".join(
+            f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in _figures(timeline)
+        ),
         hide_picture="hidden" if picture is None else "",
         picture=source,
         question=_text(timeline.question),
         answer=_text("".join(timeline.pieces)),
-        percent=_text("how sure the draft was" if timeline.temperature == 0 else "how sure the draft was to win the draw"),
+        percent=_text(
+            "how sure the draft was" if timeline.temperature == 0 else "how sure the draft was to win the draw"
+        ),
         timeline=_json(record),
         script=script,
     )

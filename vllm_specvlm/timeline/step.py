@@ -16,6 +16,7 @@ FIXED = "fixed"
 """A tree of the options' own size: no planner decides."""
 NONE = "none"
 """Nobody asked for a draft: the request cannot have one, or is one token from its end, or the drafter failed."""
+EMPTY = TokenTree((), ())
 MODES = (PROMPT, FIXED, NONE, *(mode.value for mode in Mode))
 
 
@@ -31,7 +32,7 @@ class Step:
     """One of MODES: for a planned step what the planner decided for the whole batch."""
     tokens: tuple[int, ...]
     """What the step gave: the accepted path's tokens, then the target's own one."""
-    tree: TokenTree = TokenTree((), ())
+    tree: TokenTree = EMPTY
     """As it was verified."""
     log_probs: tuple[float, ...] = ()
     """Of each node given its parent, under the draft."""
@@ -62,7 +63,9 @@ class Step:
             raise ValueError(f"The tokens {list(self.tokens)} are not those of the path and one more.")
         times = (self.draft, self.draft_model, self.verify, self.other)
         if not all(0 <= seconds < math.inf for seconds in times) or self.draft_model > self.draft:
-            raise ValueError(f"The seconds {times} of a step must be finite, not negative, and passes a part of drafting.")
+            raise ValueError(
+                f"The seconds {times} of a step must be finite, not negative, and passes a part of drafting."
+            )
 
     @property
     def seconds(self) -> float:
@@ -90,5 +93,5 @@ class Step:
         """The step of plain values. Raises ValueError, KeyError or TypeError if they are none."""
         values = dict(saved)
         tree = TokenTree(tuple(values.pop("nodes")), tuple(values.pop("parents")))
-        lists = {name: tuple(values.pop(name)) for name in ("tokens", "log_probs", "path")}
+        lists: dict[str, Any] = {name: tuple(values.pop(name)) for name in ("tokens", "log_probs", "path")}
         return cls(tree=tree, **lists, **values)

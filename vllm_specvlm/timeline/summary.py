@@ -15,6 +15,7 @@ def summary(timeline: Timeline) -> str:
     steps, first = timeline.decoding, timeline.steps[0]
     tokens = len(timeline.answer)
     modes = Counter(step.mode for step in steps)
+    kinds = ", ".join(f"{count} {mode}" for mode, count in modes.most_common())
     drafted = sum(len(step.tree) for step in steps)
     accepted = sum(len(step.path) for step in steps)
     text = "".join(timeline.pieces).strip()
@@ -23,7 +24,7 @@ def summary(timeline: Timeline) -> str:
         lines += [
             f"{tokens} tokens in {len(steps) + 1} steps of the target, which plain decoding takes {tokens} for.",
             "",
-            f"  {'steps':<10}  {', '.join(f'{count} {mode}' for mode, count in modes.most_common())}, and 1 for the prompt",
+            f"  {'steps':<10}  {kinds}, and 1 for the prompt",
             f"  {'accepted':<10}  {accepted} of {drafted} drafted tokens;"
             f" acceptance length {timeline.acceptance_length:.2f}, the target's own token counted",
             f"  {'speed':<10}  first token after {first.seconds:.3f} s,"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ class Picture:
     """The picture as it is shown, and what of it was looked at.
 
     Raises:
-        ValueError: neither PNG nor JPEG, or a box that is not within the picture.
+        ValueError: neither PNG nor JPEG, no base64, or a box that is not within the picture.
     """
 
     media_type: str
@@ -28,16 +29,16 @@ class Picture:
     width: int
     height: int
     box: tuple[float, float, float, float] | None = (0.0, 0.0, 1.0, 1.0)
-    """Left, top, right, bottom of what the target's visual tokens cover, as shares of width and height; None: unknown."""
+    """Left, top, right, bottom of what the target's visual tokens cover, as shares of the sides; None: unknown."""
     sight: Sight | None = None
     """None: the drafter never came to look."""
 
     def __post_init__(self) -> None:
         if self.media_type not in _MEDIA:
             raise ValueError(f"A picture is of type {self.media_type!r}; known are {', '.join(_MEDIA)}.")
-        if self.box is not None and not (
-            0 <= self.box[0] < self.box[2] <= 1 and 0 <= self.box[1] < self.box[3] <= 1
-        ):
+        if not re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", self.base64):
+            raise ValueError("A picture's bytes are not in base64.")
+        if self.box is not None and not (0 <= self.box[0] < self.box[2] <= 1 and 0 <= self.box[1] < self.box[3] <= 1):
             raise ValueError(f"The box {self.box} is not within a picture.")
 
     def as_dict(self) -> dict[str, Any]:
@@ -86,13 +87,13 @@ class Timeline:
     answer: tuple[int, ...]
     """Token ids."""
     pieces: tuple[str, ...]
-    """The text that each of them adds."""
+    """The text that each of them adds; nothing for an end-of-text mark and the like."""
     finish: str
     """Why the answer ended: vLLM's `stop` or `length`."""
     steps: tuple[Step, ...]
     """The first one gives the first token. The last one may give more than the answer has: it ended within."""
     labels: tuple[tuple[str, ...], ...]
-    """Per step, the text of each node of its tree."""
+    """Per step, the text of each node of its tree, then that of the target's own token; marks are spelt out."""
 
     def __post_init__(self) -> None:
         if not self.steps or self.steps[0].mode != PROMPT or any(step.mode == PROMPT for step in self.steps[1:]):
@@ -102,9 +103,9 @@ class Timeline:
         if tuple(given[: len(self.answer)]) != self.answer or not 0 <= spare < len(self.steps[-1].tokens):
             raise ValueError(f"The {len(given)} tokens of the steps are not the answer of {len(self.answer)} tokens.")
         if len(self.pieces) != len(self.answer) or [len(texts) for texts in self.labels] != [
-            len(step.tree) for step in self.steps
+            len(step.tree) + 1 for step in self.steps
         ]:
-            raise ValueError("Every token of the answer and every node of a tree needs its text.")
+            raise ValueError("Every token of the answer, every node of a tree and every own token needs its text.")
 
     @property
     def decoding(self) -> tuple[Step, ...]:
@@ -174,6 +175,8 @@ class Timeline:
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
-            raise ValueError(f"The file {path} cannot be read ({error.strerror}); name one of `specvlm trace`.") from error
+            raise ValueError(
+                f"The file {path} cannot be read ({error.strerror}); name one of `specvlm trace`."
+            ) from error
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"The file {path} is no recorded trace ({error}); record it again.") from error

@@ -24,7 +24,8 @@ function show(number) {
 
 function drawHeading() {
   const step = steps[current], [mode, why] = MODES[step.mode];
-  byId("step-number").replaceChildren(current ? `Step ${current}` : "Prompt", make("small", {}, current ? ` of ${steps.length - 1}` : ""));
+  const of = make("small", {}, current ? ` of ${steps.length - 1}` : "");
+  byId("step-number").replaceChildren(current ? `Step ${current}` : "Prompt", of);
   byId("step-mode").textContent = mode;
   byId("step-mode").className = `chip ${step.mode}`;
   byId("step-mode").hidden = !mode;
@@ -32,7 +33,10 @@ function drawHeading() {
   words.replaceChildren();
   if (step.nodes.length) {
     const drafted = Math.min(step.path.length, step.kept);
-    words.append(make("strong", {}, `+${count(step.kept, "token")}`), ": ", make("b", { class: "accepted" }, `${drafted} accepted`), ` of ${step.nodes.length} drafted`);
+    words.append(
+      make("strong", {}, `+${count(step.kept, "token")}`), ": ",
+      make("b", { class: "accepted" }, `${drafted} accepted`), ` of ${step.nodes.length} drafted`,
+    );
     if (step.kept > drafted) words.append(", ", make("b", { class: "own" }, "1 own"));
     words.append(step.kept < step.tokens.length ? "; the answer ends within." : ".");
   }

@@ -24,7 +24,7 @@ function drawSeen() {
   const target = placed ? over : row;
   if (!placed) {
     row.removeAttribute("hidden");
-    byId("seen-words").append(" Where this model's tokens lie in the picture is not known here; the row shows their order.");
+    byId("seen-words").append(" Where they lie in the picture is not known for this model: the row shows their order.");
   }
   const [left, top, right, bottom] = box || [0, 0, 1, 1];
   Object.assign(over.style, {
@@ -43,13 +43,13 @@ function drawSeen() {
     if (patch < 0) target.append(make("rect", { ...at, class: "cell shade" }));
     else if (tint && seen.how !== "prune") {
       const fill = `hsl(${(patch * 137.5) % 360} 90% 55%)`;
-      target.append(make("rect", { ...at, fill, "fill-opacity": (0.1 + 0.34 * weight).toFixed(3) }));
+      target.append(make("rect", { ...at, fill, "fill-opacity": (0.06 + 0.22 * weight).toFixed(3) }));
     }
   });
   drawEdges(target, owner, rows, columns, tint);
 }
 
-// Per cell, the patch in which it counts most (-1: none) and how much, beside the most that any cell counts in that patch.
+// Per cell, the patch in which it counts most (-1: none), and how much beside the one that counts most there.
 function shareOut(cells) {
   const owner = Array.from({ length: cells }, () => ({ patch: seen.how === "all" ? 0 : -1, share: 0, weight: 0 }));
   seen.patches.forEach(([first, shares], patch) => {

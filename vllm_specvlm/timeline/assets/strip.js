@@ -21,7 +21,9 @@ function drawStrip() {
     const x = LEFT + number * pitch + gap / 2, wide = Math.max(pitch - gap, 0.5);
     const drafted = Math.min(step.path.length, step.kept);
     const unit = up / most;
-    const bar = (kind, y, tall) => tall > 0 && column.append(make("rect", { class: kind, x: x.toFixed(2), y: y.toFixed(2), width: wide.toFixed(2), height: tall.toFixed(2) }));
+    const bar = (kind, y, height) => {
+      if (height > 0) column.append(make("rect", { class: kind, ...rounded({ x, y, width: wide, height }) }));
+    };
     bar("accepted", middle - 2 - unit * drafted, unit * drafted);
     bar("own", middle - 2 - unit * step.kept, unit * (step.kept - drafted));
     let y = middle;
@@ -31,7 +33,8 @@ function drawStrip() {
       y += tall;
     }
     if (seconds(step) > 1.01 * slowest) bar("cut", middle + down - 7, 2.5);
-    column.append(make("title", {}, `${number ? `step ${number}` : "prompt"}: ${count(step.kept, "token")}, ${milliseconds(seconds(step))} ms`));
+    const name = number ? `step ${number}` : "prompt";
+    column.append(make("title", {}, `${name}: ${count(step.kept, "token")}, ${milliseconds(seconds(step))} ms`));
     columns.push(column);
     svg.append(column);
   });
@@ -43,6 +46,8 @@ function drawStrip() {
   );
   frame.replaceChildren(svg);
 }
+
+const rounded = (sizes) => Object.fromEntries(Object.entries(sizes).map(([name, size]) => [name, size.toFixed(2)]));
 
 function markStrip(current) {
   columns.forEach((column, number) => {

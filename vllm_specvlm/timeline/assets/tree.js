@@ -18,7 +18,7 @@ function drawTree(number) {
   const widths = [];
   ruler.font = `14px ${getComputedStyle(document.documentElement).fontFamily}`;
   for (const node of nodes) {
-    node.width = Math.max(30, ruler.measureText(node.label).width + 20 + (node.chance ? 36 : 0));
+    node.width = Math.max(30, ruler.measureText(node.label).width + 20 + (node.chance ? 40 : 0));
     widths[node.depth] = Math.max(widths[node.depth] ?? 0, node.width);
   }
   const lefts = [1];
@@ -47,8 +47,11 @@ function settle(i, nodes, children, row = 0, free = []) {
   node.row = row;
   free[node.depth] = row + 1;
   (children.get(i) ?? []).forEach((child, at) => {
-    let start = at ? free[node.depth + 1] : row;
-    if (at) for (let deep = child, depth = node.depth + 1; deep !== undefined; deep = children.get(deep)?.[0], depth++) start = Math.max(start, free[depth] ?? 0);
+    let start = row;
+    // The straight path from a further child on must be free as a whole.
+    for (let deep = child; at && deep !== undefined; deep = children.get(deep)?.[0]) {
+      start = Math.max(start, free[nodes[deep].depth] ?? 0);
+    }
     settle(child, nodes, children, start, free);
   });
 }
@@ -58,14 +61,21 @@ function nodesOf(step, number) {
   const before = timeline.pieces.slice(Math.max(0, step.start - 3), step.start).join("");
   const sofar = number ? visible(before.trimStart()) : "prompt";
   const root = [...sofar].length > LONGEST ? "…" + [...sofar].slice(-LONGEST).join("") : sofar;
-  const nodes = [{ kind: "root", label: root, full: number ? before : `${timeline.prompt_tokens} tokens of prompt`, parent: -1, depth: 0, first: 0 }];
+  const full = number ? before : `${timeline.prompt_tokens} tokens of prompt`;
+  const nodes = [{ kind: "root", label: root, full, parent: -1, depth: 0, first: 0 }];
   const path = new Set(step.path);
   step.nodes.forEach((token, i) => {
     const parent = step.parents[i] + 1;
     const accepted = path.has(i);
     nodes.push({
-      kind: accepted ? "accepted" : "rejected", token, full: timeline.labels[number][i], parent, depth: nodes[parent].depth + 1,
-      first: accepted ? 2 : 0, chance: percent(step.log_probs[i]), logProb: step.log_probs[i],
+      kind: accepted ? "accepted" : "rejected",
+      token,
+      full: timeline.labels[number][i],
+      parent,
+      depth: nodes[parent].depth + 1,
+      first: accepted ? 2 : 0,
+      chance: percent(step.log_probs[i]),
+      logProb: step.log_probs[i],
       total: step.log_probs[i] + (parent ? nodes[parent].total : 0),
       unused: accepted && step.path.indexOf(i) >= step.kept,
     });
@@ -73,8 +83,13 @@ function nodesOf(step, number) {
   const end = step.path.length ? step.path[step.path.length - 1] + 1 : 0;
   const ended = step.kept < step.tokens.length;
   nodes.push({
-    kind: "own", token: step.tokens[step.tokens.length - 1], parent: end, depth: nodes[end].depth + 1, first: 1, unused: ended,
-    full: ended ? "beyond the end of the answer" : timeline.pieces[step.start + step.kept - 1],
+    kind: "own",
+    token: step.tokens[step.tokens.length - 1],
+    full: timeline.labels[number][step.nodes.length],
+    parent: end,
+    depth: nodes[end].depth + 1,
+    first: 1,
+    unused: ended,
   });
   for (const node of nodes) node.label ??= node.kind === "own" && ended ? "end" : shorten(visible(node.full), LONGEST);
   return nodes;
@@ -83,26 +98,30 @@ function nodesOf(step, number) {
 function link(from, to) {
   const x0 = from.x + from.width, y0 = from.y + HEIGHT / 2, x1 = to.x, y1 = to.y + HEIGHT / 2;
   const bend = gap * 0.9;
-  const d = y0 === y1 ? `M${x0} ${y0}H${x1}` : `M${x0} ${y0}H${x1 - gap}C${x1 - gap + bend} ${y0} ${x1 - bend} ${y1} ${x1} ${y1}`;
+  const turn = `M${x0} ${y0}H${x1 - gap}C${x1 - gap + bend} ${y0} ${x1 - bend} ${y1} ${x1} ${y1}`;
+  const d = y0 === y1 ? `M${x0} ${y0}H${x1}` : turn;
   const drawn = make("path", { class: `link ${to.kind}`, d });
   if (to.kind !== "own") drawn.setAttribute("stroke-width", (1 + 5 * Math.exp(to.logProb)).toFixed(2));
   return drawn;
 }
 
 function box(node) {
-  const group = make("g", { class: `${node.kind}${node.unused ? " unused" : ""}`, transform: `translate(${node.x} ${node.y})` });
+  const place = `translate(${node.x} ${node.y})`;
+  const group = make("g", { class: `${node.kind}${node.unused ? " unused" : ""}`, transform: place });
+  const fates = { accepted: "accepted", rejected: "not what the target says", own: "the target's own token" };
   const lines = [JSON.stringify(node.full)];
   if (node.token !== undefined) lines.push(`token ${node.token}`);
   if (node.chance) lines.push(`the draft: ${percent(node.logProb)} here, ${percent(node.total)} along its path`);
-  if (node.kind === "accepted") lines.push(node.unused ? "accepted, beyond the end of the answer" : "accepted");
-  if (node.kind === "rejected") lines.push("not what the target says");
-  if (node.kind === "own") lines.push("the target's own token");
+  if (fates[node.kind]) lines.push(fates[node.kind] + (node.unused ? ", beyond the end of the answer" : ""));
   group.append(make("title", {}, lines.join("\n")));
   group.append(make("rect", { width: node.width, height: HEIGHT, rx: 7 }));
   const text = make("text", { x: 10, y: HEIGHT / 2 });
-  if (node.kind !== "root" && node.label.startsWith(" ")) text.append(make("tspan", { class: "space" }, "·"), node.label.slice(1));
-  else text.append(node.label);
+  const spaced = node.kind !== "root" && node.label.startsWith(" ");
+  text.append(...(spaced ? [make("tspan", { class: "space" }, "·"), node.label.slice(1)] : [node.label]));
   group.append(text);
-  if (node.chance) group.append(make("text", { class: "chance", x: node.width - 8, y: HEIGHT / 2 + 0.5, "text-anchor": "end" }, node.chance));
+  if (node.chance) {
+    const at = { class: "chance", x: node.width - 8, y: HEIGHT / 2 + 0.5, "text-anchor": "end" };
+    group.append(make("text", at, node.chance));
+  }
   return group;
 }
