@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vllm_specvlm.compress.compressor import Compressor, CompressorConfig, build
+from vllm_specvlm.compress.config import KINDS
 from vllm_specvlm.compress.origins import origins
 
 HIDDEN = 64
@@ -22,9 +23,7 @@ def made(kind: str, **numbers: int) -> Compressor:
 
 
 @pytest.mark.parametrize("visual", [1, 2, 17, 36, 100])
-@pytest.mark.parametrize(
-    "kind", ["none", "text", "prune", "pool", "conv", "resampler", "global", "weight", "concat", "select"]
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_shares(kind: str, visual: int) -> None:
     compressor = made(kind)
     tokens, before = torch.randn(visual, HIDDEN), torch.randn(HIDDEN)

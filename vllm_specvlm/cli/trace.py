@@ -175,6 +175,8 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_args(argv)
     if options.prompt is not None and not options.prompt.strip():
         raise UserError("The question is empty: --prompt takes the text of a question.")
+    if options.prompt is not None and options.prompt.encode("utf-8", "replace").decode() != options.prompt:
+        raise UserError("The question is no text in UTF-8: --prompt takes the text of a question.")
     check_writable(options.out)
     if options.replay is not None:
         try:
