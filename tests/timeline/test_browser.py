@@ -59,7 +59,7 @@ def check_step(shown: dict[str, Any], made: Timeline, number: int) -> None:
     start = sum(len(each.tokens) for each in made.steps[:number])
     kept = min(len(step.tokens), len(made.answer) - start)
     assert shown["heading"] == (f"Step {number} of {len(made.steps) - 1}" if number else "Prompt")
-    assert shown["mode"].endswith({"prompt": "", "fixed": "tree", "none": "drafted"}.get(step.mode, step.mode))
+    assert shown["mode"].endswith({"prompt": "", "fixed": "planner", "none": "drafted"}.get(step.mode, step.mode))
     assert shown["answer"] == "".join(made.pieces[: start + kept]).lstrip()
     assert shown["kinds"].count("accepted") == len(step.path)
     assert shown["kinds"].count("rejected") == len(step.tree) - len(step.path)

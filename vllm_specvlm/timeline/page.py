@@ -43,7 +43,7 @@ def page(timeline: Timeline) -> str:
         question=_text(timeline.question),
         answer=_text("".join(timeline.pieces)),
         percent=_text(
-            "how sure the draft was" if timeline.temperature == 0 else "how sure the draft was to win the draw"
+            "how sure the draft was" if timeline.temperature == 0 else "how sure the draft was that it wins the draw"
         ),
         timeline=_json(record),
         script=script,

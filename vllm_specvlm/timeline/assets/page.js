@@ -2,7 +2,7 @@
 
 const MODES = {
   prompt: ["", `The target reads ${timeline.prompt_tokens} tokens and gives its first own.`],
-  fixed: ["fixed tree", ""],
+  fixed: ["no planner", ""],
   none: ["not drafted", "There was nothing to draft for this step."],
   plain: ["planner: plain", "The planner has the target decode this step without a draft."],
   probe: ["planner: probe", "The planner drafts to learn what drafts are worth."],

@@ -1,6 +1,6 @@
 // All steps in one strip: upwards the tokens they brought, downwards the time they took.
 
-const LEFT = 26, WIDEST = 40;
+const LEFT = 26, WIDEST = 56;
 const columns = [];
 let pitch = 1;
 
