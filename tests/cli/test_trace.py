@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from vllm import SamplingParams
 
 from tests.exactness.engines import GREEDY, answers, engine, target_of, tokens
 from tests.timeline.made import timeline
 from tests.timeline.test_page import record_in
 from tests.tiny.checkpoints import build
 from tests.tiny.prompts import prompt
-from tests.tiny.sizes import DRAFT
+from tests.tiny.sizes import DRAFT, POSITIONS
 from vllm_specvlm.cli import trace
 from vllm_specvlm.cli.console import UserError
 from vllm_specvlm.cli.recording import LARGEST_SIDE, Names, Texts, record, seen_box, shown
@@ -51,6 +52,22 @@ def test_the_record_of_an_engine_is_a_timeline() -> None:
     assert (*found.steps[0].tokens, *accepted)[: len(found.answer)] == found.answer
     assert sum(len(step.path) for step in found.steps) > 5
     assert record_in(page(found))["steps"] == found.as_dict()["steps"]
+
+
+def test_a_context_as_long_as_the_cache_allows() -> None:
+    """As the command asks for: vLLM shortens the context after the engine's parts were made."""
+    one = prompt(FAMILY, "long")
+    fitted = {"max_model_len": -1, "kv_cache_memory_bytes": 3 << 20}
+    (plain,) = answers(engine(target_of(FAMILY)), [one])
+    llm = engine(target_of(FAMILY), {"model": str(build(FAMILY, seed=7, size=DRAFT))}, **fitted)
+    longest = llm.llm_engine.model_config.max_model_len
+    assert len(plain.prompt_token_ids or ()) + 40 < longest < POSITIONS
+    found = record(llm, lambda: answers(llm, [one])[0], NAMES, "?", None, GREEDY)
+    assert found.answer == tokens([plain])[0]
+    assert sum(len(step.path) for step in found.steps) > 5
+    to_the_end = SamplingParams(temperature=0.0, max_tokens=4096, ignore_eos=True)
+    found = record(llm, lambda: answers(llm, [one], to_the_end)[0], NAMES, "?", None, to_the_end)
+    assert found.prompt_tokens + len(found.answer) == longest
 
 
 class Letters:

@@ -139,6 +139,11 @@ def test_off_is_off() -> None:
     assert type(found) is TreeModelRunner
     assert found.drafter._drafter is drafter
     assert not hasattr(found, "recorder")
+    llm.collective_rpc("specvlm_trace")
+    with pytest.raises(Exception, match="already"):
+        llm.collective_rpc("specvlm_trace")
+    assert llm.collective_rpc("specvlm_traced") == [[]]
+    assert found.drafter._drafter is drafter
     with pytest.raises(Exception, match="specvlm_trace"):
         llm.collective_rpc("specvlm_traced")
 

@@ -17,7 +17,6 @@ from vllm_specvlm.cli.model_names import resolve
 if TYPE_CHECKING:
     from vllm_specvlm.timeline.timeline import Timeline
 
-MODEL_LENGTH = 4096  # tokens: a picture, a question and an answer
 KV_BYTES = 1 << 30
 GROWTHS = ("planned", "tree", "chain")
 
@@ -103,6 +102,12 @@ def setting(config: dict[str, Any]) -> str:
     return f"trees planned step by step, at most {size}" if options.plans else f"trees of {size}"
 
 
+def _said(error: Exception) -> str:
+    """The first line of an error's message."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__).rstrip(".")
+
+
 def answer(options: argparse.Namespace) -> Timeline:
     """Start the engine in this process, ask once to warm it up, and record the second time."""
     from vllm_specvlm import zoo
@@ -131,7 +136,7 @@ def answer(options: argparse.Namespace) -> Timeline:
             dtype=options.dtype,
             enforce_eager=True,
             enable_prefix_caching=False,  # else the second answer would find the first one's prompt
-            max_model_len=MODEL_LENGTH,
+            max_model_len=-1,  # the model's own, or as much as the cache holds
             max_num_seqs=1,
             kv_cache_memory_bytes=KV_BYTES,
             limit_mm_per_prompt={"image": 1},
@@ -140,9 +145,8 @@ def answer(options: argparse.Namespace) -> Timeline:
             use_tqdm_on_load=options.verbose,
         )
     except Exception as error:
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
-            f"The engine does not start with {options.model} and {options.draft} ({said.rstrip('.')}):"
+            f"The engine does not start with {options.model} and {options.draft} ({_said(error)}):"
             " --verbose shows more, and `specvlm doctor` may know why."
         ) from error
     with Image.open(path) as file:
@@ -158,7 +162,12 @@ def answer(options: argparse.Namespace) -> Timeline:
         (output,) = llm.chat([{"role": "user", "content": content}], params, use_tqdm=False)
         return output
 
-    ask()  # The first request pays for what happens once, and teaches the planner what drafts are worth.
+    try:
+        ask()  # The first request pays for what happens once, and teaches the planner what drafts are worth.
+    except ValueError as error:
+        raise UserError(
+            f"{options.model} cannot be asked this ({_said(error)}): try another picture or a shorter prompt."
+        ) from error
     threads = torch.get_num_threads()
     dtype = str(llm.llm_engine.model_config.dtype).removeprefix("torch.")
     engine = f"vLLM {vllm.__version__}, {dtype}, eager, CPU, {threads} thread{'s' * (threads > 1)}"

@@ -66,7 +66,9 @@ class TreeCPUWorker(CPUWorker):
         return [request.as_dict() for request in self.model_runner.drafter.recorded()]
 
     def specvlm_trace(self) -> None:
-        """From now on note what every step does for every request."""
+        """From now on note what every step does for every request. Raises RuntimeError where that is done already."""
+        if isinstance(self.model_runner, TracingRunner):
+            raise RuntimeError("A trace is being recorded already; call 'specvlm_traced' first.")
         TracingRunner.start(self.model_runner)
 
     def specvlm_traced(self) -> list[dict[str, Any]]:
