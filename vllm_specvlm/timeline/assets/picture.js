@@ -15,7 +15,7 @@ function drawSeen() {
   const kept = seen ? (seen.how === "all" ? seen.visual_tokens : seen.patches.length) : 0;
   byId("seen-toggle").textContent = seen ? `${kept} of ${count(seen.visual_tokens, "visual token")}` : "not seen";
   byId("seen-words").textContent = seen
-    ? (words[seen.how] ?? `The head reads answers (${seen.how}): the brighter, the more a place counts.`)
+    ? (words[seen.how] ?? `The head reads answers (${seen.how}): the stronger the colour, the more a place counts.`)
     : "No draft was made that could have looked.";
   if (!seen) return;
   const over = byId("seen"), row = byId("seen-row");
@@ -37,16 +37,18 @@ function drawSeen() {
     return;
   }
   const owner = shareOut(rows * columns);
-  const tint = seen.how !== "all" && seen.how !== "none";
+  const whole = seen.how === "all" || seen.how === "none";
+  const asked = seen.how === "resampler" || seen.how === "global"; // queries look everywhere, here more and there less
   owner.forEach(({ patch, weight }, cell) => {
     const at = { class: "cell", x: cell % columns, y: Math.floor(cell / columns), width: 1, height: 1 };
     if (patch < 0) target.append(make("rect", { ...at, class: "cell shade" }));
-    else if (tint && seen.how !== "prune") {
+    else if (!whole && seen.how !== "prune") {
       const fill = `hsl(${(patch * 137.5) % 360} 90% 55%)`;
-      target.append(make("rect", { ...at, fill, "fill-opacity": (0.06 + 0.22 * weight).toFixed(3) }));
+      const opacity = asked ? 0.04 + 0.6 * weight : 0.06 + 0.22 * weight;
+      target.append(make("rect", { ...at, fill, "fill-opacity": opacity.toFixed(3) }));
     }
   });
-  drawEdges(target, owner, rows, columns, tint);
+  if (!asked) drawEdges(target, owner, rows, columns, !whole && seen.how !== "prune");
 }
 
 // Per cell, the patch in which it counts most (-1: none), and how much beside the one that counts most there.
@@ -70,8 +72,10 @@ function drawEdges(target, owner, rows, columns, strong) {
     if (x + 1 < columns && other(cell, cell + 1)) path += `M${x + 1} ${y}v1`;
     if (y + 1 < rows && other(cell, cell + columns)) path += `M${x} ${y + 1}h1`;
   }
-  if (strong) target.append(make("path", { class: "edge under", d: path }));
-  target.append(make("path", { class: strong ? "edge" : "edge thin", d: path }));
+  const width = Math.min(2, byId("picture").clientWidth / columns / 8);
+  if (strong) target.append(make("path", { class: "edge under", d: path, "stroke-width": 2 * width }));
+  const edge = strong ? { class: "edge", "stroke-width": width } : { class: "edge thin", "stroke-width": width / 2 };
+  target.append(make("path", { ...edge, d: path }));
 }
 
 function toggleSeen() {
