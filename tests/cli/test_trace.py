@@ -19,6 +19,7 @@ from tests.timeline.test_page import record_in
 from tests.tiny.checkpoints import build
 from tests.tiny.prompts import prompt
 from tests.tiny.sizes import DRAFT, POSITIONS
+from vllm_specvlm import zoo
 from vllm_specvlm.cli import trace
 from vllm_specvlm.cli.console import UserError
 from vllm_specvlm.cli.recording import LARGEST_SIDE, Names, Texts, record, seen_box, shown
@@ -185,7 +186,7 @@ def _run(*line: str) -> Any:
     [
         [],
         ["--draft", "specvlm/reference-head"],
-        ["--trees", "chain", "--nodes", "4"],
+        ["--trees", "chain", "--nodes", "4", "--image", str(zoo.sample_picture()), "--prompt", zoo.sample_question()],
         ["--temperature", "0.8", "--seed", "3"],
     ],
     ids=["planned", "head", "chain", "sampled"],
