@@ -35,6 +35,7 @@ _SHOWN = """(() => ({
   bars: document.querySelectorAll("#strip .column").length,
   hash: location.hash,
   value: document.getElementById("strip").getAttribute("aria-valuenow"),
+  spoken: document.getElementById("strip").getAttribute("aria-valuetext"),
 }))()"""
 
 
@@ -68,6 +69,7 @@ def check_step(shown: dict[str, Any], made: Timeline, number: int) -> None:
     assert shown["accepted"] == [made.labels[number][node] for node in step.path]
     assert shown["bars"] == len(made.steps)
     assert (shown["hash"], shown["value"]) == (f"#step={number}", str(number))
+    assert shown["spoken"].startswith(f"step {number}: {kept} token" if number else "prompt: 1 token")
     times = [float(found) for found in re.findall(r"([\d.]+) ?(?:draft|verify|prompt|other|ms)", shown["time"])]
     assert len(times) == 4
     assert math.isclose(sum(times[:3]), times[3], abs_tol=1.1)

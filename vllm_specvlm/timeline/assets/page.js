@@ -19,7 +19,11 @@ function show(number) {
   markStrip(current);
   byId("previous").disabled = current === 0;
   byId("next").disabled = current === steps.length - 1;
-  history.replaceState(null, "", `#step=${current}`);
+  try {
+    history.replaceState(null, "", `#step=${current}`);
+  } catch {
+    // Frames without an address of their own refuse, and browsers that are asked too often. Only the link is lost.
+  }
 }
 
 function drawHeading() {

@@ -59,6 +59,7 @@ function markStrip(current) {
   frame.setAttribute("aria-valuemin", 0);
   frame.setAttribute("aria-valuemax", steps.length - 1);
   frame.setAttribute("aria-valuenow", current);
+  frame.setAttribute("aria-valuetext", columns[current].textContent);
 }
 
 function seek(event) {
