@@ -44,11 +44,17 @@ def test_the_record_of_an_engine_is_a_timeline() -> None:
     assert found.picture is not None and found.picture.sight is not None
     assert found.picture.sight.how == "all"
     tokenizer = llm.get_tokenizer()
+    start = 0
     for step, texts in zip(found.steps, found.labels, strict=True):
-        assert len(texts) == len(step.tree) + 1
-        for token, text in zip((*step.tree.tokens, step.tokens[-1]), texts, strict=True):
-            # What was no character before this token stands before its own text.
-            assert text.lstrip("\ufffd").strip() in tokenizer.decode([token])
+        paths: list[tuple[int, ...]] = []
+        for token, parent in zip(step.tree.tokens, step.tree.parents, strict=True):
+            paths.append((*(paths[parent] if parent >= 0 else ()), token))
+        for path, text in zip((*paths, step.tokens), texts, strict=True):
+            whole = tokenizer.decode([*found.answer[:start], *path]).rstrip("\ufffd")
+            assert whole.endswith(text.lstrip("\ufffd"))
+            assert text or tokenizer.decode(path[-1:]) == "\ufffd"  # part of a character
+        assert [texts[node] for node in step.path] == list(found.pieces[start : start + len(step.path)])
+        start += len(step.tokens)
     accepted = [token for step in found.decoding for token in step.tokens]
     assert (*found.steps[0].tokens, *accepted)[: len(found.answer)] == found.answer
     assert sum(len(step.path) for step in found.steps) > 5
