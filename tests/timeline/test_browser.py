@@ -228,7 +228,9 @@ def test_what_the_compressor_kept_is_drawn_over_the_picture(browser: Browser, tm
     )
     assert sorted(set(range(36)) - set(browser.evaluate(lit))) == [0, 14, 35]
     assert look(Sight(36, "blind", grid=(6, 6)), "#seen rect.shade") == 1
-    assert look(Sight(36, "all", grid=(6, 6)), "#seen rect") == 0
+    for how in ("all", "shared"):
+        assert look(Sight(36, how, grid=(6, 6)), "#seen rect") == 0
+        assert "36 of 36 visual tokens" in browser.evaluate("document.querySelector('figcaption').textContent")
     assert look(ASKED, "#seen rect.cell:not(.shade)") == 36
     opacities = browser.evaluate(
         "[...document.querySelectorAll('#seen rect')].map((r) => +r.getAttribute('fill-opacity'))"

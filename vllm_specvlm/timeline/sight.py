@@ -8,6 +8,7 @@ from typing import Any
 
 BLIND = "blind"
 ALL = "all"
+SHARED = "shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,8 @@ class Sight:
     visual_tokens: int
     """What the target sees of it."""
     how: str
-    """`all`: the drafter has as many tokens, from its own tower. `blind`: none. Else the compressor's primitive."""
+    """`all`: the drafter has as many tokens, from its own tower. `shared`: the target's own. `blind`: none. Else the
+    compressor's primitive."""
     patches: tuple[Patch, ...] = ()
     """A compressor's tokens, in their order."""
     grid: tuple[int, int] | None = None
@@ -45,7 +47,7 @@ class Sight:
     @property
     def kept(self) -> int:
         """Visual tokens that the drafter reads."""
-        return self.visual_tokens if self.how == ALL else len(self.patches)
+        return self.visual_tokens if self.how in (ALL, SHARED) else len(self.patches)
 
     def on(self, grid: tuple[int, int] | None) -> Sight:
         """The same on a grid; a grid that does not hold its tokens is none."""

@@ -1,18 +1,20 @@
 // What the draft sees of the picture, drawn over it.
 
 const seen = timeline.picture && timeline.picture.sight;
+const entire = seen && (seen.how === "all" || seen.how === "shared");
 
 function drawSeen() {
   const box = timeline.picture.box;
   const words = {
     all: "Seen through the draft's own tower, every token kept.",
+    shared: "Seen through the target's own first layers, every token kept.",
     blind: "The draft does not see the picture.",
     prune: "The head keeps the bright ones and never reads the others.",
     pool: "The head reads means: each patch is one token.",
     conv: "The head reads combinations of neighbours: each patch is one token.",
     none: "The head reads them all.",
   };
-  const kept = seen ? (seen.how === "all" ? seen.visual_tokens : seen.patches.length) : 0;
+  const kept = seen ? (entire ? seen.visual_tokens : seen.patches.length) : 0;
   byId("seen-toggle").textContent = seen ? `${kept} of ${count(seen.visual_tokens, "visual token")}` : "not seen";
   byId("seen-words").textContent = seen
     ? (words[seen.how] ?? `The head reads answers (${seen.how}): the stronger the colour, the more a place counts.`)
@@ -37,7 +39,7 @@ function drawSeen() {
     return;
   }
   const owner = shareOut(rows * columns);
-  const whole = seen.how === "all" || seen.how === "none";
+  const whole = entire || seen.how === "none";
   const asked = seen.how === "resampler" || seen.how === "global"; // queries look everywhere, here more and there less
   owner.forEach(({ patch, weight }, cell) => {
     const at = { class: "cell", x: cell % columns, y: Math.floor(cell / columns), width: 1, height: 1 };
@@ -53,14 +55,14 @@ function drawSeen() {
 
 // Per cell, the patch in which it counts most (-1: none), and how much beside the one that counts most there.
 function shareOut(cells) {
-  const owner = Array.from({ length: cells }, () => ({ patch: seen.how === "all" ? 0 : -1, share: 0, weight: 0 }));
+  const owner = Array.from({ length: cells }, () => ({ patch: entire ? 0 : -1, share: 0, weight: 0 }));
   seen.patches.forEach(([first, shares], patch) => {
     const most = Math.max(...shares);
     shares.forEach((share, i) => {
       if (share > owner[first + i].share) owner[first + i] = { patch, share, weight: share / most };
     });
   });
-  if (seen.how === "all") owner.forEach((cell, i) => (cell.patch = i));
+  if (entire) owner.forEach((cell, i) => (cell.patch = i));
   return owner;
 }
 
