@@ -12,6 +12,7 @@ from vllm import LLM, RequestOutput, SamplingParams
 
 from tests.exactness.engines import GREEDY, answers, engine, runner, tally, target_of, tokens
 from tests.tiny.checkpoints import build
+from tests.tiny.exits import build_exit
 from tests.tiny.heads import build_head
 from tests.tiny.prompts import Prompt, many, prompt
 from tests.tiny.sizes import DRAFT
@@ -30,6 +31,7 @@ def speculative(drafter: str, **more: Any) -> dict[str, Any]:
         "draft": lambda: {"model": str(build(FAMILY, seed=7, size=DRAFT))},
         "itself": lambda: {"model": str(target_of(FAMILY))},
         "head": lambda: {"model": str(build_head(FAMILY, CompressorConfig("pool", ratio=4)))},
+        "exit": lambda: {"model": str(build_exit(FAMILY))},
         "lookup": dict,
     }[drafter]()
     return {**model, **more}
@@ -67,10 +69,11 @@ def joined(steps: Sequence[Step]) -> list[int]:
         speculative("draft", tree="chain", num_speculative_tokens=5),
         speculative("draft", planner=True, num_speculative_tokens=16),
         speculative("head", num_speculative_tokens=12),
+        speculative("exit"),
         speculative("lookup"),
         speculative("draft", paths=((0,), (1,), (0, 0), (1, 0), (0, 0, 0))),
     ],
-    ids=["tree", "chain", "planned", "head", "lookup", "fixed"],
+    ids=["tree", "chain", "planned", "head", "exit", "lookup", "fixed"],
 )
 def test_answers_are_plain_vllms_and_the_record_adds_up(config: dict[str, Any]) -> None:
     asked = many(FAMILY, 4)
@@ -247,6 +250,9 @@ def test_pictures_as_the_draft_sees_them() -> None:
         assert (sight.how, sight.visual_tokens, sight.grid) == ("pool", full.visual_tokens, full.grid)
         assert sight.kept == -(-full.visual_tokens // 4)
         assert sight.patches[0] == Patch(0, (0.25,) * 4)
+    shared = sights(speculative("exit"))
+    assert [sight.how for sight in shared] == ["shared", "shared"]
+    assert [sight.kept for sight in shared] == [sight.visual_tokens for sight in whole]
     assert [sight.how for sight in sights(speculative("lookup"))] == ["blind", "blind"]
     qwen = sights({"model": str(build("qwen2_5_vl", seed=7, size=DRAFT))}, "tall picture", "qwen2_5_vl")
     assert qwen[0].how == "all" and qwen[0].grid is not None
