@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from vllm_specvlm.draft.feature_head import FeatureHead
@@ -18,6 +19,7 @@ from vllm_specvlm.draft.head_config import CONFIG, TargetId, as_json, read_confi
 
 WEIGHTS = "model.safetensors"
 PROVENANCE = "provenance.json"
+_FLOATING = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load(folder: str | Path) -> tuple[FeatureHead, TargetId]:
@@ -29,20 +31,26 @@ def load(folder: str | Path) -> tuple[FeatureHead, TargetId]:
     config, target = read_config(folder)
     path = Path(folder).expanduser() / WEIGHTS
     try:
-        tensors = load_file(path)
+        # Sizes alone: what the configuration asks for is compared with what is there before any of it is allocated.
+        with torch.device("meta"):
+            head = FeatureHead(config)
+    except Exception as error:  # whatever the libraries below have against its numbers
+        raise ValueError(
+            f"The feature head '{folder}' cannot be built ({_line(error)}); restore its config.json."
+        ) from error
+    expected = {name: _kind(tensor.shape, tensor.dtype) for name, tensor in head.state_dict().items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: _stored(file, name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"The weights '{path}' cannot be read ({error}); copy the checkpoint again.") from error
-    head = FeatureHead(config)
-    expected = head.state_dict()
-    wrong = sorted(
-        {name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape}
-        | (expected.keys() ^ tensors.keys())
-    )
+        raise ValueError(f"The weights '{path}' cannot be read ({_line(error)}); copy the checkpoint again.") from error
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
         raise ValueError(
-            f"The weights '{path}' do not fit their config.json: '{wrong[0]}' is missing, too many or of another shape "
-            f"({len(wrong)} such); copy the checkpoint again."
+            f"The weights '{path}' do not fit their config.json: {wrong[0]!r} is missing, too many or of another shape "
+            f"or type ({len(wrong)} such); copy the checkpoint again."
         )
+    tensors = load_file(path)
     tokens = tensors.get("vocabulary")
     if tokens is not None and not (
         len(tokens.unique()) == len(tokens) and 0 <= int(tokens.min()) <= int(tokens.max()) < config.target_vocabulary
@@ -50,6 +58,22 @@ def load(folder: str | Path) -> tuple[FeatureHead, TargetId]:
         raise ValueError(f"The vocabulary in '{path}' is no set of the target's tokens; copy the checkpoint again.")
     head.load_state_dict(tensors, assign=True)
     return head, target
+
+
+def _stored(file: Any, name: str) -> tuple[tuple[int, ...], bool]:
+    """Of a tensor in an open safetensors file: see `_kind`."""
+    stored = file.get_slice(name)
+    return _kind(stored.get_shape(), _FLOATING.get(stored.get_dtype(), torch.int64))
+
+
+def _kind(shape: Sequence[int], dtype: torch.dtype) -> tuple[tuple[int, ...], bool]:
+    """What a stored tensor must share with the network's: its shape, and whether it holds floating-point numbers."""
+    return tuple(shape), dtype.is_floating_point
+
+
+def _line(error: Exception) -> str:
+    """The first line of what it says."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def save(folder: str | Path, head: FeatureHead, target: TargetId, provenance: Mapping[str, Any]) -> None:

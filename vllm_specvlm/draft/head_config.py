@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from vllm_specvlm.compress.config import CompressorConfig
 
 CONFIG = "config.json"
 MODEL_TYPE = "specvlm_feature_head"
 FORMAT = 1
+_MOST_BYTES = 1 << 20
+"""Of a config.json: real ones have a few thousand."""
+_MOST = 1 << 24
+"""Of any size or count in it: more is a damaged or hostile file, and must not be allocated to find that out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,9 @@ class TargetId:
     digest: str | None = None
     """SHA-256 (hexadecimal) of the final norm's weights in bfloat16, which no quantisation touches and every training
     moves; None if they were not at hand when a public head was converted."""
+
+    def __post_init__(self) -> None:
+        _check_plain(self, "target's")
 
     def differs(self, other: TargetId) -> str | None:
         """In which respect `other` is not this target, as `its ... is A, not B`; None if it is."""
@@ -79,6 +87,7 @@ class HeadConfig:
     compressor: CompressorConfig = field(default_factory=CompressorConfig)
 
     def __post_init__(self) -> None:
+        _check_plain(self, "head's")
         if self.fusion not in ("linear", "wide"):
             raise ValueError(f"The head's fusion is {self.fusion!r}; it must be 'linear' or 'wide'.")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -86,15 +95,14 @@ class HeadConfig:
                 f"The head has {self.num_attention_heads} attention heads, not a multiple of its "
                 f"{self.num_key_value_heads} key-value heads; correct its configuration."
             )
-        if self.vocabulary is not None and not 0 < self.vocabulary <= self.target_vocabulary:
+        if self.vocabulary is not None and self.vocabulary > self.target_vocabulary:
             raise ValueError(
                 f"The head drafts {self.vocabulary} tokens; it must be 1 to the target's {self.target_vocabulary}."
             )
 
-        if list(self.feature_layers) != sorted({layer for layer in self.feature_layers if layer >= 0}):
-            raise ValueError(
-                f"The head's feature layers are {list(self.feature_layers)}; they must ascend from 0, each named once."
-            )
+        layers = list(self.feature_layers)
+        if any(not _is_count(layer, 0) for layer in layers) or layers != sorted(set(layers)):
+            raise ValueError(f"The head's feature layers are {layers}; they must ascend from 0, each named once.")
 
     @property
     def features(self) -> int:
@@ -105,6 +113,32 @@ class HeadConfig:
     def reduces(self) -> bool:
         """Whether features pass a layer of their own before they are joined with embeddings."""
         return self.fusion == "wide" or len(self.feature_layers) > 1
+
+
+def _check_plain(value: HeadConfig | TargetId, whose: str) -> None:
+    """Refuse a field of another type than it has, or out of all bounds."""
+    for name, hint in get_type_hints(type(value)).items():
+        found = getattr(value, name)
+        if found is None and hint in (int | None, str | None):
+            continue
+        if hint in (int, int | None):
+            sound, wanted = _is_count(found, 1), f"a whole number from 1 to {_MOST}"
+        elif hint is float:
+            sound, wanted = type(found) in (int, float) and 0 < found < math.inf, "a number above 0"
+        elif hint is bool:
+            sound, wanted = isinstance(found, bool), "true or false"
+        elif hint in (str, str | None):
+            sound, wanted = isinstance(found, str), "a text"
+        elif name == "rope_parameters":
+            sound, wanted = isinstance(found, Mapping), "an object"
+        else:
+            continue
+        if not sound:
+            raise ValueError(f"The {whose} {name} is {found!r}; write {wanted}.")
+
+
+def _is_count(value: object, least: int) -> bool:
+    return type(value) is int and least <= value <= _MOST
 
 
 def as_json(config: HeadConfig, target: TargetId) -> dict[str, Any]:
@@ -126,6 +160,8 @@ def from_json(given: Mapping[str, Any]) -> tuple[HeadConfig, TargetId]:
     Raises:
         ValueError: it is no feature head, was written by a newer version, or has a key missing or too many.
     """
+    if not isinstance(given, Mapping):
+        raise ValueError("Its config.json is no JSON object; restore the file.")
     if given.get("model_type") != MODEL_TYPE:
         raise ValueError(f"Its model type is {given.get('model_type')!r}, not {MODEL_TYPE!r}; give a feature head.")
     if given.get("format") != FORMAT:
@@ -134,21 +170,31 @@ def from_json(given: Mapping[str, Any]) -> tuple[HeadConfig, TargetId]:
             "convert the head again."
         )
     try:
-        network = dict(given["network"])
+        network, target = given["network"], given["target"]
+        if not isinstance(network, Mapping) or not isinstance(target, Mapping):
+            raise TypeError("'network' and 'target' must be objects")
+        network = dict(network)
         network["feature_layers"] = tuple(network.get("feature_layers", ()))
         network["compressor"] = CompressorConfig.from_dict(network.get("compressor", {"kind": "text"}))
-        return HeadConfig(**network), TargetId(**given["target"])
-    except (KeyError, TypeError) as error:
+        return HeadConfig(**network), TargetId(**target)
+    except (KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"Its config.json does not describe a feature head ({error}); restore the file.") from error
 
 
 def is_head(folder: str | Path) -> bool:
     """Whether there is a feature head at `folder`, sound or not."""
     try:
-        given = json.loads((Path(folder).expanduser() / CONFIG).read_text())
-    except (OSError, ValueError):
+        given = _parsed(Path(folder).expanduser() / CONFIG)
+    except (OSError, ValueError, RuntimeError):  # the last for "~nobody" as for JSON without end
         return False
     return isinstance(given, dict) and given.get("model_type") == MODEL_TYPE
+
+
+def _parsed(path: Path) -> Any:
+    """The JSON in a file. Raises OSError, ValueError or RecursionError."""
+    if path.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES} bytes")
+    return json.loads(path.read_text())
 
 
 def read_config(folder: str | Path) -> tuple[HeadConfig, TargetId]:
@@ -159,10 +205,10 @@ def read_config(folder: str | Path) -> tuple[HeadConfig, TargetId]:
     """
     path = Path(folder).expanduser() / CONFIG
     try:
-        given = json.loads(path.read_text())
+        given = _parsed(path)
     except OSError as error:
         raise ValueError(f"There is no feature head at '{folder}' ({error.strerror}); give its folder.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"'{path}' is not JSON ({error}); restore the file.") from error
     try:
         return from_json(given)
