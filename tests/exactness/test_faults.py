@@ -38,7 +38,7 @@ OWN = {
         *("observe_schedule", "keep_features", "keep_pictures", "_network.forward", "_network.compress"),
         *("_choice._calibration.learn", "_features.keep"),
     ),
-    "lookup": ("_ring.add",),
+    "lookup": ("_root", "_plain"),
 }
 """Calls of one kind alone."""
 PLANNING = (
