@@ -99,18 +99,7 @@ def test_weights_in_pickles(name: str, draft: Path, mark: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "config",
-    [
-        "[]",
-        "null",
-        "{",
-        "[" * 100_000,
-        '{"model_type": []}',
-        '{"model_type": "llava", "text_config": 5}',
-        "\x00",
-        '{"a": 1e999}',
-    ],
-    ids=lambda text: text[:20],
+    "config", ["[]", "{", "[" * 100_000, '{"model_type": "llava", "text_config": 5}'], ids=lambda text: text[:20]
 )
 def test_configurations_that_are_none(config: str, draft: Path) -> None:
     (draft / "config.json").write_text(config)

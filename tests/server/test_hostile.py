@@ -103,7 +103,17 @@ def test_bodies(always_server: Server, reference: Reference) -> None:
     assert always_server.complaints() == []
 
 
-@pytest.mark.parametrize("value", [10**400, "9" * 5000, "off\x00", ["off"] * 1000, float("inf"), "x" * (1 << 20)])
+HUGE: dict[str, Any] = {
+    "a number": 10**400,
+    "digits": "9" * 5000,
+    "a zero byte": "off\x00",
+    "a list": ["off"] * 1000,
+    "infinity": float("inf"),
+    "a megabyte": "x" * (1 << 20),
+}
+
+
+@pytest.mark.parametrize("value", HUGE.values(), ids=HUGE)
 def test_wishes_that_are_no_wishes(value: Any, always_server: Server, reference: Reference) -> None:
     """Answered as if nothing had been said, or refused; the neighbour is served."""
     contents = [json.dumps({**good()["picture"], "vllm_xargs": {name: value}}).encode() for name in WISHES]
