@@ -212,6 +212,53 @@ def test_a_drafter_that_fails_at_the_rehearsal(kind: str, monkeypatch: pytest.Mo
     assert tally(llm)["trees"] == 0
 
 
+@pytest.mark.parametrize("planner", [False, True])
+@pytest.mark.parametrize("garbage", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("kind", [_slow_unless(kind == "vlm", kind) for kind in ("vlm", "head")])
+def test_logits_that_are_no_numbers(kind: str, garbage: str, planner: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken weights, an overflow: the drafts are nonsense, or given up; the answers are the target's."""
+    llm = engine(target_of("llava"), {**speculative(kind, planner=planner), "num_speculative_tokens": 5})
+    network = runner(llm).drafter._model._network
+    stock, calls = network.logits, []
+
+    def broken(*args: Any) -> Any:
+        calls.append(1)
+        found = stock(*args)
+        found[:: 1 + len(calls) % 2] = float(garbage)
+        return found
+
+    for name in ("_drafter", "_model", "_planned", "_failure"):
+        monkeypatch.setattr(runner(llm).drafter, name, getattr(runner(llm).drafter, name))
+    if planner:
+        monkeypatch.setattr(runner(llm).drafter._planned.planner, "plan", _plan_for_all)
+    monkeypatch.setattr(network, "logits", broken)
+    check(llm)
+    check(llm)
+    assert calls
+
+
+@pytest.mark.parametrize("token", [512, -2, 2**31, 2**40])
+def test_tokens_that_do_not_exist(token: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = engine(target_of("llava"), speculative("vlm", planner=False))
+    found = runner(llm).drafter
+    drafter, before = found._drafter, tally(llm)["drafter_failures"]
+    assert drafter is not None
+    for name in ("_drafter", "_model", "_failure"):
+        monkeypatch.setattr(found, name, getattr(found, name))
+    stock = drafter.propose_level
+
+    def broken(*args: Any) -> Any:
+        proposal = stock(*args)
+        proposal.tokens[:, 0] = token
+        return proposal
+
+    monkeypatch.setattr(drafter, "propose_level", broken)
+    check(llm)
+    monkeypatch.undo()
+    make_whole(found, drafter)
+    assert tally(llm)["drafter_failures"] == before + 1
+
+
 def test_the_drafter_works_when_nothing_is_broken() -> None:
     """A control: what is switched off above would have drafted."""
     for kind in KINDS:
