@@ -29,8 +29,8 @@ from typing import Any
 
 import httpx
 from machine import write_report
-from server import NAME, Server
 from soak_judge import Judge, PlainAnswer
+from soak_server import NAME, Server
 
 _WAVES = (16, 400, 64, 20)
 """Clients at once, wave by wave, in a round of 500 requests."""
