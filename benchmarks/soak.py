@@ -296,6 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = [
         *("--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-model-len", "512"),
         *("--max-num-seqs", "256", "--num-gpu-blocks-override", str(arguments.blocks)),
+        *("--kv-cache-memory-bytes", str(1 << 30)),
         *("--limit-mm-per-prompt", '{"image": 2}'),
     ]
     rows = []

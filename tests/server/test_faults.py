@@ -60,22 +60,26 @@ def test_a_drafter_that_fails_under_load(failing: Server, reference: Reference) 
     names = list(good()) * 6
     for _ in range(2):
         assert ask(failing, *(good()[name] for name in names)) == [reference.good[name] for name in names]
-    counted = metrics(failing)
-    assert counted["specvlm_drafter_off"] == 1
-    assert counted['specvlm_steps_total{kind="tree"}'] > 0, "it never worked"
+    assert metrics(failing)["specvlm_drafter_off"] == 1
+    trees = _steps_with_trees(failing)
+    assert trees > 0, "it never worked"
     log = failing.log.read_text()
     assert log.count("The drafter failed and is switched off; requests go on without speculation.") == 1
     assert "MemoryError: injected" in log
-    before = counted['specvlm_steps_total{kind="tree"}']
     ask(failing, good()["picture"])
-    assert metrics(failing)['specvlm_steps_total{kind="tree"}'] == before
+    assert _steps_with_trees(failing) == trees
     assert failing.healthy()
+
+
+def _steps_with_trees(server: Server) -> float:
+    found = metrics(server).items()
+    return sum(value for name, value in found if name.startswith("specvlm_steps_total") and 'kind="tree"' in name)
 
 
 def test_an_engine_that_dies_is_noticed_and_a_restart_answers_alike(hall: Hall, reference: Reference) -> None:
     server = hall.server("draft")
     assert ask(server, good()["picture"])[0] == reference.good["picture"]
-    (core,) = [pid for pid in server.descendants() if "EngineCore" in Path(f"/proc/{pid}/comm").read_text()]
+    (core,) = [pid for pid in server.descendants() if "EngineCor" in Path(f"/proc/{pid}/comm").read_text()]
     with httpx.stream(
         "POST",
         f"{server.url}/v1/chat/completions",
