@@ -39,7 +39,16 @@ _LONGEST = 96
 _LENGTHS = (1, 8, 24, 48, _LONGEST)
 _SEEDS = 24
 """Sampled requests come in so many kinds, each asked several times."""
-_METHODS = ("draft", "head", "lookup", "trees")
+_METHODS = {
+    "plain": None,
+    "draft": {"model": "draft"},
+    "head": {"model": "head"},
+    "lookup": {},
+    "draft-trees": {"model": "draft", "planner": False, "num_speculative_tokens": 8},
+    "head-trees": {"model": "head", "planner": False, "num_speculative_tokens": 8},
+}
+"""By name: under the planner, and with trees in every step. Plain vLLM shows what is its own doing."""
+_LOG_LINES = 60
 
 
 @dataclass(frozen=True)
@@ -139,12 +148,17 @@ async def ask(client: httpx.AsyncClient, question: Question, request: Request) -
     try:
         if not request.stream:
             response = await client.post("/v1/chat/completions", json=content)
-            response.raise_for_status()
-            _hear(heard, response.json())
+            if response.is_success:
+                _hear(heard, response.json())
+            else:
+                heard.error = f"status {response.status_code}: {response.text}"
             return heard
         content["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
         async with client.stream("POST", "/v1/chat/completions", json=content) as response:
-            response.raise_for_status()
+            if not response.is_success:
+                await response.aread()
+                heard.error = f"status {response.status_code}: {response.text}"
+                return heard
             async for line in response.aiter_lines():
                 if line.startswith("data: {"):
                     _hear(heard, json.loads(line.removeprefix("data: ")))
@@ -262,28 +276,33 @@ def reference() -> dict[str, str]:
     return {name: zoo.resolve(f"specvlm/reference-{name}") for name in ("target", "draft", "head")}
 
 
-def speculative(method: str, models: dict[str, str]) -> dict[str, Any]:
-    """The configuration of a method: the planner with a draft VLM, a head or lookup; trees in every step."""
-    given: dict[str, Any] = {"method": "specvlm"}
-    if method != "lookup":
-        given["model"] = models["head" if method == "head" else "draft"]
-    if method == "trees":
-        given |= {"planner": False, "num_speculative_tokens": 8}
-    return given
+def speculative(method: str, models: dict[str, str]) -> dict[str, Any] | None:
+    """The configuration of a method, None for plain vLLM."""
+    chosen = _METHODS[method]
+    if chosen is None:
+        return None
+    named = {"model": models[chosen["model"]]} if "model" in chosen else {}
+    return {"method": "specvlm", **chosen, **named}
+
+
+def errors(log: Path) -> str:
+    """What the server's log says of errors."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if "ERROR" in line]
+    return "\n".join(lines[-_LOG_LINES:])
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", choices=("tiny", "reference"), default="tiny")
-    parser.add_argument("--methods", nargs="+", choices=_METHODS, default=["draft", "head"])
+    parser.add_argument("--methods", nargs="+", choices=_METHODS, default=["draft-trees", "head-trees"])
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--quick", action="store_true", help="200 requests, 80 at once")
-    parser.add_argument("--blocks", type=int, default=600, help="KV blocks of 32 tokens, few enough for preemptions")
+    parser.add_argument("--blocks", type=int, default=200, help="KV blocks of 32 tokens, few enough for preemptions")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args(argv)
     if arguments.quick:
-        arguments.requests, arguments.blocks = 200, 150
+        arguments.requests, arguments.blocks = 200, 50
     return arguments
 
 
@@ -303,8 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="specvlm-soak-") as folder:
 
         def serve(method: str) -> Server:
-            config = None if method == "plain" else speculative(method, models)
-            server = Server(models["target"], config, options, Path(folder) / f"{method}.log")
+            server = Server(models["target"], speculative(method, models), options, Path(folder) / f"{method}.log")
             server.wait()
             return server
 
@@ -323,6 +341,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 server.stop()
             rows.append({"method": method, "models": arguments.models, **row, "faults": faults(row)})
             print(f"  {'; '.join(rows[-1]['faults']) or 'nothing wrong'}: {rows[-1]}", flush=True)
+            if rows[-1]["faults"]:
+                print(errors(server.log), flush=True)
     if arguments.json:
         write_report(arguments.json, "soak", argv, {"dtype": "float32", "compiled": False}, rows)
     return int(any(row["faults"] for row in rows))

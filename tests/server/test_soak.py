@@ -26,8 +26,8 @@ def test_two_hundred_requests(tmp_path: Path) -> None:
             str(ROOT / "benchmarks/soak.py"),
             "--quick",
             "--methods",
-            "draft",
-            "head",
+            "draft-trees",
+            "head-trees",
             "--json",
             str(report),
         ],
@@ -39,7 +39,7 @@ def test_two_hundred_requests(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     rows = json.loads(report.read_text())["rows"]
-    assert [row["method"] for row in rows] == ["draft", "head"]
+    assert [row["method"] for row in rows] == ["draft-trees", "head-trees"]
     for row in rows:
         assert row["faults"] == [] and row["requests"] == 200 == row["answered"] + row["left"]
         assert row["left"] > 5 and row["sampled"] > 10 and row["preemptions"] > 0 and row["accepted"] > 0
