@@ -49,6 +49,11 @@ _METHODS = {
 }
 """By name: under the planner, and with trees in every step. Plain vLLM shows what is its own doing."""
 _LOG_LINES = 60
+_TRIES = 3
+"""As often as the `openai` package asks when the answer is status 500."""
+_CACHE_MISS = "Expected a cached item for mm_hash"
+"""vLLM's own error, with and without speculation: its two processes disagree about which pictures they have in common
+(https://github.com/vllm-project/vllm/issues/31404). The client gets status 500 and may ask again."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ class Heard:
     """Tokens of the answer by the server's own account."""
     left: bool = False
     error: str = ""
+    retries: int = 0
+    """How often status 500 came first."""
 
 
 def questions(count: int) -> list[Question]:
@@ -141,7 +148,16 @@ def body(question: Question, tokens: int, **more: Any) -> dict[str, Any]:
 
 
 async def ask(client: httpx.AsyncClient, question: Question, request: Request) -> Heard:
-    """Send one request and listen."""
+    """Send one request and listen; again after status 500, as the `openai` package does."""
+    for retries in range(_TRIES):
+        heard = await _ask_once(client, question, request)
+        heard.retries = retries
+        if not heard.error.startswith("status 500") or heard.tokens:
+            break
+    return heard
+
+
+async def _ask_once(client: httpx.AsyncClient, question: Question, request: Request) -> Heard:
     more: dict[str, Any] = {} if request.seed is None else {"temperature": 1.0, "seed": request.seed}
     content = body(question, request.tokens, stream=request.stream, **more)
     heard = Heard()
@@ -237,6 +253,7 @@ def soak(
         "tokens": grown["vllm:generation_tokens_total"],
         "drafts": grown.get("vllm:spec_decode_num_drafts_total", 0),
         "accepted": grown.get("vllm:spec_decode_num_accepted_tokens_total", 0),
+        "vllm_picture_cache_misses": server.log.read_text(errors="replace").count(f"AssertionError: {_CACHE_MISS}"),
         "drafter_off": int(after.get("specvlm_drafter_off", 0)),
         "running_at_the_end": int(after["vllm:num_requests_running"] + after["vllm:num_requests_waiting"]),
         "kv_cache_used_at_the_end": after["vllm:kv_cache_usage_perc"],
@@ -249,6 +266,10 @@ def faults(row: dict[str, Any]) -> list[str]:
     """What is wrong with a row; empty if it passed."""
     nothing = ("lost", "twice", "different", "sampled_different", "unhealthy", "drafter_off", "running_at_the_end")
     found = [f"{name}: {row[name]}" for name in (*nothing, "kv_cache_used_at_the_end") if row[name]]
+    if row["retries"] > row["vllm_picture_cache_misses"]:
+        found.append(
+            f"status 500 came {row['retries']} times, {row['vllm_picture_cache_misses']} times from vLLM's cache"
+        )
     memory = row["private_memory_mib"]
     # The first round fills caches and makes the allocator's arenas; what grows after it would grow for ever.
     if len(memory) > 2 and memory[-1] > memory[1] * 1.05 + 32:

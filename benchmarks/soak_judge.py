@@ -52,7 +52,8 @@ class Judge:
         self._sampled: dict[int, tuple[int, ...]] = {}
         self.requests = self.unhealthy = 0
         self._count = dict.fromkeys(
-            ("answered", "left", "lost", "twice", "different", "near_ties", "sampled", "sampled_different"), 0
+            ("answered", "left", "lost", "retries", "twice", "different", "near_ties", "sampled", "sampled_different"),
+            0,
         )
         self._examples: list[str] = []
 
@@ -60,6 +61,7 @@ class Judge:
         """What one client (`soak.Request`) heard (`soak.Heard`)."""
         self.requests += 1
         count = self._count
+        count["retries"] += heard.retries
         if heard.left:
             count["left"] += 1
         elif heard.error or not heard.ends or len(heard.tokens) < request.tokens:
