@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from vllm_specvlm.compress.config import CompressorConfig
+from vllm_specvlm.draft import plain_values
 
 CONFIG = "config.json"
 MODEL_TYPE = "specvlm_feature_head"
 FORMAT = 1
-_MOST_BYTES = 1 << 20
-"""Of a config.json: real ones have a few thousand."""
-_MOST = 1 << 24
-"""Of any size or count in it: more is a damaged or hostile file, and must not be allocated to find that out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +32,7 @@ class TargetId:
     moves; None if they were not at hand when a public head was converted."""
 
     def __post_init__(self) -> None:
-        _check_plain(self, "target's")
+        plain_values.check(self, "target's")
 
     def differs(self, other: TargetId) -> str | None:
         """In which respect `other` is not this target, as `its ... is A, not B`; None if it is."""
@@ -87,7 +82,7 @@ class HeadConfig:
     compressor: CompressorConfig = field(default_factory=CompressorConfig)
 
     def __post_init__(self) -> None:
-        _check_plain(self, "head's")
+        plain_values.check(self, "head's")
         if self.fusion not in ("linear", "wide"):
             raise ValueError(f"The head's fusion is {self.fusion!r}; it must be 'linear' or 'wide'.")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -101,7 +96,7 @@ class HeadConfig:
             )
 
         layers = list(self.feature_layers)
-        if any(not _is_count(layer, 0) for layer in layers) or layers != sorted(set(layers)):
+        if any(not plain_values.is_count(layer, 0) for layer in layers) or layers != sorted(set(layers)):
             raise ValueError(f"The head's feature layers are {layers}; they must ascend from 0, each named once.")
 
     @property
@@ -113,32 +108,6 @@ class HeadConfig:
     def reduces(self) -> bool:
         """Whether features pass a layer of their own before they are joined with embeddings."""
         return self.fusion == "wide" or len(self.feature_layers) > 1
-
-
-def _check_plain(value: HeadConfig | TargetId, whose: str) -> None:
-    """Refuse a field of another type than it has, or out of all bounds."""
-    for name, hint in get_type_hints(type(value)).items():
-        found = getattr(value, name)
-        if found is None and hint in (int | None, str | None):
-            continue
-        if hint in (int, int | None):
-            sound, wanted = _is_count(found, 1), f"a whole number from 1 to {_MOST}"
-        elif hint is float:
-            sound, wanted = type(found) in (int, float) and 0 < found < math.inf, "a number above 0"
-        elif hint is bool:
-            sound, wanted = isinstance(found, bool), "true or false"
-        elif hint in (str, str | None):
-            sound, wanted = isinstance(found, str), "a text"
-        elif name == "rope_parameters":
-            sound, wanted = isinstance(found, Mapping), "an object"
-        else:
-            continue
-        if not sound:
-            raise ValueError(f"The {whose} {name} is {found!r}; write {wanted}.")
-
-
-def _is_count(value: object, least: int) -> bool:
-    return type(value) is int and least <= value <= _MOST
 
 
 def as_json(config: HeadConfig, target: TargetId) -> dict[str, Any]:
@@ -183,18 +152,7 @@ def from_json(given: Mapping[str, Any]) -> tuple[HeadConfig, TargetId]:
 
 def is_head(folder: str | Path) -> bool:
     """Whether there is a feature head at `folder`, sound or not."""
-    try:
-        given = _parsed(Path(folder).expanduser() / CONFIG)
-    except (OSError, ValueError, RuntimeError):  # the last for "~nobody" as for JSON without end
-        return False
-    return isinstance(given, dict) and given.get("model_type") == MODEL_TYPE
-
-
-def _parsed(path: Path) -> Any:
-    """The JSON in a file. Raises OSError, ValueError or RecursionError."""
-    if path.stat().st_size > _MOST_BYTES:
-        raise ValueError(f"it has more than {_MOST_BYTES} bytes")
-    return json.loads(path.read_text())
+    return plain_values.model_type(folder) == MODEL_TYPE
 
 
 def read_config(folder: str | Path) -> tuple[HeadConfig, TargetId]:
@@ -205,10 +163,10 @@ def read_config(folder: str | Path) -> tuple[HeadConfig, TargetId]:
     """
     path = Path(folder).expanduser() / CONFIG
     try:
-        given = _parsed(path)
+        given = plain_values.parsed(path)
     except OSError as error:
         raise ValueError(f"There is no feature head at '{folder}' ({error.strerror}); give its folder.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"'{path}' is not JSON ({error}); restore the file.") from error
     try:
         return from_json(given)
