@@ -18,7 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vllm_specvlm.compress.compressor import CompressorConfig
-from vllm_specvlm.draft import head_checkpoint, head_config
+from vllm_specvlm.draft import exit_checkpoint, exit_config, head_checkpoint, head_config
+from vllm_specvlm.draft.early_exit import EarlyExit
+from vllm_specvlm.draft.exit_config import ExitConfig
 from vllm_specvlm.draft.feature_head import FeatureHead
 from vllm_specvlm.draft.head_config import HeadConfig, TargetId
 
@@ -211,3 +213,29 @@ def test_a_header_that_promises_more_than_there_is(folder: Path) -> None:
     text = json.dumps(huge).encode()
     weights.write_bytes(len(text).to_bytes(8, "little") + text)
     assert "cannot be read" in (outcome(folder) or "")
+
+
+def test_early_exits_are_read_with_the_same_mistrust(tmp_path: Path) -> None:
+    config = ExitConfig(hidden_size=32, layers=1, blocks=2, intermediate_size=48, target_vocabulary=100, vocabulary=20)
+    target = TargetId("some-target", "llava", 32, 4, 100, "ab" * 32)
+    folder = tmp_path / "exit"
+    exit_checkpoint.save(folder, EarlyExit(config), target, {})
+    exit_checkpoint.load(folder)
+    path = folder / "config.json"
+    sound = json.loads(path.read_text())
+    names = [("network", field.name) for field in fields(ExitConfig)] + [("target", f.name) for f in fields(TargetId)]
+    refused = 0
+    for part, name in names:
+        for value in HOSTILE:
+            path.write_text(json.dumps({**sound, part: {**sound[part], name: value}}))
+            try:
+                exit_checkpoint.load(folder)
+            except ValueError as error:
+                assert "\n" not in str(error)
+                refused += 1
+    assert refused > len(names) * len(HOSTILE) // 2
+    for text in ("", "[]", "null", "[" * 200_000, " " * (1 << 21)):
+        path.write_text(text)
+        with pytest.raises(ValueError):
+            exit_checkpoint.load(folder)
+        assert not exit_config.is_exit(folder)

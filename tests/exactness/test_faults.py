@@ -15,12 +15,14 @@ from vllm import LLM, SamplingParams
 
 from tests.exactness import engines
 from tests.exactness.engines import answers, engine, runner, tally, target_of, tokens
+from tests.tiny.exits import build_exit
 from tests.tiny.heads import build_head
 from tests.tiny.prompts import prompts
 from vllm_specvlm.compress.compressor import CompressorConfig
 from vllm_specvlm.draft.lookup import LookupDrafter
 from vllm_specvlm.engine import speculator as speculator_module
 from vllm_specvlm.engine.draft_vlm import DraftVLM
+from vllm_specvlm.engine.exit_drafter import ExitDrafter
 from vllm_specvlm.engine.feature_drafter import FeatureDrafter
 from vllm_specvlm.engine.metric import DRAFTER_OFF, first_cell
 from vllm_specvlm.engine.speculator import Speculator
@@ -28,7 +30,7 @@ from vllm_specvlm.schedule.plan import Candidate, Mode, Plan
 
 _OFF = first_cell(DRAFTER_OFF)
 SAMPLED = SamplingParams(temperature=1.0, seed=3, max_tokens=40, ignore_eos=True)
-KINDS: dict[str, type] = {"vlm": DraftVLM, "head": FeatureDrafter, "lookup": LookupDrafter}
+KINDS: dict[str, type] = {"vlm": DraftVLM, "head": FeatureDrafter, "exit": ExitDrafter, "lookup": LookupDrafter}
 
 DRAFTER = ("begin", "advance", "open", "propose_level", "finish")
 """Calls of every drafter, attributes of `Speculator._drafter`."""
@@ -38,6 +40,7 @@ OWN = {
         *("observe_schedule", "keep_features", "keep_pictures", "_network.forward", "_network.compress"),
         *("_choice._calibration.learn", "_features.keep"),
     ),
+    "exit": ("observe_schedule", "_network.forward", "_choice.learn", "_choice._calibration.learn"),
     "lookup": ("_root", "_plain"),
 }
 """Calls of one kind alone."""
@@ -59,6 +62,8 @@ def speculative(kind: str, *, planner: bool) -> dict[str, Any]:
         return {**given, "lookup_shared_tokens": 512}
     if kind == "vlm":
         return {**given, "model": str(target_of("llava"))}
+    if kind == "exit":
+        return {**given, "model": str(build_exit("llava"))}
     return {**given, "model": str(build_head("llava", CompressorConfig(kind="pool", ratio=4)))}
 
 

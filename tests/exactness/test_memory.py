@@ -15,6 +15,7 @@ from vllm.sampling_params import StructuredOutputsParams
 from tests.exactness.engines import answers, count_preemptions, engine, preemptions, runner, tally, target_of, tokens
 from tests.exactness.test_plans import with_random_plans
 from tests.tiny.checkpoints import build
+from tests.tiny.exits import build_exit
 from tests.tiny.heads import build_head
 from tests.tiny.prompts import Prompt, many, prompts
 from tests.tiny.sizes import DRAFT
@@ -24,7 +25,7 @@ POOL = prompts("llava") + many("llava", 13)
 LONGEST = 60
 ROOM = {"num_gpu_blocks_override": 40, "max_num_seqs": 16, "max_num_batched_tokens": 256}
 """Forty blocks of 32 tokens for sixteen requests: many are preempted."""
-KINDS = ("vlm", "head", "lookup")
+KINDS = ("vlm", "head", "exit", "lookup")
 OURS = ("vllm_specvlm", "tests")
 
 
@@ -145,6 +146,8 @@ def speculative(kind: str) -> dict[str, Any]:
         return {**given, "lookup_shared_tokens": 300}
     if kind == "vlm":
         return {**given, "model": str(build("llava", seed=7, size=DRAFT))}
+    if kind == "exit":
+        return {**given, "model": str(build_exit("llava"))}
     return {**given, "model": str(build_head("llava", CompressorConfig(kind="global"))), "feature_cache_mib": 1}
 
 
