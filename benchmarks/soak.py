@@ -2,7 +2,7 @@
 
 Waves of clients, a few at a time and several hundred at once, ask about pictures and in text, greedily and sampled,
 streaming and not. Some hang up in the middle. The KV cache is too small for all of them, so that requests are
-preempted. Afterwards nothing may run, no KV block may be held, and memory may not have grown from round to round.
+preempted. Afterwards nothing may run, no KV block may be held, and memory may hardly have grown in the last round.
 
 A greedy answer must be that of plain vLLM, token for token, or leave it at a near-tie: there plain vLLM's two best
 tokens were at most 0.001 apart in log-probability, and the other one was taken. Sampled answers with one seed must be
@@ -51,8 +51,8 @@ _METHODS = {
 _LOG_LINES = 60
 _TRIES = 3
 """As often as the `openai` package asks when the answer is status 500."""
-_CACHE_MISS = "Expected a cached item for mm_hash"
-"""vLLM's own error, with and without speculation: its two processes disagree about which pictures they have in common
+_CACHE_MISS = "Multi-modal cache miss for request"
+"""vLLM's own warning: its two processes disagree about which pictures they have in common
 (https://github.com/vllm-project/vllm/issues/31404). The client gets status 500 and may ask again."""
 
 
@@ -253,7 +253,7 @@ def soak(
         "tokens": grown["vllm:generation_tokens_total"],
         "drafts": grown.get("vllm:spec_decode_num_drafts_total", 0),
         "accepted": grown.get("vllm:spec_decode_num_accepted_tokens_total", 0),
-        "vllm_picture_cache_misses": server.log.read_text(errors="replace").count(f"AssertionError: {_CACHE_MISS}"),
+        "vllm_picture_cache_misses": server.log.read_text(errors="replace").count(_CACHE_MISS),
         "drafter_off": int(after.get("specvlm_drafter_off", 0)),
         "running_at_the_end": int(after["vllm:num_requests_running"] + after["vllm:num_requests_waiting"]),
         "kv_cache_used_at_the_end": after["vllm:kv_cache_usage_perc"],
@@ -271,9 +271,9 @@ def faults(row: dict[str, Any]) -> list[str]:
             f"status 500 came {row['retries']} times, {row['vllm_picture_cache_misses']} times from vLLM's cache"
         )
     memory = row["private_memory_mib"]
-    # The first round fills caches and makes the allocator's arenas; what grows after it would grow for ever.
-    if len(memory) > 2 and memory[-1] > memory[1] * 1.05 + 32:
-        found.append(f"private memory grew from {memory[1]} to {memory[-1]} MiB")
+    # Caches fill and the allocator makes arenas, plain vLLM's too, ever more slowly; a leak would go on as it began.
+    if len(memory) > 2 and memory[-1] - memory[-2] > max(0.04 * memory[-1], (memory[1] - memory[0]) / 2):
+        found.append(f"private memory grew from {memory[-2]} to {memory[-1]} MiB in the last round")
     if not row["preemptions"]:
         found.append("nothing was preempted: the KV cache is too large for this test")
     return found
