@@ -76,7 +76,8 @@ def _marked(mark: str) -> dict[int, str]:
             line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:  # it has ended, or is another user's
             continue
-        if marked and line and int(folder.name) != os.getpid():
+        # Python's resource tracker belongs to the test's own process, or ends with the one it belongs to.
+        if marked and line and int(folder.name) != os.getpid() and "resource_tracker" not in line:
             found[int(folder.name)] = line
     return found
 

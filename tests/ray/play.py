@@ -6,7 +6,7 @@ process, and Ray is told that this machine has two: what Ray hands out are mere 
 
 from __future__ import annotations
 
-from tests.exactness import play
+from tests.exactness import engines, play
 from tests.ray.local_cluster import local_cluster
 
 
@@ -22,3 +22,5 @@ if __name__ == "__main__":
     hook = {"worker_process_setup_hook": "tests.ray.play.lend_a_name"}
     with local_cluster(cpus=4, num_gpus=2, runtime_env=hook):
         play.main()
+        for llm in engines._kept.values():  # while Ray is there
+            llm.llm_engine.engine_core.shutdown()

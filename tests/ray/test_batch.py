@@ -37,7 +37,7 @@ def test_answers_errors_and_a_second_run(cluster: None, tmp_path: Path) -> None:
     ]
     file, output = write(tmp_path, [*good[:5], *bad, *good[5:]]), tmp_path / "answers.jsonl"
     asked = batch.questions(file, tmp_path)
-    processor = Processor(options(tmp_path), batch_size=4)
+    processor = Processor(options(tmp_path), batch_size=4, attempts=2)
     seen: list[int] = []
     assert batch.run(asked, output, processor, seen.append) == batch.Outcome(0, 13, 3)
     assert seen == sorted(seen) and seen[-1] == 13
@@ -57,6 +57,7 @@ def test_answers_errors_and_a_second_run(cluster: None, tmp_path: Path) -> None:
     assert len(again) == 13
 
 
+@pytest.mark.slow  # three starts of an engine
 def test_an_engine_that_is_refused_ends_the_run(cluster: None, tmp_path: Path) -> None:
     file = write(tmp_path, [line(0)])
     refused = {**options(tmp_path), "speculative_config": {"method": "specvlm", "dept": 3}}

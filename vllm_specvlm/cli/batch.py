@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,10 +39,11 @@ example:
 
 
 def _engines(text: str) -> tuple[int, int]:
-    fewest, _, most = text.partition(":")
-    if not fewest.isdecimal() or not (most or fewest).isdecimal() or not 1 <= int(fewest) <= int(most or fewest):
+    found = re.fullmatch(r"(\d+)(?::(\d+))?", text, re.ASCII)
+    fewest, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= fewest <= most:
         raise argparse.ArgumentTypeError(f"'{text}' is neither a number of engines nor a range such as 1:4")
-    return int(fewest), int(most or fewest)
+    return fewest, most
 
 
 def _count(text: str) -> int:
@@ -128,16 +130,11 @@ def run(options: argparse.Namespace, engine: Mapping[str, Any], pictures: Path) 
             asked, options.output, processor, lambda done: progress.show(done / len(asked), f"{done} of {len(asked)}")
         )
     except (ValueError, OSError, RuntimeError) as error:
-        raise UserError(_reason(error)) from error
+        raise UserError(str(error)) from error
     finally:
         progress.end()
         ray.shutdown()
     return outcome
-
-
-def _reason(error: Exception) -> str:
-    """The last line of an engine's traceback is what was wrong."""
-    return str(error).strip().splitlines()[-1]
 
 
 def main(argv: Sequence[str]) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray.data
+from ray.exceptions import RayError
 
 from vllm_specvlm.cluster.answers_file import AnswersFile
 from vllm_specvlm.cluster.processor import Processor
@@ -14,6 +15,7 @@ from vllm_specvlm.cluster.question import Question
 from vllm_specvlm.engine.chat_engine import chat_error
 
 _DIED = "Every engine that was asked this question died; the log of the engines says of what."
+_PROBED = 5  # questions that are asked one by one before the others are, if nothing was answered yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,31 +72,38 @@ def run(
         OSError: `output` cannot be written.
     """
     with AnswersFile(output) as answers:
-        waiting = [question for question in asked if question.custom_id not in answers.done]
-        skipped = len(asked) - len(waiting)
-        for engines in (processor, replace(processor, batch_size=1)):
+
+        def left() -> list[Question]:
+            return [question for question in asked if question.custom_id not in answers.done]
+
+        def ask(some: Sequence[Question], engines: Processor) -> bool:
+            """Whether any was answered."""
             before = len(answers.done)
-            for rows in _answered(waiting, engines):
+            for rows in _answered(some, engines):
                 answers.write(rows)
                 told(len(answers.done))
-            asked_now = len(waiting)
-            waiting = [question for question in waiting if question.custom_id not in answers.done]
-            if not waiting:
-                break
-            if engines is processor and asked_now > processor.batch_size and len(answers.done) == before:
-                raise RuntimeError("No engine survived any batch; the log of the engines says of what they died.")
-        answers.write(
-            {"custom_id": question.custom_id, "response": None, "error": chat_error(_DIED, 500)} for question in waiting
-        )
+            return len(answers.done) > before
+
+        skipped = len(asked) - len(left())
+        alone = replace(processor, batch_size=1, batches_at_once=1)
+        if not ask(left(), processor) and left() and not ask(left()[:_PROBED], alone):
+            raise RuntimeError("No engine survived its first questions; the log of the engines says of what they died.")
+        ask(left(), alone)
+        lost = chat_error(_DIED, 500)
+        answers.write({"custom_id": question.custom_id, "response": None, "error": lost} for question in left())
         return Outcome(skipped, len(asked) - skipped, answers.failed)
 
 
-def _answered(asked: Iterable[Question], processor: Processor) -> Iterator[list[dict[str, str | None]]]:
+def _answered(asked: Sequence[Question], processor: Processor) -> Iterator[list[dict[str, str | None]]]:
     rows = [{"custom_id": question.custom_id, "body": question.body} for question in asked]
     if not rows:
         return
     dataset = ray.data.from_items(rows)
     # A batch that is lost is asked again by `run`; the default would end everything.
     dataset.context.max_errored_blocks = -1
-    for table in processor(dataset).iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield table.to_pylist()
+    dataset.context.enable_progress_bars = False
+    try:
+        for table in processor(dataset).iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield table.to_pylist()
+    except RayError as error:  # its text is a traceback, whose last line says what was wrong
+        raise RuntimeError(str(error).strip().splitlines()[-1]) from error

@@ -10,9 +10,6 @@ import ray.data
 
 from vllm_specvlm.cluster.answering_actor import AnsweringActor
 
-_BATCHES_AT_ONCE = 4
-"""Batches that an engine answers at the same time, so that it is full while the last answers of one are written."""
-
 
 @dataclass(frozen=True, slots=True)
 class Processor:
@@ -24,6 +21,8 @@ class Processor:
     """Fewest and most engines; the pool grows while questions wait."""
     batch_size: int = 32
     """Questions that are handed to an engine, and tried again after its death, together."""
+    batches_at_once: int = 4
+    """Batches that an engine answers at the same time, so that it stays full while one comes to its end."""
     attempts: int = 3
     """How often a question with an error is tried, and a batch whose engine died, in all."""
     cpus: float = 1
@@ -48,11 +47,11 @@ class Processor:
             batch_size=self.batch_size,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
-                min_size=fewest, max_size=most, max_tasks_in_flight_per_actor=_BATCHES_AT_ONCE
+                min_size=fewest, max_size=most, max_tasks_in_flight_per_actor=self.batches_at_once
             ),
             num_cpus=self.cpus,
             num_gpus=self.gpus,
-            max_concurrency=_BATCHES_AT_ONCE,
+            max_concurrency=self.batches_at_once,
             max_restarts=-1,
             max_task_retries=self.attempts - 1,
         )
