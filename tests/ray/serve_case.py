@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ ENGINE: dict[str, Any] = {
     },
 }
 MODEL = str(build("llava"))
-__all__ = ["ENGINE", "MODEL", "NAME", "Reply", "ask", "free_port", "plain", "questions"]
+__all__ = ["ENGINE", "MODEL", "NAME", "Reply", "ask", "crowd", "free_port", "plain", "questions"]
 
 _PROMPTS = (" what is this?", " which is red?", " tell the tale of the red tree")
 
@@ -69,11 +69,13 @@ def plain(asked: Sequence[dict[str, Any]]) -> list[Reply]:
     return [Reply(answer.text, tuple(answer.token_ids), (str(answer.finish_reason),)) for answer in answers]
 
 
-async def ask(client: httpx.AsyncClient, question: dict[str, Any]) -> Reply | str:
-    """The reply to a question, or what went wrong, in words. Asks once."""
+async def ask(
+    client: httpx.AsyncClient, question: dict[str, Any], watch: Callable[[str], None] = lambda _: None
+) -> Reply | str:
+    """The reply to a question, or what went wrong, in words. Asks once; `watch` sees the lines of a stream."""
     try:
         if question["stream"]:
-            return await _streamed(client, question)
+            return await _streamed(client, question, watch)
         response = await client.post("/v1/chat/completions", json=question)
     except httpx.HTTPError as error:
         return f"{type(error).__name__}: {error}"
@@ -83,14 +85,17 @@ async def ask(client: httpx.AsyncClient, question: dict[str, Any]) -> Reply | st
     return Reply(choice["message"]["content"], tuple(choice["token_ids"]), (choice["finish_reason"],))
 
 
-async def _streamed(client: httpx.AsyncClient, question: dict[str, Any]) -> Reply | str:
-    text, tokens, ends, done = "", (), (), 0
+async def _streamed(client: httpx.AsyncClient, question: dict[str, Any], watch: Callable[[str], None]) -> Reply | str:
+    text, done = "", 0
+    tokens: tuple[int, ...] = ()
+    ends: tuple[str, ...] = ()
     async with client.stream("POST", "/v1/chat/completions", json=question) as response:
         if response.status_code != 200:
             return f"status {response.status_code}: {(await response.aread()).decode()}"
         async for line in response.aiter_lines():
             if not line.startswith("data: "):
                 continue
+            watch(line)
             if line == "data: [DONE]":
                 done += 1
                 continue

@@ -14,13 +14,13 @@ pytest.importorskip("ray", reason="the optional extra 'ray' is not installed")
 from ray import serve
 from ray.serve.llm import build_openai_app
 
-from tests.ray.local_cluster import kill, local_cluster, processes, wait_for
-from tests.ray.serve_case import ENGINE, MODEL, NAME, Reply, crowd, free_port, plain, questions
+from tests.ray.local_cluster import kill, local_cluster, wait_for
+from tests.ray.serve_case import ENGINE, MODEL, NAME, Reply, ask, crowd, free_port, plain, questions
 from vllm_specvlm.cluster.application import Arguments, application
 
 pytestmark = pytest.mark.slow  # two engines of three processes
 
-REPLICA, FRONT, CORE = "ray::ServeReplica:default:Replica", "ray::ServeReplica:default:Ingress", "VLLM::EngineCore"
+REPLICA, CORE = "ray::ServeReplica:default:Replica", "VLLM::EngineCore"
 
 
 def arguments(**changes: Any) -> Arguments:
@@ -52,11 +52,6 @@ def reference(asked: list[dict[str, Any]]) -> list[Reply]:
 
 def differing(found: list[Reply | str], reference: list[Reply]) -> list[Any]:
     return [pair for pair in zip(found, reference, strict=True) if pair[0] != pair[1]]
-
-
-def replicas() -> list[int]:
-    """The replicas' processes; Ray renames them while they work."""
-    return [pid for pid in processes(REPLICA) if pid]
 
 
 def test_answers_are_plain_vllms(url: str, asked: list[dict[str, Any]], reference: list[Reply]) -> None:
@@ -97,11 +92,33 @@ def test_a_rolling_restart_under_load(url: str, asked: list[dict[str, Any]], ref
     assert not set(wait_for(REPLICA, 2)) & set(before)
 
 
+def test_a_stream_goes_on_after_every_replica_died(url: str) -> None:
+    """All of them in the middle of it: it waits for a new one, and comes to the same end."""
+    (question,) = questions(1, tokens=300)
+    question["stream"] = True
+    (whole,) = plain([question])
+    before = wait_for(REPLICA, 2)
+    seen: list[str] = []
+
+    def watch(line: str) -> None:
+        seen.append(line)
+        if len(seen) == 20:
+            for pid in before:
+                kill(pid)
+
+    async def scene() -> Reply | str:
+        async with httpx.AsyncClient(base_url=url, timeout=300) as client:
+            return await ask(client, question, watch)
+
+    assert asyncio.run(scene()) == whole
+    assert not set(wait_for(REPLICA, 2)) & set(before)
+
+
 def test_rays_own_front_loses_requests(url: str, asked: list[dict[str, Any]], reference: list[Reply]) -> None:
     """The control: the same death under the same load is felt without our ingress."""
-    arguments_ = arguments()
+    serve.delete("default")  # two more engines would take too much memory
     stock = {"autoscaling_config": {"min_replicas": 1, "max_replicas": 1}}
-    serve.run(build_openai_app({"llm_configs": [arguments_.llm_config()], "ingress_deployment_config": stock}))
+    serve.run(build_openai_app({"llm_configs": [arguments().llm_config()], "ingress_deployment_config": stock}))
     before = wait_for(REPLICA, 2)
     found = asyncio.run(crowd(url, asked, lambda: kill(before[0])))
     assert differing(found, reference) != []

@@ -1,4 +1,4 @@
-"""The Ray Serve application: `serve run vllm_specvlm.cluster.application:application model=... ` or a config file."""
+"""The Ray Serve application: `serve run vllm_specvlm.cluster.application:application model=...`, or a file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray.serve import Application
 from ray.serve.llm import LLMConfig, build_openai_app
 
+from vllm_specvlm import zoo
 from vllm_specvlm.cluster.ingress import Ingress
 from vllm_specvlm.cluster.replica import Replica
 
@@ -18,7 +19,7 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str
-    """Directory or name of the target."""
+    """Directory or name of the target, or one of the models that come with the plugin."""
     name: str | None = None
     """What clients call it; by default `model`."""
     engine: dict[str, Any] = Field(default_factory=dict)
@@ -38,7 +39,7 @@ class Arguments(BaseModel):
     patience_s: float = Field(600, gt=0)
     """How long a replica that is to leave (scaling down, a rolling restart) may finish its requests."""
     environment: dict[str, str] = Field(default_factory=dict)
-    """Environment variables of the replicas."""
+    """Environment variables of the replicas; a change of any is reason enough for a rolling restart."""
 
     def llm_config(self) -> LLMConfig:
         """The replicas, for Ray."""
@@ -47,7 +48,7 @@ class Arguments(BaseModel):
             bundle = {"bundle_per_worker": {"CPU": self.cpus}}
             hardware = {"accelerator_config": {"kind": "cpu"}, "placement_group_config": bundle}
         return LLMConfig(
-            model_loading_config={"model_id": self.name or self.model, "model_source": self.model},
+            model_loading_config={"model_id": self.name or self.model, "model_source": zoo.resolve(self.model)},
             engine_kwargs=self.engine,
             server_cls=Replica,
             runtime_env={"env_vars": self.environment},
