@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import held_out
 from draft_sight import PICTURES, show
 from engine import Engine, Method, Question, Round, acceptance_length, median_tpot_ms, start
 from machine import write_report
-from speedup import chats
 
 
 def methods(drafts: Sequence[str], shape: dict[str, Any]) -> list[Method]:
@@ -125,9 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "enable_prefix_caching": False,
     }
     engines = start(methods(arguments.drafts, shape), settings)
-    asked = zoo.prompts(arguments.prompts, seed=7)
-    prompts = chats(target, asked)
-    questions = [Question(prompt, 0.0, arguments.max_tokens, seed) for seed, prompt in enumerate(prompts)]
+    asked = held_out.questions(arguments.target, arguments.prompts, seed=7)
+    questions = [Question(each.prompt, 0.0, arguments.max_tokens, seed) for seed, each in enumerate(asked)]
     for engine in engines.values():
         ask(engine, questions[:4])
     table: list[dict[str, Any]] = []
@@ -140,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for question in questions:
                 for name, engine in engines.items():
                     rounds[name].append(engine.ask([question], 1))
-        kinds = [prompt.kind for prompt in asked] * arguments.repeats
+        kinds = [each.kind for each in asked] * arguments.repeats
         for draft in arguments.drafts:
             mine = rounds[_name(draft)]
             for task in (*sorted(set(kinds)), "all"):

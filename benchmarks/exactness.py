@@ -21,9 +21,10 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 
+import held_out
 from engine import Engine, Method, Question, start
 from machine import write_report
-from speedup import chats, settings
+from speedup import settings
 
 
 def methods(draft: str) -> list[Method]:
@@ -74,12 +75,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.compiled, arguments.concurrency = False, [2]
     from vllm_specvlm import zoo
 
+    prompts = held_out.prompts(arguments.target, arguments.prompts, seed=2)
     arguments.target, arguments.draft = zoo.resolve(arguments.target), zoo.resolve(arguments.draft)
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.target)
     engines = start(methods(arguments.draft), settings(arguments))
-    prompts = chats(arguments.target, zoo.prompts(arguments.prompts, seed=2))
     plain, _ = answers(engines["plain"], prompts, arguments.max_tokens, twice=arguments.twice)
     # One step of the logits' own type at their usual size (8 to 32), or float32 noise.
     bound = 0.26 if arguments.dtype == "bfloat16" else 1e-3

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import held_out
 from engine import Engine, Method, Question, Round, acceptance_length, start
 from machine import write_report
-from speedup import chats
 
 
 def policies(draft: str) -> list[Method]:
@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     engines = start(chosen, settings)
     most = max(arguments.concurrency)
-    pool = chats(target, zoo.prompts(max(64, 2 * most), seed=3))
+    pool = held_out.prompts(arguments.target, max(64, 2 * most), seed=3)
     for temperature in (0.0, 1.0):
         measure(engines, [closed(pool[:4], temperature, 16)], 2)
     table: list[dict[str, Any]] = []

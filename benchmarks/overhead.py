@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import held_out
 from engine import Engine, Method, Question, median_tpot_ms, start
 from machine import write_report
-from speedup import chats
 
 
 def tree_row(name: str, engine: Engine, prompts: Sequence[dict[str, Any]], temperature: float) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "enable_prefix_caching": False,
         },
     )
-    prompts = chats(target, zoo.prompts(12, seed=4))
+    prompts = held_out.prompts("specvlm/reference-target", 12, seed=4)
     for engine in engines.values():
         engine.ask([Question(prompt, 0.0, 64, 0) for prompt in prompts[:4]], 1)
     rows = []

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import held_out
 from machine import write_report
-from speedup import chats
 
 _SUBJECTS = """
 the sea, a robot, winter, two friends, a lost dog, the moon, bread, an old house, music, a garden, rain, a train,
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     target, draft = zoo.resolve(arguments.target), zoo.resolve(arguments.draft)
     kinds = {
-        "pictures": chats(target, zoo.prompts(arguments.prompts, seed=1)),
+        "pictures": held_out.prompts(arguments.target, arguments.prompts, seed=1),
         "free text": free_text(target, arguments.prompts),
     }
     shapes = {

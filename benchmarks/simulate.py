@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import held_out
 from engine import Engine, Method, Question, Round, acceptance_length, start
 from machine import write_report
-from speedup import chats
 
 from vllm_specvlm.schedule import trace
 from vllm_specvlm.schedule.profile import Profile
@@ -121,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     from vllm_specvlm import zoo
 
+    prompts = held_out.prompts(arguments.target, arguments.prompts, seed=1)
     arguments.target, arguments.draft = zoo.resolve(arguments.target), zoo.resolve(arguments.draft)
     settings = {
         "model": arguments.target,
@@ -131,10 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "kv_cache_memory_bytes": 1 << 30,
         "enable_prefix_caching": False,
     }
-    questions = [
-        Question(prompt, 0.0, arguments.max_tokens, seed)
-        for seed, prompt in enumerate(chats(arguments.target, zoo.prompts(arguments.prompts, seed=1)))
-    ]
+    questions = [Question(prompt, 0.0, arguments.max_tokens, seed) for seed, prompt in enumerate(prompts)]
     with tempfile.TemporaryDirectory(prefix="specvlm-simulate-") as folder:
         path = arguments.profile or calibrated(arguments, Path(folder) / "profile.json")
         profile = Profile.load(path)

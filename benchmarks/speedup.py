@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import held_out
 from engine import Engine, Method, Question, Round, acceptance_length, median_tpot_ms, start
 from machine import write_report
 
@@ -128,10 +129,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     from vllm_specvlm import zoo
 
+    prompts = held_out.prompts(arguments.target, arguments.prompts, seed=1)
     arguments.target, arguments.draft = zoo.resolve(arguments.target), zoo.resolve(arguments.draft)
     chosen = [m for m in methods(arguments.draft) if not arguments.methods or m.name in ("plain", *arguments.methods)]
     engines = start(chosen, settings(arguments))
-    prompts = chats(arguments.target, zoo.prompts(arguments.prompts, seed=1))
     for temperature in (0.0, 1.0):  # warm up
         measure(engines, prompts[:2], {"concurrency": 2, "temperature": temperature, "max_tokens": 24}, 1)
     table: list[dict[str, Any]] = []
@@ -152,22 +153,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             table,
             tallies=tallies,
         )
-
-
-def chats(target: str, prompts: Sequence[Any]) -> list[dict[str, Any]]:
-    """Prompts as `LLM.generate` takes them, through the model's own chat template."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(target)
-
-    def text(question: str) -> str:
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        said: str = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        return said
-
-    return [{"prompt": text(p.question), "multi_modal_data": {"image": p.picture}} for p in prompts]
 
 
 def show(table: Sequence[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,7 +31,7 @@ def features(log_probs: Floats, depth: int, sampled: npt.NDArray[np.bool_], pict
     belief = _logit(log_probs)
     made[..., 0] = belief
     made[..., 1] = np.maximum(belief[:, :1], -_LIMIT)
-    made[..., 2] = np.log(depth)
+    made[..., 2] = math.log(depth)
     made[..., 3] = np.arange(k) > 0
     made[..., 4] = sampled[:, None]
     made[..., 5] = picture[:, None]
@@ -61,13 +62,12 @@ class AcceptanceModel:
 
     def log_probs(self, level: Floats) -> npt.NDArray[np.float32]:
         """Calibrated log-probabilities, [rows, k] for features [rows, k, 6]; -inf where there is no candidate."""
-        nobody = np.isneginf(level[..., 0])
-        belief = np.where(nobody, -_LIMIT, level[..., 0])
-        score = belief * self._weights[0] + level[..., 1:] @ self._weights[1:-1] + self._weights[-1]
-        found = -np.logaddexp(0.0, -np.clip(score, -_LIMIT, _LIMIT))
+        score = level @ self._weights[:-1] + self._weights[-1]
+        found = -np.logaddexp(0.0, -np.minimum(np.maximum(score, -_LIMIT), _LIMIT))
         # The order of a row is the drafter's; clipping must not turn equal scores round.
         found = np.minimum.accumulate(found, axis=1)
-        return np.where(nobody, -np.inf, found).astype(np.float32)
+        found[level[..., 0] == -np.inf] = -np.inf
+        return found.astype(np.float32)
 
     def observe(self, children: Floats, accepted: Sequence[bool]) -> None:
         """Children of accepted nodes (or of the root), float64 [n, 6], and which of them the target accepted."""
@@ -104,6 +104,7 @@ class AcceptanceModel:
 
 def _logit(log_probs: Floats) -> Floats:
     """Bounded logit of probabilities given as logarithms; -inf stays."""
-    with np.errstate(divide="ignore"):
-        found = np.clip(log_probs - np.log(-np.expm1(np.minimum(log_probs, -1e-9))), -_LIMIT, _LIMIT)
-    return np.where(np.isneginf(log_probs), -np.inf, found)
+    found = log_probs - np.log(-np.expm1(np.minimum(log_probs, -1e-9)))
+    found = np.minimum(np.maximum(found, -_LIMIT), _LIMIT)
+    found[log_probs == -np.inf] = -np.inf
+    return found

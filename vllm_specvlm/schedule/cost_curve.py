@@ -76,7 +76,8 @@ class CostCurve:
 
     def at(self, rows: int) -> float:
         """Expected seconds of a pass. (`over` in plain Python, which is quicker for one number.)"""
-        self._refresh()
+        if self._stale:
+            self._refresh()
         if rows >= _KNOTS[-1]:
             return self._values[-1] * rows / _KNOTS[-1]
         left = max(bisect.bisect_right(_KNOTS, rows) - 1, 0)
@@ -85,15 +86,15 @@ class CostCurve:
 
     def over(self, rows: Floats) -> Floats:
         """Expected seconds, float64 [n] for float64 [n]."""
-        self._refresh()
+        if self._stale:
+            self._refresh()
         return _line(rows, KNOTS, self._at_knots)
 
     def _refresh(self) -> None:
-        if self._stale:
-            # More rows never cost less: where it looks so, the larger passes met shorter contexts.
-            self._at_knots = np.maximum.accumulate(self._prior(KNOTS) * np.exp(self._corrections()))
-            self._values = self._at_knots.tolist()
-            self._stale = False
+        # More rows never cost less: where it looks so, the larger passes met shorter contexts.
+        self._at_knots = np.maximum.accumulate(self._prior(KNOTS) * np.exp(self._corrections()))
+        self._values = self._at_knots.tolist()
+        self._stale = False
 
     def as_dict(self) -> dict[str, Any]:
         """The curve at the knots and how often each was observed, for a profile file."""

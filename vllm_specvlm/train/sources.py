@@ -11,11 +11,14 @@ from vllm_specvlm.train.errors import RecipeError
 from vllm_specvlm.train.jsonl_source import JsonlSource
 from vllm_specvlm.train.recipe import DataRecipe
 from vllm_specvlm.train.reference_source import ReferenceSource, ReferenceTalk
+from vllm_specvlm.train.scenes_source import ScenesSource
 
 BUILTIN: dict[str, Callable[[], Source]] = {
     "specvlm/reference": ReferenceSource,
     "specvlm/reference-talk": ReferenceTalk,
 }
+SCENES = "specvlm/scenes"
+"""Its pictures are too many to come along."""
 
 
 class Sources:
@@ -34,7 +37,7 @@ class Sources:
     def digests(self) -> dict[str, str]:
         """By source: what it holds. Folders are left out of the names."""
         return {
-            name if name in BUILTIN else Path(name).name: source.digest()
+            name if name in (*BUILTIN, SCENES) else Path(name).name: source.digest()
             for name, source in zip(self._names, self._sources, strict=True)
         }
 
@@ -42,7 +45,10 @@ class Sources:
 def _open(recipe: DataRecipe, folder: Path) -> Source:
     if recipe.source in BUILTIN:
         return BUILTIN[recipe.source]()
-    if recipe.source.startswith("specvlm/"):
-        raise RecipeError(f"There is no data source '{recipe.source}'; those that come along are {', '.join(BUILTIN)}.")
     images = folder / Path(recipe.images).expanduser() if recipe.images else None
+    if recipe.source == SCENES:
+        return ScenesSource(images or folder)
+    if recipe.source.startswith("specvlm/"):
+        there = ", ".join((*BUILTIN, SCENES))
+        raise RecipeError(f"There is no data source '{recipe.source}'; those that come along are {there}.")
     return JsonlSource(folder / Path(recipe.source).expanduser(), images)
