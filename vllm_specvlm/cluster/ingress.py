@@ -36,30 +36,28 @@ class Ingress(OpenAiIngress):
         stream = SplicedStream()
         if getattr(body, "stream", False) and getattr(body, "seed", 0) is None:
             body.seed = secrets.randbits(31)
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
+        try:
+            for attempt in range(_ATTEMPTS):
                 responses = super()._get_response(body=body, call_method=call_method, raw_request=raw_request)
-                async with aclosing(responses):
-                    async for response in responses:
-                        for piece in _pieces(response, stream):
-                            yield piece
-                return
-            except _LOST as error:
-                logger.warning("A replica was lost with a request (attempt %d): %s", attempt, type(error).__name__)
-                if attempt == _ATTEMPTS:
-                    if not stream.begun:
-                        raise
-                    yield _failure(f"{_ATTEMPTS} replicas were lost in the middle of this answer; ask again.")
-                    return
                 try:
-                    stream.repeat()
-                except DifferentAnswerError as different:
-                    yield _failure(f"The replica was lost and the answer cannot be continued: {different}; ask again.")
+                    async with aclosing(responses):
+                        async for response in responses:
+                            for piece in _pieces(response, stream):
+                                yield piece
                     return
-            except DifferentAnswerError as different:
-                yield _failure(f"The replica was lost and the answer cannot be continued: {different}; ask again.")
-                return
-            await asyncio.sleep(_PAUSE * 2 ** (attempt - 1))
+                except _LOST as error:
+                    logger.warning(
+                        "A replica was lost with a request (%s), attempt %d.", type(error).__name__, attempt + 1
+                    )
+                    if attempt + 1 == _ATTEMPTS:
+                        raise
+                    stream.repeat()
+                await asyncio.sleep(_PAUSE * 2**attempt)
+        except (*_LOST, DifferentAnswerError) as error:
+            if not stream.begun:
+                raise
+            reason = str(error).splitlines()[0]
+            yield _failure(f"A replica was lost and its answer cannot be continued ({reason}); ask again.")
 
 
 def _pieces(response: Any, stream: SplicedStream) -> list[Any]:
