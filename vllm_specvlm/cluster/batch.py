@@ -64,7 +64,7 @@ def run(
         asked: the questions.
         output: file of the answers, made or continued.
         processor: the engines.
-        told: called with the number of answers in the file, after each batch.
+        told: called after each batch with the number of questions that have answers.
 
     Raises:
         ValueError: `output` is something else.
@@ -81,10 +81,11 @@ def run(
             before = len(answers.done)
             for rows in _answered(some, engines):
                 answers.write(rows)
-                told(len(answers.done))
+                told(len(answers.done) - others)
             return len(answers.done) > before
 
         skipped = len(asked) - len(left())
+        others = len(answers.done) - skipped
         alone = replace(processor, batch_size=1, batches_at_once=1)
         if not ask(left(), processor) and left() and not ask(left()[:_PROBED], alone):
             raise RuntimeError("No engine survived its first questions; the log of the engines says of what they died.")
