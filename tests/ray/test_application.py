@@ -35,7 +35,7 @@ def test_a_gpu_for_each_worker() -> None:
 
 
 def test_the_front_is_ours() -> None:
-    built = application(Arguments(model="folder", ingress_replicas=3))
+    built = application({"model": "folder", "ingress_replicas": "3"})  # as `serve run` hands it over
     deployment = built._bound_deployment
     assert issubclass(deployment.func_or_class, Ingress)
     assert deployment._deployment_config.autoscaling_config.max_replicas == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -64,11 +65,18 @@ class Arguments(BaseModel):
         )
 
 
-def application(arguments: Arguments) -> Application:
+def application(arguments: Arguments | Mapping[str, Any]) -> Application:
     """An OpenAI API before a number of engines.
 
     Deploying it again replaces its replicas one after the other; those that leave finish their requests first.
+
+    Args:
+        arguments: as `Arguments`, or as the dictionary of them that Ray Serve reads from a file or a command line.
+
+    Raises:
+        pydantic.ValidationError: an argument is unknown or wrong.
     """
+    arguments = Arguments.model_validate(arguments)
     return build_openai_app(
         {
             "llm_configs": [arguments.llm_config()],
