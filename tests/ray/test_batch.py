@@ -28,14 +28,17 @@ def cluster() -> Iterator[None]:
 
 
 def test_answers_errors_and_a_second_run(cluster: None, tmp_path: Path) -> None:
-    """The quick one. A picture that is not there, one outside the folder and a bad option fail alone."""
+    """The quick one. A picture that is not there, one outside the folder and a bad option fail alone.
+
+    The bad option comes first, and with a picture that good questions share.
+    """
     good = [line(number) for number in range(10)]
     bad = [
+        line(0, custom_id="option", temperature=-1),
         line(0, custom_id="missing", image="missing.png"),
         line(0, custom_id="outside", image="../outside.png"),
-        line(0, custom_id="option", temperature=-1),
     ]
-    file, output = write(tmp_path, [*good[:5], *bad, *good[5:]]), tmp_path / "answers.jsonl"
+    file, output = write(tmp_path, [*bad, *good]), tmp_path / "answers.jsonl"
     asked = batch.questions(file, tmp_path)
     processor = Processor(options(tmp_path), batch_size=4, attempts=2)
     seen: list[int] = []

@@ -28,7 +28,9 @@ class AnsweringActor:
             options: of `ChatEngine`.
             attempts: how often to try a question in all before its error becomes its answer.
         """
-        self._engine = ChatEngine(options)
+        # With vLLM's cache of processed pictures, a request that is refused after its picture was processed leaves
+        # every later one with that picture failing: the engine is taken to have it, and never got it.
+        self._engine = ChatEngine({"mm_processor_cache_gb": 0, **options})
         self._attempts = attempts
         self._opening: asyncio.Task[None] | None = None
 
