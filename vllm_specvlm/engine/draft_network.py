@@ -33,7 +33,12 @@ class DraftNetwork:
         # target are one checkpoint; `additional_config` is part of the key.
         marked = {**vllm_config.additional_config, "specvlm_compiles": PREFIX}
         with set_model_tag(PREFIX):
-            config = replace(vllm_config, model_config=model_config, quant_config=None, additional_config=marked)
+            load = vllm_config.load_config
+            if load.load_format in ("auto", "hf"):  # which would also open pickles, where there is nothing else
+                load = replace(load, load_format="safetensors")
+            config = replace(
+                vllm_config, model_config=model_config, quant_config=None, additional_config=marked, load_config=load
+            )
             self._model: Any = get_model(vllm_config=config, prefix=PREFIX)
         self.layers = [name for name in layers if name not in before]
         self.sees = supports_multimodal(self._model)
