@@ -42,6 +42,8 @@ class Finding:
 
 
 _RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner."
+_GRAMMARS = "vllm.v1.structured_output:StructuredOutputManager."
+_GRAMMAR = "vllm.v1.structured_output.backend_types:StructuredOutputGrammar."
 _REGISTRY = "a proposer registry in vLLM that may own verification"
 
 LEDGER: tuple[Symbol, ...] = (
@@ -180,6 +182,61 @@ LEDGER: tuple[Symbol, ...] = (
         "called",
         "log-probs of emitted tokens",
         ("logprobs", "num_logprobs", "token_ids"),
+    ),
+    Symbol(
+        _GRAMMARS + "__init__",
+        "wrapped",
+        "the manager of a 'specvlm' engine understands trees; the engine core lets nobody choose its class",
+        ("vllm_config",),
+    ),
+    Symbol(
+        _GRAMMARS + "grammar_bitmask",
+        "overridden",
+        "every node of a tree gets the mask of its path",
+        ("requests", "structured_output_request_ids", "scheduled_spec_decode_tokens"),
+        "trees in vLLM's scheduler",
+    ),
+    Symbol(
+        _GRAMMARS + "validate_tokens",
+        "overridden",
+        "cuts drafted trees where the grammar does",
+        ("request", "spec_tokens"),
+        "trees in vLLM's scheduler",
+    ),
+    Symbol(
+        _GRAMMARS + "accept_tokens",
+        "overridden",
+        "an accepted path arrives token by token, as in plain decoding",
+        ("request", "new_token_ids"),
+    ),
+    Symbol(
+        _GRAMMARS + "_get_constraint_bounds",
+        "called",
+        "whether a token ends a reasoning model's thoughts",
+        ("request", "spec_tokens", "spec_tokens_committed"),
+    ),
+    Symbol(_GRAMMARS + "_fill_bitmasks", "called", "one row's mask", ("batch",)),
+    Symbol(_GRAMMAR + "validate_tokens", "called", "whether a node's token may stand where it does", ("tokens",)),
+    Symbol(_GRAMMAR + "accept_tokens", "called", "goes down to a node", ("request_id", "tokens")),
+    Symbol(_GRAMMAR + "rollback", "called", "goes up again", ("num_tokens",)),
+    Symbol(_GRAMMAR + "is_terminated", "called", "what follows a grammar's end is free"),
+    Symbol(
+        "vllm.v1.structured_output.backend_types:StructuredOutputBackend.allocate_token_bitmask",
+        "called",
+        "the masks' memory",
+        ("max_num_seqs",),
+    ),
+    Symbol(
+        "vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids",
+        "relied on",
+        "asks which drafts a grammar allows",
+        ("draft_token_ids",),
+    ),
+    Symbol(
+        "vllm.v1.structured_output.utils:apply_grammar_bitmask",
+        "relied on",
+        "masks the logits before `_sample`, a request's root row first",
+        ("scheduler_output", "grammar_output", "input_batch", "logits"),
     ),
     Symbol("vllm.v1.sample.metadata:SamplingMetadata", "called", "a tree's rows as requests of their own"),
     Symbol("vllm.v1.sample.logits_processor:LogitsProcessors", "called", "rows bring their own minimum lengths"),

@@ -18,15 +18,16 @@ GREEDY_BELOW = 1e-5
 _CHUNK_ELEMENTS = 1 << 23
 
 
-def plain_reason(params: SamplingParams, logprobs_mode: str) -> str | None:
+def plain_reason(params: SamplingParams, logprobs_mode: str, *, grammars: bool) -> str | None:
     """Why a request with these parameters is decoded without drafts, or None when trees are exact for it.
 
     Args:
         params: the request's sampling parameters.
         logprobs_mode: vLLM's `--logprobs-mode`.
+        grammars: whether the scheduler's process masks every node of a tree (`engine.tree_grammars`).
     """
     features = {
-        "structured_outputs": params.structured_outputs is not None,
+        "structured_outputs without the plugin's entry point": params.structured_outputs is not None and not grammars,
         "thinking_token_budget": params.thinking_token_budget is not None,
         "logprob_token_ids": params.logprob_token_ids is not None,
         f"logprobs with --logprobs-mode {logprobs_mode}": params.logprobs is not None
