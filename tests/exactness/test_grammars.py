@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -276,7 +277,7 @@ def test_thoughts_are_free(backend: str, parser: type[ReasoningParser], monkeypa
     # Most answers come upon it sooner or later, and an answer may begin with it.
     letters = {i for i in range(512) if engine(target).get_tokenizer().decode([i]).isalpha()}
     common = max(letters, key=lambda token: sum(token in answer[4:] for answer in free))
-    pairs = [pair for answer in free for pair in zip(answer[4:], answer[5:], strict=False)]
+    pairs = [pair for answer in free for pair in pairwise(answer[4:])]
     _END[:] = max(pairs, key=pairs.count) if parser is _ThinkingInPairs else [common]
 
     def params() -> SamplingParams:

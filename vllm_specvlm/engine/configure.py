@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_specvlm import ops
 from vllm_specvlm.draft import head_config
 from vllm_specvlm.engine import exporter
+from vllm_specvlm.engine.admission import PROPOSER
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
 from vllm_specvlm.schedule.profile import Profile
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig
     from vllm.engine.arg_utils import EngineArgs
 
-PROPOSER = "vllm_specvlm.engine.speculator.Speculator"
 WORKER = "vllm_specvlm.engine.worker.TreeCPUWorker"
 
 
