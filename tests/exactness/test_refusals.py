@@ -10,6 +10,8 @@ from vllm import LLM, EngineArgs
 
 from tests.exactness.engines import target_of
 from tests.tiny.checkpoints import build
+from tests.tiny.heads import build_head
+from vllm_specvlm.compress.compressor import CompressorConfig
 from vllm_specvlm.engine import plugin
 
 
@@ -65,7 +67,6 @@ def test_options(speculative: dict[str, Any], says: str) -> None:
         ({"async_scheduling": True}, "asynchronous scheduling"),
         ({"enable_dbo": True}, "dual-batch overlap"),
         ({"kv_cache_dtype": "fp8"}, "KV cache type 'fp8'"),
-        ({"enable_lora": True}, "LoRA"),
         ({"kv_offloading_size": 1.0}, "KV connector"),
         ({"runner": "pooling"}, "runner 'pooling'"),
         ({"skip_tokenizer_init": True}, "without a tokenizer"),
@@ -78,6 +79,20 @@ def test_engine_features(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match="Method 'specvlm' does not run") as caught:
         configure({}, **options)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["fp8", "fp8_e4m3", "fp8_e5m2"])
+def test_fp8_caches_are_refused(kv_cache_dtype: str) -> None:
+    with pytest.raises(ValueError, match=f"KV cache type '{kv_cache_dtype}'; set --kv-cache-dtype auto"):
+        configure({}, kv_cache_dtype=kv_cache_dtype)
+
+
+def test_adapters_beside_a_feature_head() -> None:
+    head = str(build_head("llava", CompressorConfig()))
+    with pytest.raises(ValueError, match="does not run LoRA adapters beside a feature head"):
+        configure({"model": head}, enable_lora=True)
+    configure({"model": head})
+    configure({}, enable_lora=True)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isclose
 from typing import Any
 
 import pytest
@@ -38,12 +39,12 @@ def engines() -> tuple[LLM, LLM]:
 
 
 def same_logprobs(ours: RequestOutput, reference: RequestOutput) -> None:
-    """Token for token the same candidates, ranks and (nearly) the same log-probabilities."""
+    """Token for token the same candidates, ranks and (nearly) the same log-probabilities (of a masked token: -inf)."""
     found, wanted = ours.outputs[0].logprobs, reference.outputs[0].logprobs
     assert (found is None) == (wanted is None)
     for a, b in zip(found or (), wanted or (), strict=True):
         assert a.keys() == b.keys()
-        assert all(a[key].rank == b[key].rank and abs(a[key].logprob - b[key].logprob) < 1e-4 for key in a)
+        assert all(a[k].rank == b[k].rank and isclose(a[k].logprob, b[k].logprob, rel_tol=0, abs_tol=1e-4) for k in a)
 
 
 @pytest.mark.parametrize("feature", PATH_FEATURES, ids=lambda f: " ".join(f))

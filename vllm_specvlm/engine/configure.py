@@ -63,6 +63,11 @@ def translate(args: EngineArgs, target: ModelConfig, parallel: ParallelConfig) -
         options = replace(options, profile=_checked_profile(options.profile))
     if options.model is not None:
         options = _with_checked_draft(options, target)
+        if args.enable_lora and head_config.is_head(str(options.model)):
+            raise ValueError(
+                "Method 'specvlm' does not run LoRA adapters beside a feature head, which shares the target's own "
+                "layers; draft with a VLM, or leave 'model' out."
+            )
     args.spec_method = args.spec_model = args.spec_tokens = None
     args.speculative_config = {
         "method": "custom_class",
@@ -159,7 +164,6 @@ def refuse_unsupported(args: EngineArgs, target: ModelConfig, parallel: Parallel
         ),
         (parallel.use_ubatching, "with dual-batch overlap", "leave --enable-dbo out"),
         (args.async_scheduling is True, "with asynchronous scheduling", "leave --async-scheduling out"),
-        (args.enable_lora, "with LoRA adapters", "merge the adapter into the model"),
         (
             args.kv_cache_dtype not in ("auto", "bfloat16", "float16", "float32"),
             f"with KV cache type '{args.kv_cache_dtype}'",

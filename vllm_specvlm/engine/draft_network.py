@@ -33,7 +33,14 @@ class DraftNetwork:
         # target are one checkpoint; `additional_config` is part of the key.
         marked = {**vllm_config.additional_config, "specvlm_compiles": PREFIX}
         with set_model_tag(PREFIX):
-            config = replace(vllm_config, model_config=model_config, quant_config=None, additional_config=marked)
+            # Adapters are the target's.
+            config = replace(
+                vllm_config,
+                model_config=model_config,
+                quant_config=None,
+                lora_config=None,
+                additional_config=marked,
+            )
             self._model: Any = get_model(vllm_config=config, prefix=PREFIX)
         self.layers = [name for name in layers if name not in before]
         self.sees = supports_multimodal(self._model)
