@@ -22,6 +22,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.7, "top_p": 0.8},
     {"temperature": 1.3, "top_k": 5},
     {"temperature": 1.0, "top_k": 20, "top_p": 0.9},
+    {"temperature": 1.2, "min_p": 0.15},
+    {"temperature": 1.0, "min_p": 0.05, "top_p": 0.9, "logit_bias": {80: 4.0, 300: 4.0}},
 )
 # Random weights give flat laws; with few prompts and a low temperature a handful of texts carries the mass.
 PROMPT = 1
@@ -72,8 +74,9 @@ def test_same_law_as_plain(setting: dict[str, Any], plain: LLM, chain: LLM) -> N
 
 
 def test_the_test_can_fail(plain: LLM, chain: LLM) -> None:
-    """Control: another temperature is found out."""
+    """Controls: another temperature is found out, and so is a `min_p` that somebody forgot."""
     assert p_value(sample(chain, {"temperature": 0.75}), sample(plain, {"temperature": 1.0})) < 1e-6
+    assert p_value(sample(chain, {"temperature": 1.2}), sample(plain, {"temperature": 1.2, "min_p": 0.15})) < 1e-6
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
