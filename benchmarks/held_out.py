@@ -1,18 +1,25 @@
-"""Questions never trained on, as `LLM.generate` takes them, with the kind of task of each."""
+"""Questions never trained on, as a chat and as `LLM.generate` takes them, with the kind of task of each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt and its kind."""
+    """A question about a picture."""
 
-    prompt: dict[str, Any]
+    messages: list[dict[str, Any]]
+    """The chat so far; a part `{"type": "image"}` stands for the picture."""
+    picture: Image
     kind: str
+    prompt: dict[str, Any]
+    """The same for `LLM.generate`."""
 
 
 def questions(target: str, count: int, seed: int) -> list[Asked]:
@@ -24,10 +31,16 @@ def questions(target: str, count: int, seed: int) -> list[Asked]:
         count: at most so many; the scenes' test set ends.
         seed: of `zoo.prompts`, and of the order of the scenes.
     """
+    from transformers import AutoTokenizer
+
     from vllm_specvlm import zoo
 
-    folder = zoo.resolve(target)
-    return _scenes(folder, count, seed) if target.startswith("specvlm/scenes-") else _shapes(folder, count, seed)
+    tokenizer = AutoTokenizer.from_pretrained(zoo.resolve(target))
+    made = []
+    for messages, picture, kind in (_scenes if target.startswith("specvlm/scenes-") else _shapes)(count, seed):
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        made.append(Asked(messages, picture, kind, {"prompt": text, "multi_modal_data": {"image": picture}}))
+    return made
 
 
 def prompts(target: str, count: int, seed: int) -> list[dict[str, Any]]:
@@ -35,23 +48,21 @@ def prompts(target: str, count: int, seed: int) -> list[dict[str, Any]]:
     return [each.prompt for each in questions(target, count, seed)]
 
 
-def _shapes(folder: str, count: int, seed: int) -> list[Asked]:
+def _shapes(count: int, seed: int) -> list[tuple[list[dict[str, Any]], Image, str]]:
     from vllm_specvlm import zoo
 
-    made = zoo.prompts(count, seed=seed)
-    messages = [
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt.question}]}] for prompt in made
-    ]
     return [
-        Asked({"prompt": text, "multi_modal_data": {"image": prompt.picture}}, prompt.kind)
-        for text, prompt in zip(_texts(folder, messages), made, strict=True)
+        (
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt.question}]}],
+            prompt.picture,
+            prompt.kind,
+        )
+        for prompt in zoo.prompts(count, seed=seed)
     ]
 
 
-def _scenes(folder: str, count: int, seed: int) -> list[Asked]:
+def _scenes(count: int, seed: int) -> list[tuple[list[dict[str, Any]], Image, str]]:
     """Tasks take turns."""
-    import random
-
     from vllm_specvlm.zoo.scenes import test_questions
     from vllm_specvlm.zoo.scenes.turn import TASKS
 
@@ -62,18 +73,7 @@ def _scenes(folder: str, count: int, seed: int) -> list[Asked]:
         by_task.append([(task, *each) for each in turns])
     longest = max(map(len, by_task))
     mixed = [group[at] for at in range(longest) for group in by_task if at < len(group)][:count]
-    messages = [question.messages(tuple(each.answer for each in question.turns[:turn])) for _, question, turn in mixed]
     return [
-        Asked({"prompt": text, "multi_modal_data": {"image": question.picture}}, task)
-        for text, (task, question, _) in zip(_texts(folder, messages), mixed, strict=True)
-    ]
-
-
-def _texts(folder: str, conversations: Sequence[Any]) -> list[str]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return [
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        for messages in conversations
+        (question.messages(tuple(each.answer for each in question.turns[:turn])), question.picture, task)
+        for task, question, turn in mixed
     ]

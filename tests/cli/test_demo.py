@@ -84,6 +84,16 @@ def test_both_engines_get_the_same_request(engines: SimpleNamespace, models: dic
     }
 
 
+def test_another_target_is_shown_a_picture_of_its_own(
+    engines: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(demo, "resolve", lambda name: f"/models/{name}")
+    assert demo.main(["--target", "specvlm/scenes-target", "--draft", "specvlm/scenes-head"]) == 0
+    asked = engines.asked[1]
+    assert asked.target == "/models/specvlm/scenes-target" and asked.speculative["model"].endswith("scenes-head")
+    assert "describe" in asked.picture and asked.prompt != zoo.sample_question()
+
+
 def test_lookup_needs_no_draft_model(engines: SimpleNamespace) -> None:
     assert demo.main(["--draft", "lookup"]) == 0
     assert engines.asked[1].speculative == {"method": "specvlm", "num_speculative_tokens": 16}

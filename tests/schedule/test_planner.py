@@ -183,3 +183,35 @@ def test_a_probe_dearer_than_a_second_is_paid_for_in_time() -> None:
         modes.append(planned.plan(2, [far] * 2).mode)
         planned.spent(0.5)
     assert Mode.PROBE in modes
+
+
+def keep(planned: Planner, requests: int, share: float, steps: int) -> list[Mode]:
+    """Steps that come to `share` of what speculation promises; plain decoding comes to what it promises."""
+    modes = []
+    for _ in range(steps):
+        plan = planned.plan(requests, [READY] * requests)
+        modes.append(plan.mode)
+        if plan.mode is Mode.PLAIN:
+            planned.spent(planned.costs.plain.at(requests))
+            continue
+        planned.cut([(np.log([0.3, 0.05]).tolist(), [1, 1])] * len(plan.chosen), [True] * len(plan.chosen))
+        if plan.mode is Mode.TREES:
+            planned.achieved(1000, 1000 / (share * planned._promised))
+    return modes
+
+
+@pytest.mark.parametrize("share", [0.7, 1.0])
+def test_promises_that_are_not_kept_are_not_believed(share: float) -> None:
+    """Something that no curve knows of makes steps with trees dearer than they should be."""
+    planned = planner(IDLE_SHAPE)
+    keep(planned, 16, 1.0, 40)
+    modes = keep(planned, 16, share, 400)[100:]
+    speculated = sum(mode is Mode.TREES for mode in modes) / len(modes)
+    assert speculated < 0.3 if share < 1 else speculated > 0.95
+
+
+def test_trust_comes_back() -> None:
+    planned = planner(IDLE_SHAPE)
+    keep(planned, 16, 1.0, 40)
+    assert Mode.PLAIN in keep(planned, 16, 0.6, 60)[40:]
+    assert keep(planned, 16, 1.0, 400)[-20:].count(Mode.TREES) > 15

@@ -45,11 +45,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--image", metavar="FILE", help="the picture (default: one that comes with the plugin)")
     result.add_argument("--prompt", metavar="TEXT", help="the question (default: one that fits that picture)")
     result.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    result.add_argument("--target", metavar="NAME", default=REFERENCE_TARGET, help="the model that answers")
     result.add_argument(
         "--draft",
         metavar="NAME",
         default=REFERENCE_DRAFT,
-        help="a draft model's folder, or lookup: draft from the text so far, without a model",
+        help="its draft VLM or feature head, or lookup: draft from the text so far, without a model",
     )
     result.add_argument("--nodes", metavar="N", type=_count(1, MAX_NODES), default=16, help="most nodes of a tree")
     result.add_argument("--max-tokens", metavar="N", type=_count(2, 1024), default=96, help="longest answer")
@@ -75,6 +76,18 @@ def check_picture(path: str) -> str:
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as a picture ({error}): try another file.") from error
     return str(Path(path).resolve())
+
+
+def sample(target: str) -> tuple[str, str]:
+    """A picture that comes with the plugin, and a question that fits it and was never trained on."""
+    from vllm_specvlm import zoo
+
+    if not target.startswith("specvlm/scenes-"):
+        return str(zoo.sample_picture()), zoo.sample_question()
+    from vllm_specvlm.zoo.scenes import test_questions
+
+    longest = max(test_questions("describe"), key=lambda question: len(question.turns[0].answer))
+    return str(longest.path), longest.turns[0].question
 
 
 def run_measurement(request: Request, verbose: bool) -> Measurement:
@@ -200,14 +213,13 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("The question is empty: --prompt takes the text of a question.")
     picture = None if options.image is None else check_picture(options.image)
 
-    from vllm_specvlm import zoo
-
-    say("preparing the reference models (built once, then found again)")
+    say("preparing the models (reference models are built once, then found again)")
+    sample_picture, question = sample(options.target)
     draft = {} if options.draft == "lookup" else {"model": resolve(options.draft)}
     plain_request = Request(
-        target=resolve(REFERENCE_TARGET),
-        picture=picture or str(zoo.sample_picture()),
-        prompt=options.prompt or zoo.sample_question(),
+        target=resolve(options.target),
+        picture=picture or sample_picture,
+        prompt=options.prompt or question,
         dtype=options.dtype,
         max_tokens=options.max_tokens,
         runs=options.repeat,

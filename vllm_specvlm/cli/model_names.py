@@ -21,5 +21,5 @@ def resolve(name: str) -> str:
     except zoo.ZooError as error:
         raise UserError(str(error)) from error
     if folder == name:
-        raise UserError(f"There is no model {name}: use {PREFIX}reference-target, -draft or -head.")
+        raise UserError(f"There is no model {name}: the models are {', '.join(zoo.MODELS)}.")
     return folder

@@ -91,6 +91,7 @@ def trainer(options: argparse.Namespace, recipe: Recipe, out: Path, progress: Pr
         ranks,
         tell=progress.show if leads else lambda share, doing: None,
         say=say if leads else lambda text: None,
+        folder=options.recipe.parent,
     )
 
 

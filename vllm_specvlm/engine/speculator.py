@@ -27,7 +27,7 @@ from vllm_specvlm.engine.recording_growth import RecordingGrowth
 from vllm_specvlm.engine.rehearsal import rehearse
 from vllm_specvlm.engine.request_wish import RequestWish
 from vllm_specvlm.engine.sampling import GREEDY_BELOW, plain_reason
-from vllm_specvlm.engine.step_clock import StepClock
+from vllm_specvlm.engine.step_clock import Elapsed, StepClock
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.schedule.answer_lengths import AnswerLengths
 from vllm_specvlm.schedule.forced_planner import ForcedPlanner
@@ -76,6 +76,7 @@ class Speculator:
         self._plain: dict[str, bool] = {}
         self._wishes: dict[str, RequestWish] = {}
         self._planned: PlannedGrowth | None = None
+        self._accepted = 0
         self._clock: StepClock | None = None
         self._lengths = AnswerLengths()
 
@@ -240,6 +241,7 @@ class Speculator:
             self.tally.trees += 1
             self.tally.nodes += nodes
             self.tally.accepted += path
+            self._accepted += path
             state = self._runner.requests[ids[place.request]]
             params = state.sampling_params
             sampled = params is not None and params.temperature >= GREEDY_BELOW
@@ -272,12 +274,12 @@ class Speculator:
 
     def _draft(self, sampled: Sequence[bool], code: FlatCode) -> dict[str, list[int]]:
         assert self._drafter is not None
-        step = self._clock.begin_drafting() if self._clock is not None else 0.0
+        elapsed = self._clock.begin_drafting() if self._clock is not None else Elapsed(0.0, None)
         if self._failure is not None:
             raise self._failure
         batch = self._batch(sampled)
         if self._planned is not None:
-            trees = self._grow_planned(self._drafter, self._planned, batch, sum(sampled), step)
+            trees = self._grow_planned(self._drafter, self._planned, batch, sum(sampled), elapsed)
         elif batch:
             self.metrics.plan("fixed")
             trees = self._grow(self._drafter, batch)
@@ -340,13 +342,16 @@ class Speculator:
         return {batch[i].request_id: tree for i, tree in grown.items()}
 
     def _grow_planned(
-        self, drafter: Drafter, planned: PlannedGrowth, batch: Sequence[Growable], requests: int, step: float
+        self, drafter: Drafter, planned: PlannedGrowth, batch: Sequence[Growable], requests: int, elapsed: Elapsed
     ) -> dict[str, TokenTree]:
         """Trees of the planner's choice, for a next step in which so many `requests` decode."""
         assert self._clock is not None
         planner = planned.planner
         planner.overhead = self._clock.overhead
-        planner.spent(step)
+        planner.spent(elapsed.step)
+        if elapsed.cycle is not None:
+            planner.achieved(requests + self._accepted, elapsed.cycle)
+        self._accepted = 0
         if self._model is None:
             # The lookup drafter reads as answers are written, and learns from those that it did not draft for.
             for growable in batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_specvlm.engine.peers import Peers
@@ -13,6 +14,16 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
 _OVERHEAD_WEIGHT = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Elapsed:
+    """Seconds on the first rank."""
+
+    step: float
+    """Since the end of the last drafting, waits included; 0 before the first."""
+    cycle: float | None
+    """Since the beginning of the last drafting; None unless one step that only decoded followed it."""
 
 
 class StepClock:
@@ -27,6 +38,7 @@ class StepClock:
         """`costs` are what is learned."""
         self._costs = costs
         self._peers = peers
+        self._began: float | None = None
         self._ended: float | None = None
         self._scheduled = 0
         self._decoding: tuple[int, int] | None = None
@@ -50,28 +62,31 @@ class StepClock:
         requests = len(scheduled.num_scheduled_tokens)
         self._decoding = (requests, scheduled.total_num_scheduled_tokens) if steady and requests else None
 
-    def begin_drafting(self) -> float:
-        """Drafting begins: learn what was measured since the last time. Seconds since then, waits included."""
+    def begin_drafting(self) -> Elapsed:
+        """Drafting begins: learn what was measured since the last time."""
         now = time.perf_counter()
-        if self._ended is not None:
+        if self._began is not None and self._ended is not None:
             self._seen.append(("elapsed", 0, now - self._ended))
             if self._decoding is not None and self._scheduled == 1:
                 requests, rows = self._decoding
                 self._seen.append(("plain" if rows == requests else "tree", rows, now - self._ended))
+                self._seen.append(("cycle", 0, now - self._began))
         self._scheduled = 0
         self._passes = 0.0
         self._began = now
         seen, self._seen = self._peers.share(self._seen), []
-        elapsed = 0.0
+        elapsed, cycle = 0.0, None
         for kind, rows, seconds in seen:
             if kind == "elapsed":
                 elapsed = seconds
+            elif kind == "cycle":
+                cycle = seconds
             elif kind == "overhead":
                 self.overhead += _OVERHEAD_WEIGHT * (min(seconds, 4 * self.overhead) - self.overhead)
             else:
                 curve: CostCurve = getattr(self._costs, kind)
                 curve.observe(rows, seconds)
-        return elapsed
+        return Elapsed(elapsed, cycle)
 
     def passed(self, rows: int, started: float, *, first: bool) -> None:
         """A draft pass over so many rows began at `started` (of `time.perf_counter`) and has just ended.
@@ -84,6 +99,7 @@ class StepClock:
 
     def end_drafting(self) -> None:
         """Drafting ends and the next step begins."""
+        assert self._began is not None
         self._ended = time.perf_counter()
         if self._passes:
             self._seen.append(("overhead", 0, self._ended - self._began - self._passes))

@@ -39,6 +39,11 @@ _PLAIN_SOON = 8
 """The same while fewer than three plain steps of about this many requests were seen, or asked for in vain: steps with
 prompts in them cannot be told apart."""
 _PROBE_NODES = 4
+_TRUST_WEIGHT = 0.1
+"""Weight of one step in how far promises are trusted, from 16 requests on; fewer say proportionally less, as one
+request's accepted tokens vary by half their mean."""
+_FORGIVEN = 1 / 64
+"""Share of lost trust that a plain step gives back: what did not pay is tried again, for some ten steps in eighty."""
 _REMEMBER_FOR = 8
 """Steps an expectation is used before it is computed anew."""
 
@@ -55,8 +60,8 @@ class _Remembered:
 class Planner:
     """Plans steps from cost curves and from what the last trees were worth. The same calls give the same plans.
 
-    One step: `plan`, then `fed`, `admit` before each deeper level while trees grow, and `cut`. `spent` tells how much
-    time a step took.
+    One step: `plan`, then `fed`, `admit` before each deeper level while trees grow, and `cut`. Before the next one,
+    `spent` tells how much time the step took, and `achieved` what it came to.
     """
 
     def __init__(self, costs: Costs) -> None:
@@ -69,6 +74,8 @@ class Planner:
         self._since_plain = 0
         self._refreshed: dict[int, int] = {}
         self._speculating = False
+        self._promised = 0.0
+        self._trust = 1.0
         self._expected: dict[tuple[int, int], tuple[float, int]] = {}
         self._ratio = np.full(128, 0.6)
         self._requests = self._probes = self._steps = 0
@@ -87,16 +94,21 @@ class Planner:
         self._frontier = {}
         plain = requests / self.costs.plain.at(requests)
         chosen = self._worth_feeding(requests, candidates, plain)
-        expected = self._expect(requests, len(chosen)) if chosen else 0.0
+        promised = self._expect(requests, len(chosen)) if chosen else 0.0
+        # The best of many estimates is too good on average, and not all that a step costs is in them.
+        expected = promised * min(self._trust, 1.0)
+        self._promised = 0.0
         self._speculating = bool(chosen) and expected > plain * (1.0 if self._speculating else _MARGIN)
         if self._speculating:
             self._since_plain += 1
             known = max(self.costs.plain.seen(requests), self._refreshed.get(requests, 0)) >= _PLAIN_SEEN
             if self._since_plain < (_PLAIN_EVERY if known else _PLAIN_SOON):
+                self._promised = promised
                 return self._draft(Mode.TREES, expected, chosen, candidates)
             self._since_plain = 0
             self._refreshed[requests] = self._refreshed.get(requests, 0) + 1
             return self._nothing()
+        self._trust += _FORGIVEN * (1.0 - self._trust)
         return self._probe(requests, candidates, plain)
 
     def _draft(self, mode: Mode, goal: float, chosen: Sequence[int], candidates: Sequence[Candidate]) -> Plan:
@@ -254,3 +266,12 @@ class Planner:
         """The step last planned took so long; if it was plain, a share of it may go into probes."""
         if self._mode is Mode.PLAIN:
             self._credit = min(self._credit + _PROBE_SHARE * seconds, max(1.0, 2 * self._price))
+
+    def achieved(self, tokens: int, seconds: float) -> None:
+        """What was last planned, its drafting and the step after, gave the batch so many tokens in so much time.
+
+        To be told of steps without prompts only: the formula does not know what those cost.
+        """
+        if self._promised:
+            weight = _TRUST_WEIGHT * min(self._requests / 16, 1.0)
+            self._trust += weight * (min(tokens / seconds / self._promised, 2.0) - self._trust)

@@ -90,8 +90,11 @@ class _Live:
 class _Policy(Protocol):
     """Drafts for a batch."""
 
-    def draft(self, batch: Sequence[_Live], step: float) -> float:
-        """Choose each request's nodes; `step` is what the last decoding step took, 0 if it was none. Seconds of it."""
+    def draft(self, batch: Sequence[_Live], step: float, tokens: int) -> float:
+        """Choose each request's nodes; seconds of it.
+
+        `step` is what the last decoding step took, 0 if it was none, and `tokens` what it gave.
+        """
         ...
 
     def observe_step(self, requests: int, rows: int, seconds: float) -> None:
@@ -121,7 +124,7 @@ class _Steady:
     shape: TreeShape | None
     plans: dict[str, int] = field(default_factory=lambda: dict.fromkeys([mode.value for mode in Mode], 0))
 
-    def draft(self, batch: Sequence[_Live], step: float) -> float:
+    def draft(self, batch: Sequence[_Live], step: float, tokens: int) -> float:
         batch = [live for live in batch if live.done + 1 < live.limit]
         self.plans[(Mode.PLAIN if self.shape is None or not batch else Mode.TREES).value] += 1
         if self.shape is None or not batch:
@@ -155,6 +158,7 @@ class _Planned:
         self._lengths = AnswerLengths()
         self._features: dict[int, Floats] = {}
         self._levels: list[Floats] = []
+        self._drafted = 0.0
         self.plans = dict.fromkeys([mode.value for mode in Mode], 0)
 
     def observe_step(self, requests: int, rows: int, seconds: float) -> None:
@@ -175,10 +179,13 @@ class _Planned:
             ]
             self._acceptance.observe(known[tried], [live.chosen[i] in path for i in tried])
 
-    def draft(self, batch: Sequence[_Live], step: float) -> float:
+    def draft(self, batch: Sequence[_Live], step: float, tokens: int) -> float:
         requests = len(batch)
         batch = [live for live in batch if live.done + 1 < live.limit]
         self._planner.spent(step)
+        if step:
+            self._planner.achieved(tokens, self._drafted + step)
+        self._drafted = 0.0
         plan = self._planner.plan(
             requests,
             [Candidate(live.backlog, self._lengths.remaining(live.done, live.limit - live.done)) for live in batch],
@@ -186,7 +193,8 @@ class _Planned:
         self.plans[plan.mode.value] += 1
         if plan.mode is Mode.PLAIN:
             return 0.0
-        return self._grow([batch[i] for i in plan.chosen])
+        self._drafted = self._grow([batch[i] for i in plan.chosen])
+        return self._drafted
 
     def _grow(self, batch: Sequence[_Live]) -> float:
         trees = [live.tree() for live in batch]
@@ -298,12 +306,14 @@ def _replay(trace: Sequence[TracedRequest], costs: Costs, chosen: _Policy, concu
         if steady:
             chosen.observe_step(len(running), rows, seconds)
         chosen.observe_accepted(with_trees)
+        given = 0
         for live in running:
             emitted = min(1 + len(live.accepted()), live.request.tokens - live.done)
             if live.chosen:
                 trees += 1
                 nodes += len(live.chosen)
                 accepted += emitted - 1
+            given += emitted
             live.done += emitted
             live.backlog += emitted
             live.chosen = ()
@@ -316,7 +326,7 @@ def _replay(trace: Sequence[TracedRequest], costs: Costs, chosen: _Policy, concu
                 chosen.finish(live)
         running = [live for live in running if live.done < live.request.tokens]
         if running:
-            now += chosen.draft(running, seconds if steady else 0.0)
+            now += chosen.draft(running, seconds if steady else 0.0, given)
     return Prediction(now, tokens, steps, trees, nodes, accepted, dict(chosen.plans))
 
 

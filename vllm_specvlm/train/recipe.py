@@ -63,6 +63,9 @@ class AnswersRecipe:
 class HeadRecipe:
     """`[head]`: the network; sizes of 0 are the target's own."""
 
+    start: str = ""
+    """Folder of a head of this target to go on from, which brings its sizes and vocabulary; `feature_layers` and
+    `fusion` must be its, another `compressor` than its starts anew. Empty: a new head."""
     vocabulary: int = 6144
     """Tokens the head can draft: the most frequent of the answers, the end tokens always among them."""
     compressor: CompressorConfig = field(default_factory=lambda: CompressorConfig("pool"))
@@ -80,6 +83,12 @@ class HeadRecipe:
 
     def __post_init__(self) -> None:
         _check(self.vocabulary >= 2, f"'vocabulary' is {self.vocabulary}; write 2 or more.")
+        for each in dataclasses.fields(self) if self.start else ():
+            said = each.name in ("start", "compressor", "feature_layers", "fusion")
+            _check(
+                said or getattr(self, each.name) == each.default,
+                f"'start' names a head with a '{each.name}' of its own; leave '{each.name}' out.",
+            )
 
 
 @dataclass(frozen=True, slots=True)

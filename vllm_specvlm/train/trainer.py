@@ -62,11 +62,15 @@ class Trainer:
         ranks: Ranks,
         tell: lesson_round.Tell = lambda share, doing: None,
         say: Callable[[str], None] = print,
+        folder: Path = Path(),
     ) -> None:
-        """Nothing is computed or written yet; `tell` hears of progress, `say` of what a reader should know."""
+        """Nothing is computed or written yet.
+
+        `tell` hears of progress, `say` of what a reader should know; `folder` is the recipe's.
+        """
         self.recipe, self.target, self.sources, self.ranks = recipe, target, sources, ranks
         self.target_id: TargetId = target.id(recipe.target)
-        self._tell, self._say = tell, say
+        self._tell, self._say, self._folder = tell, say, folder
         self._checkpoints = Checkpoints(out, recipe.training.keep)
         self._step = 0
         self._seconds = 0.0
@@ -89,7 +93,7 @@ class Trainer:
         if saved is None:
             self._lessons(0)
             assert self._round is not None
-            self.head = create(self.recipe.head, self.target, self._round[1], self.recipe.seed)
+            self.head = create(self.recipe.head, self.target, self._round[1], self.recipe.seed, self._folder)
             self.ranks.share([*self.head.parameters(), self.head.vocabulary])
         else:
             self.head = saved.head.to(self.target.device)

@@ -12,10 +12,11 @@ Nothing here imports vLLM, and importing this package imports neither torch nor 
 from __future__ import annotations
 
 from vllm_specvlm.zoo.errors import DownloadError, ZooError
-from vllm_specvlm.zoo.pair import ReferencePair, default_home, reference_pair, resolve
+from vllm_specvlm.zoo.pair import MODELS, ReferencePair, default_home, reference_pair, resolve
 from vllm_specvlm.zoo.prompts import Prompt, prompts, sample_picture, sample_question
 
 __all__ = [
+    "MODELS",
     "DownloadError",
     "Prompt",
     "ReferencePair",

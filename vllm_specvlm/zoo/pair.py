@@ -13,6 +13,8 @@ from vllm_specvlm.zoo import parts
 
 NAMES = {"specvlm/reference-target": "target", "specvlm/reference-draft": "draft"}
 HEADS = {"specvlm/reference-head": "reference-head"}  # feature heads ship whole
+SCENES = ("specvlm/scenes-target", "specvlm/scenes-target-576")
+MODELS = (*NAMES, *HEADS, *SCENES)
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,10 @@ def _build(home: Path, folder: Path) -> None:
 
 
 def resolve(name_or_path: str) -> str:
-    """The folder of a model of this package, built on demand: a key of NAMES or HEADS, or a scenes target of
-    :mod:`vllm_specvlm.zoo.scenes`; any other name unchanged.
-    """
+    """The folder of one of MODELS, built on demand; any other name unchanged."""
     if name_or_path in HEADS:
         return str(Path(__file__).parent / "heads" / HEADS[name_or_path])
-    if name_or_path.startswith("specvlm/scenes-"):
+    if name_or_path in SCENES:
         from vllm_specvlm.zoo.scenes import scenes_target
 
         return str(scenes_target(name_or_path.removeprefix("specvlm/"), default_home()))

@@ -14,7 +14,7 @@ NATIVE_GRID = 37  # of the position table
 HIDDEN = 576  # of the language model
 
 TOWER_RANK, TOWER_SCALE = 32, 1.0
-LANGUAGE_RANK, LANGUAGE_SCALE = 16, 2.0
+LANGUAGE_RANK, LANGUAGE_SCALE = 8, 2.0
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
