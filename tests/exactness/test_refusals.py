@@ -166,9 +166,10 @@ def test_engine_without_the_method_has_stock_classes() -> None:
         kv_cache_memory_bytes=32 << 20,
         block_size=32,
     )
-    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    core = llm.llm_engine.engine_core.engine_core
+    worker, grammars = core.model_executor.driver_worker.worker, core.structured_output_manager
     layers = worker.vllm_config.compilation_config.static_forward_context.values()
-    classes = {type(x).__module__ for x in (worker, worker.model_runner, *(layer.impl for layer in layers))}
+    classes = {type(x).__module__ for x in (worker, worker.model_runner, grammars, *(layer.impl for layer in layers))}
     assert classes and not any(name.startswith("vllm_specvlm") for name in classes)
     from tests.exactness import engines
 
