@@ -19,12 +19,10 @@ from vllm.v1.sample.logits_processor import (
     LogitsProcessors,
 )
 
+from vllm_specvlm.engine.options import PROPOSER
+
 if TYPE_CHECKING:
     from vllm.config import SpeculativeConfig, VllmConfig
-
-PROPOSER = "vllm_specvlm.engine.speculator.Speculator"
-"""By this vLLM's own configuration says that an engine is ours."""
-
 
 def install() -> None:
     """Let requests of our engines ask for `min_p` and `logit_bias`; those of other methods are refused as before."""

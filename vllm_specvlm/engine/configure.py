@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_specvlm import ops
 from vllm_specvlm.draft import head_config
 from vllm_specvlm.engine import exporter
-from vllm_specvlm.engine.admission import PROPOSER
-from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
+from vllm_specvlm.engine.options import METHOD, PROPOSER, SpecVLMOptions
 from vllm_specvlm.schedule.profile import Profile
 
 if TYPE_CHECKING:
