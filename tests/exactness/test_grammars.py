@@ -344,9 +344,8 @@ def _with_other_masks(change: Any, monkeypatch: pytest.MonkeyPatch) -> int:
 
 def request_for(manager: TreeGrammars, kind: str, backend: str, prompt: Sequence[int] = (1, 60, 61)) -> Request:
     """A request with its grammar compiled, as the engine core makes it."""
-    params = SamplingParams(structured_outputs=grammar(kind, backend))
-    assert params.structured_outputs is not None
-    params.structured_outputs._backend = backend
+    params, config = SamplingParams(structured_outputs=grammar(kind, backend)), manager.vllm_config
+    params.verify(config.model_config, config.speculative_config, config.structured_outputs_config, manager.tokenizer)
     params.update_from_generation_config({}, 2)
     made = Request("asked", list(prompt), params, None)
     manager.grammar_init(made)

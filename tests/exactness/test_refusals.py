@@ -92,7 +92,7 @@ def test_adapters_beside_a_feature_head() -> None:
     with pytest.raises(ValueError, match="does not run LoRA adapters beside a feature head"):
         configure({"model": head}, enable_lora=True)
     configure({"model": head})
-    configure({}, enable_lora=True)
+    configure({}, enable_lora=True, max_num_seqs=16)
 
 
 @pytest.mark.parametrize(

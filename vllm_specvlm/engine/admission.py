@@ -24,6 +24,7 @@ from vllm_specvlm.engine.options import PROPOSER
 if TYPE_CHECKING:
     from vllm.config import SpeculativeConfig, VllmConfig
 
+
 def install() -> None:
     """Let requests of our engines ask for `min_p` and `logit_bias`; those of other methods are refused as before."""
     stock = SamplingParams._validate_spec_decode

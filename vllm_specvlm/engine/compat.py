@@ -129,6 +129,12 @@ LEDGER: tuple[Symbol, ...] = (
         ("num_tokens",),
     ),
     Symbol(
+        "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras",
+        "called",
+        "times passes of a target with LoRA adapters, without any",
+        ("prompt_lora_mapping", "token_lora_mapping", "lora_requests"),
+    ),
+    Symbol(
         _RUNNER + "_cache_encoder_output",
         "relied on",
         "keeps visual tokens in `encoder_cache`, where a feature head finds them",
