@@ -72,7 +72,8 @@ def test_per_request(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureF
         assert tokens(answers(ours, batch, asked)) == reference
     assert tally(ours)["accepted"] > before + 40
     assert sorted(reasons, key=str) == [None] * (len(batch) - 2) + ["the logits processor EveryThird"] * 2
-    assert sum("use the logits processor EveryThird are decoded without drafts" in m for m in caplog.messages) == 1
+    said = [record for record in caplog.records if "use the logits processor EveryThird" in record.getMessage()]
+    assert len({id(record) for record in said}) == 1, "not said, or said again"
 
 
 def test_whole_batch() -> None:

@@ -60,6 +60,8 @@ class TreeGrammars(StructuredOutputManager):
     A node counts as plain decoding would have it: its token arrives alone, after those of its path.
     """
 
+    _grammar_bitmask: Any  # vLLM's: the masks of a step, int32 [rows, vocabulary / 32], None before the first one
+
     def adopt(self) -> None:
         """Finish the construction of a stock manager whose class has just become this one."""
         self._code = FlatCode(self.vllm_config.model_config.get_vocab_size())
