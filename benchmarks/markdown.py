@@ -1,13 +1,17 @@
-"""The README's tables, made from the committed result files: `python benchmarks/markdown.py` rewrites them."""
+"""Tables in README and docs, made from the committed result files: `python benchmarks/markdown.py` rewrites them."""
 
 from __future__ import annotations
 
 import json
+import re
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+EVALUATION = ROOT / "vllm_specvlm" / "zoo" / "scenes" / "parts" / "evaluation.json"
 
 
 def place(report: dict[str, Any]) -> str:
@@ -82,36 +86,90 @@ def drafters(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def blocks() -> dict[str, str]:
-    """The text of each marked block of the README."""
-    loaded = json.loads((RESULTS / "load-float32.json").read_text())
-    report = json.loads((RESULTS / "speedup-float32.json").read_text())
-    drafted = json.loads((RESULTS / "drafters-float32.json").read_text())
-    return {
-        "speedup": "\n\n".join(
-            [
-                "Greedy:",
-                speedup(report, 0.0),
-                "Sampled, temperature 1:",
-                speedup(report, 1.0),
-                place(report),
-            ]
-        ),
-        "drafters": drafters(drafted) + "\n\n" + place(drafted),
-        "load": load(loaded) + "\n\n" + place(loaded),
-    }
+def by_task(report: dict[str, Any]) -> str:
+    """A row per drafter, a column per task: tokens a check and TPOT against plain vLLM, drafters seeing the picture."""
+    rows = [row for row in report["rows"] if row["picture"] == "right"]
+    tasks = [task for task in dict.fromkeys(row["task"] for row in rows) if task != "all"]
+    lines = ["| drafter | " + " | ".join(tasks) + " | mean of tasks |", "|---|" + "---|" * (len(tasks) + 1)]
+    for drafter in dict.fromkeys(row["drafter"] for row in rows):
+        mine = {row["task"]: row for row in rows if row["drafter"] == drafter}
+        cells = [f"{mine[task]['acceptance_length']:.2f}, {mine[task]['tpot_speedup']:.2f}x" for task in tasks]
+        accepted, speed = (
+            statistics.mean(mine[task][name] for task in tasks) for name in ("acceptance_length", "tpot_speedup")
+        )
+        lines.append(f"| {drafter} | " + " | ".join(cells) + f" | {accepted:.2f}, {speed:.2f}x |")
+    return "\n".join(lines)
+
+
+def server(report: dict[str, Any]) -> str:
+    """A row per method: what a streaming client sees."""
+    lines = ["| | time to first token | time per token | whole answers | same text |", "|---|---|---|---|---|"]
+    for row in report["rows"]:
+        same = "yes" if row["identical"] else "no"
+        lines.append(
+            f"| {row['method']} | {row['ttft_ms']:.0f} ms ({row['ttft_ratio']:.2f}x) | {row['tpot_ms']:.1f} ms "
+            f"({row['tpot_speedup']:.2f}x faster) | {row['e2e_speedup']:.2f}x faster | {same} |"
+        )
+    return "\n".join(lines)
+
+
+def accuracy(report: dict[str, Any]) -> str:
+    """A row per task of the scenes: share of the facts asked for that the target states."""
+    lines = [
+        "| task | answers | right picture | wrong picture | no picture | tokens an answer |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task, row in report["tasks"].items():
+        shares = [f"{row[which]['facts']:.0%}" for which in ("right_picture", "wrong_picture", "no_picture")]
+        lines.append(
+            f"| `{task}` | {row['answers']} | " + " | ".join(shares) + f" | {row['right_picture']['tokens']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _read(name: str) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return report
+
+
+def _speedups() -> str:
+    report = _read("speedup-float32")
+    parts = ["Greedy:", speedup(report, 0.0), "Sampled, temperature 1:", speedup(report, 1.0), place(report)]
+    return "\n\n".join(parts)
+
+
+def _placed(table: Callable[[dict[str, Any]], str], name: str) -> Callable[[], str]:
+    return lambda: table(_read(name)) + "\n\n" + place(_read(name))
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "speedup": _speedups,
+    "drafters": _placed(drafters, "drafters-float32"),
+    "load": _placed(load, "load-float32"),
+    "scenes": _placed(by_task, "scenes-float32"),
+    "server": _placed(server, "server-float32"),
+    "accuracy": lambda: accuracy(json.loads(EVALUATION.read_text())),
+}
+PAGES = ("README.md", "docs/scenes.md")
 
 
 def with_blocks(text: str) -> str:
-    """`text` with every marked block replaced."""
-    for name, body in blocks().items():
+    """`text` with every marked block replaced.
+
+    Raises:
+        ValueError: a block that is opened is not closed, or nobody knows it.
+    """
+    for name in re.findall(r"<!-- (\w+) -->", text):
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         before, _, rest = text.partition(start)
-        _, _, after = rest.partition(end)
-        text = f"{before}{start}\n{body}\n{end}{after}"
+        _, closed, after = rest.partition(end)
+        if not closed or name not in BLOCKS:
+            raise ValueError(f"The block {start} is not closed by {end}, or none of {', '.join(BLOCKS)}.")
+        text = f"{before}{start}\n{BLOCKS[name]()}\n{end}{after}"
     return text
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(with_blocks(readme.read_text()))
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(with_blocks(path.read_text()))

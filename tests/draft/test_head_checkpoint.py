@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vllm_specvlm.compress.compressor import CompressorConfig
-from vllm_specvlm.draft import head_checkpoint, head_config
+from vllm_specvlm.draft import checkpoint_folder, head_checkpoint, head_config
 from vllm_specvlm.draft.feature_head import FeatureHead
 from vllm_specvlm.draft.head_config import HeadConfig, TargetId
 
@@ -64,7 +64,7 @@ def test_a_failed_save_leaves_the_old_one(folder: Path, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     before = head_checkpoint.load(folder)[0].q_proj.weight
-    monkeypatch.setattr(head_checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint_folder, "save_file", full)
     with pytest.raises(OSError, match="No space"):
         head_checkpoint.save(folder, FeatureHead(CONFIG), TARGET, {})
     assert torch.equal(head_checkpoint.load(folder)[0].q_proj.weight, before)

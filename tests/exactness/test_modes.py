@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.exactness.engines import target_of
+from tests.tiny.exits import build_exit
 from tests.tiny.heads import build_head
 from vllm_specvlm.compress.compressor import CompressorConfig
 
@@ -88,11 +90,19 @@ def test_tensor_parallel_mrope() -> None:
     _check("qwen2_5_vl", TWO_RANKS, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
 
 
-def test_tensor_parallel_feature_head() -> None:
-    """Every rank has the whole head, and they draft alike."""
+def _head() -> str:
+    return str(build_head("llava", CompressorConfig(kind="pool", ratio=4)))
+
+
+def _exit() -> str:
+    return str(build_exit("llava"))
+
+
+@pytest.mark.parametrize("draft", [_head, pytest.param(_exit, marks=pytest.mark.slow)])
+def test_tensor_parallel_with_the_targets_features(draft: Callable[[], str]) -> None:
+    """Every rank has the whole head, or imitation network, and they draft alike."""
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    head = {"model": str(build_head("llava", CompressorConfig(kind="pool", ratio=4))), "num_speculative_tokens": 12}
-    played = play("llava", TWO_RANKS, head, environment)
+    played = play("llava", TWO_RANKS, {"model": draft(), **TREE_DRAFT}, environment)
     assert played["rounds"] == play("llava", TWO_RANKS, None, environment)["rounds"]
     first = played["tallies"][0]
     assert first["drafter_failures"] == 0 and first["accepted"] > 20
@@ -110,6 +120,7 @@ def test_compiled_feature_head() -> None:
         assert played["tallies"][0]["drafter_failures"] == 0 and played["tallies"][0]["accepted"] > 20
 
 
+<<<<<<< HEAD
 def grammars_in_processes(tmp_path: Path, environment: dict[str, str], options: dict[str, Any]) -> Any:
     """Played under a grammar, in processes that find the plugin's entry point whether the package is installed or not.
 
@@ -149,6 +160,15 @@ def test_grammars_where_the_ranks_load_no_plugins(tmp_path: Path) -> None:
     plain, ours = grammars_in_processes(tmp_path, environment, TWO_RANKS)
     assert ours["rounds"] == plain["rounds"]
     assert [tally["trees"] for tally in ours["tallies"]] == [0, 0]
+=======
+@pytest.mark.slow  # compiling takes minutes
+def test_compiled_early_exit() -> None:
+    """The target is compiled, and its first layers are called one by one all the same."""
+    options, environment = {"enforce_eager": False}, {"TORCHDYNAMO_DISABLE": "0"}
+    played = play("llava", options, {"model": _exit(), **TREE_DRAFT}, environment)
+    assert played["rounds"] == play("llava", options, None, environment)["rounds"]
+    assert played["tallies"][0]["drafter_failures"] == 0 and played["tallies"][0]["accepted"] > 20
+>>>>>>> main
 
 
 @pytest.mark.slow  # two engines of two processes each
@@ -166,8 +186,7 @@ def test_a_drafter_that_fails_on_one_rank() -> None:
     """Both ranks stop drafting together; requests go on."""
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     reference = play("llava", TWO_RANKS, None, environment)["rounds"]
-    head = {"model": str(build_head("llava", CompressorConfig(kind="pool", ratio=4))), **TREE_DRAFT}
-    for draft in (TREE_DRAFT, PLANNED_DRAFT, head):
+    for draft in (TREE_DRAFT, PLANNED_DRAFT, {"model": _head(), **TREE_DRAFT}, {"model": _exit(), **TREE_DRAFT}):
         broken = play("llava", TWO_RANKS, draft, environment, None, "--break-rank", "1")
         assert broken["rounds"] == reference
         assert [tally["drafter_failures"] for tally in broken["tallies"]] == [1, 1]

@@ -69,11 +69,11 @@ def _make(config: HeadConfig, target: Path, seed: int) -> FeatureHead:
             head.fuse.weight[:, : config.hidden_size] += torch.eye(config.hidden_size)
         if config.vocabulary is not None:
             head.vocabulary.copy_(torch.randperm(512)[: config.vocabulary].sort().values)
-            head.lm_head.weight.copy_(_output_table(target)[head.vocabulary])
+            head.lm_head.weight.copy_(output_table(target)[head.vocabulary])
     return head
 
 
-def _output_table(target: Path) -> torch.Tensor:
+def output_table(target: Path) -> torch.Tensor:
     """float32 [vocabulary, hidden]."""
     with safe_open(target / "model.safetensors", framework="pt") as file:
         name = next(key for key in file.keys() if key.endswith("lm_head.weight"))  # noqa: SIM118 - not a dictionary

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from tests.train.made import head
-from vllm_specvlm.draft import head_checkpoint, head_config
+from vllm_specvlm.draft import checkpoint_folder, head_checkpoint, head_config
 from vllm_specvlm.draft.head_config import TargetId
-from vllm_specvlm.train import checkpoints
 from vllm_specvlm.train.checkpoints import STATE, Checkpoints
 from vllm_specvlm.train.errors import TrainingError
+from vllm_specvlm.train.head_student import HeadStudent
 
 TARGET = TargetId("t", "llava", 16, 2, 40)
 
 
 def save(folder: Path, step: int, keep: int = 3) -> Path:
-    return Checkpoints(folder, keep).save(step, head(seed=step), TARGET, {"step": step}, {"step": step})
+    return Checkpoints(folder, keep, HeadStudent()).save(step, head(seed=step), TARGET, {"step": step}, {"step": step})
 
 
 def names(folder: Path) -> list[str]:
@@ -32,10 +32,10 @@ def test_saved_and_read(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step, keep=2)
     assert names(tmp_path) == ["step-000002", "step-000003"]
-    saved, damaged = Checkpoints(tmp_path, 2).last()
+    saved, damaged = Checkpoints(tmp_path, 2, HeadStudent()).last()
     assert saved is not None and not damaged
     assert (saved.step, saved.state, saved.target) == (3, {"step": 3}, TARGET)
-    assert torch.equal(saved.head.q_proj.weight, head(seed=3).q_proj.weight)
+    assert torch.equal(saved.network.q_proj.weight, head(seed=3).q_proj.weight)
     assert head_config.is_head(tmp_path / "step-000003")
 
 
@@ -47,19 +47,19 @@ def test_truncated_ones_are_passed_over(tmp_path: Path, name: str, share: float)
     path = tmp_path / "step-000002" / name
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    saved, damaged = Checkpoints(tmp_path, 3).last()
+    saved, damaged = Checkpoints(tmp_path, 3, HeadStudent()).last()
     assert saved is not None and saved.step == 1
     assert len(damaged) == 1 and "step-000002 is damaged" in damaged[0] and "\n" not in damaged[0]
     # Going on from step 1 saves step 2 again.
     save(tmp_path, 2)
-    again, damaged = Checkpoints(tmp_path, 3).last()
+    again, damaged = Checkpoints(tmp_path, 3, HeadStudent()).last()
     assert again is not None and again.step == 2 and not damaged
 
 
 def test_a_missing_file_is_damage_too(tmp_path: Path) -> None:
     save(tmp_path, 1)
     (tmp_path / "step-000001" / STATE).unlink()
-    saved, damaged = Checkpoints(tmp_path, 3).last()
+    saved, damaged = Checkpoints(tmp_path, 3, HeadStudent()).last()
     assert saved is None and "No such file" in damaged[0]
 
 
@@ -71,7 +71,7 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         saved(folder, *rest)
         (folder / STATE).symlink_to("/dev/full")
 
-    monkeypatch.setattr(checkpoints.head_checkpoint, "save", with_full_state)
+    monkeypatch.setattr(head_checkpoint, "save", with_full_state)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
@@ -84,7 +84,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "No space left on device" in str(error.value) and "step-000001" in str(error.value)
     assert "\n" not in str(error.value)
     assert names(tmp_path) == ["step-000001"]
-    saved, damaged = Checkpoints(tmp_path, 3).last()
+    saved, damaged = Checkpoints(tmp_path, 3, HeadStudent()).last()
     assert saved is not None and saved.step == 1 and not damaged
 
 
@@ -94,7 +94,7 @@ def test_a_full_disk_while_the_weights_are_written(tmp_path: Path, monkeypatch: 
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(head_checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint_folder, "save_file", full)
     with pytest.raises(TrainingError, match="No space left on device"):
         save(tmp_path, 2)
     assert names(tmp_path) == ["step-000001"]
@@ -105,7 +105,6 @@ import os, signal, sys
 from pathlib import Path
 from tests.train.test_checkpoints import save
 from vllm_specvlm.train import checkpoints
-
 folder, moment = Path(sys.argv[1]), sys.argv[2]
 save(folder, 1)
 write = checkpoints.write_state
@@ -137,7 +136,7 @@ def test_killed_in_a_save(tmp_path: Path, moment: str) -> None:
     )
     assert done.returncode == -9
     assert names(tmp_path) == [".step-000002.partial", "step-000001"]
-    mine = Checkpoints(tmp_path, 3)
+    mine = Checkpoints(tmp_path, 3, HeadStudent())
     mine.clean()
     assert names(tmp_path) == ["step-000001"]
     saved, damaged = mine.last()

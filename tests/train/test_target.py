@@ -146,7 +146,7 @@ def test_refusals(tmp_path: Any) -> None:
         Target(str(tmp_path), torch.float32, torch.device("cpu"))
     with pytest.raises(RecipeError, match="of type idefics3"):
         Target(str(build("idefics3")), torch.float32, torch.device("cpu"))
-    with pytest.raises(RecipeError, match="names layer 2, and the target has 2"):
+    with pytest.raises(RecipeError, match="reads layer 2 of the target, which has 2"):
         Target(str(build("llava")), torch.float32, torch.device("cpu"), (0, 2))
     bad = Conversation((tmp_path / "none.png",), (Turn((None, "what?"), "this"),))
     with pytest.raises(RecipeError, match=r"none.png' cannot be read"):

@@ -12,8 +12,10 @@ import torch
 
 from tests.tiny.checkpoints import build
 from tests.train.test_checkpoints import fill_disk
-from vllm_specvlm.train import trainer as module
+from vllm_specvlm.draft.feature_head import FeatureHead
+from vllm_specvlm.train import learning
 from vllm_specvlm.train.errors import RecipeError, TrainingError
+from vllm_specvlm.train.head_student import HeadStudent
 from vllm_specvlm.train.lesson import Lesson
 from vllm_specvlm.train.ranks import Ranks
 from vllm_specvlm.train.recipe import (
@@ -47,14 +49,14 @@ def tiny() -> Target:
     return Target(str(build("llava")), torch.float32, torch.device("cpu"))
 
 
-def make(out: Path, recipe: Recipe = SMALL, **hears: Any) -> Trainer:
+def make(out: Path, recipe: Recipe = SMALL, **hears: Any) -> Trainer[FeatureHead]:
     hears.setdefault("say", lambda text: None)
-    return Trainer(recipe, tiny(), Sources(recipe.data, Path()), out, Ranks(), **hears)
+    return Trainer(HeadStudent(), recipe, tiny(), Sources(recipe.data, Path()), out, Ranks(), **hears)
 
 
-def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    assert trainer.head is not None
-    return trainer.head.state_dict()
+def weights(trainer: Trainer[FeatureHead]) -> dict[str, torch.Tensor]:
+    assert trainer.network is not None
+    return trainer.network.state_dict()
 
 
 def rows(out: Path) -> list[str]:
@@ -133,7 +135,7 @@ def test_what_a_checkpoint_says(tmp_path: Path) -> None:
 
 
 def test_nan_stops_and_keeps_the_last_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    learn, calls = module.learn, []
+    learn, calls = learning.learn, []
 
     def broken(head: Any, *rest: Any) -> Any:
         calls.append(1)
@@ -142,11 +144,11 @@ def test_nan_stops_and_keeps_the_last_good_one(tmp_path: Path, monkeypatch: pyte
                 head.fuse.weight[0, 0] = float("nan")
         return learn(head, *rest)
 
-    monkeypatch.setattr(module, "learn", broken)
+    monkeypatch.setattr(learning, "learn", broken)
     with pytest.raises(TrainingError, match=r"At step 5 the loss is nan .* the last good one is step-000003"):
         make(tmp_path).run()
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-000003"]
-    monkeypatch.setattr(module, "learn", learn)
+    monkeypatch.setattr(learning, "learn", learn)
     make(tmp_path).run(resume=True)
 
 
@@ -184,9 +186,9 @@ def learned(out: Path, monkeypatch: pytest.MonkeyPatch, shuffled: bool) -> tuple
         check=CheckRecipe(every=0),
         answers=dataclasses.replace(SMALL.answers, longest=24, batch=32),
     )
-    read = module.Trainer._lessons
+    read = Trainer._lessons
 
-    def mixed(self: Trainer, step: int) -> list[Lesson]:
+    def mixed(self: Trainer[FeatureHead], step: int) -> list[Lesson]:
         lessons = read(self, step)
         if not shuffled:
             return lessons
@@ -196,10 +198,10 @@ def learned(out: Path, monkeypatch: pytest.MonkeyPatch, shuffled: bool) -> tuple
             for each in lessons
         ]
 
-    monkeypatch.setattr(module.Trainer, "_lessons", mixed)
+    monkeypatch.setattr(Trainer, "_lessons", mixed)
     out.mkdir()
     losses = [float(row["kl"]) for row in make(out, recipe).run().rows]
-    monkeypatch.setattr(module.Trainer, "_lessons", read)
+    monkeypatch.setattr(Trainer, "_lessons", read)
     return losses[0], sum(losses[-5:]) / 5
 
 

@@ -15,6 +15,8 @@ from vllm_specvlm.cli.model_names import resolve
 from vllm_specvlm.cli.progress import Progress
 
 if TYPE_CHECKING:
+    from vllm_specvlm.draft.early_exit import EarlyExit
+    from vllm_specvlm.draft.feature_head import FeatureHead
     from vllm_specvlm.train.recipe import Recipe
     from vllm_specvlm.train.trainer import Outcome, Trainer
 
@@ -45,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 def read(options: argparse.Namespace) -> tuple[Recipe, Path]:
     """The recipe with the command line's changes, and the folder of the run. Raises UserError."""
     from vllm_specvlm.train import recipe as recipes
-    from vllm_specvlm.train.checkpoints import Checkpoints
+    from vllm_specvlm.train.checkpoints import steps_in
     from vllm_specvlm.train.errors import RecipeError
 
     try:
@@ -61,16 +63,20 @@ def read(options: argparse.Namespace) -> tuple[Recipe, Path]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The folder '{out}' cannot be made ({error.strerror}): name another --out.") from error
-    steps = Checkpoints(out, keep=1).steps()
+    steps = steps_in(out)
     if steps and not options.resume:
         raise UserError(f"'{out}' holds a run up to step {steps[-1]}: --resume goes on with it, or name another --out.")
     return recipe, out
 
 
-def trainer(options: argparse.Namespace, recipe: Recipe, out: Path, progress: Progress) -> Trainer:
+def trainer(
+    options: argparse.Namespace, recipe: Recipe, out: Path, progress: Progress
+) -> Trainer[FeatureHead] | Trainer[EarlyExit]:
     """Target and data loaded, everything ready. Raises RecipeError."""
     import torch
 
+    from vllm_specvlm.train.exit_student import ExitStudent
+    from vllm_specvlm.train.head_student import HeadStudent
     from vllm_specvlm.train.ranks import Ranks
     from vllm_specvlm.train.sources import Sources
     from vllm_specvlm.train.target import Target
@@ -81,18 +87,16 @@ def trainer(options: argparse.Namespace, recipe: Recipe, out: Path, progress: Pr
     ranks = Ranks()
     leads = ranks.rank == 0
     dtype = torch.bfloat16 if recipe.training.bf16 else torch.float32
-    target = Target(resolve(recipe.target), dtype, ranks.device, recipe.head.feature_layers)
     sources = Sources(recipe.data, options.recipe.parent)
-    return Trainer(
-        recipe,
-        target,
-        sources,
-        out,
-        ranks,
-        tell=progress.show if leads else lambda share, doing: None,
-        say=say if leads else lambda text: None,
-        folder=options.recipe.parent,
-    )
+    hears: dict[str, Any] = {
+        "tell": progress.show if leads else lambda share, doing: None,
+        "say": say if leads else lambda text: None,
+    }
+    if recipe.exit is not None:
+        target = Target(resolve(recipe.target), dtype, ranks.device, (recipe.exit.layers,), ahead=1)
+        return Trainer(ExitStudent(), recipe, target, sources, out, ranks, folder=options.recipe.parent, **hears)
+    target = Target(resolve(recipe.target), dtype, ranks.device, recipe.head.feature_layers)
+    return Trainer(HeadStudent(), recipe, target, sources, out, ranks, folder=options.recipe.parent, **hears)
 
 
 def summary(outcome: Outcome) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vllm_specvlm.draft.exit_config import is_exit
 from vllm_specvlm.draft.head_config import is_head
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def problems(target: ModelConfig, draft: str, *, text_only_draft: bool) -> list[str]:
-    """What keeps a draft, a VLM or a feature head, from drafting for this target; a sentence each.
+    """What keeps a draft, a VLM, a feature head or an early exit, from drafting for this target; a sentence each.
 
     Raises:
         ValueError: there is no usable draft of that name.
@@ -19,7 +20,9 @@ def problems(target: ModelConfig, draft: str, *, text_only_draft: bool) -> list[
     from vllm_specvlm.engine import head_fit, pair
 
     if is_head(draft):
-        return head_fit.problems(target, draft, text_only_draft=text_only_draft)
+        return head_fit.head_problems(target, draft, text_only_draft=text_only_draft)
+    if is_exit(draft):
+        return head_fit.exit_problems(target, draft, text_only_draft=text_only_draft)
     return pair.problems(target, pair.draft_model_config(draft, target), text_only_draft=text_only_draft)
 
 

@@ -15,30 +15,28 @@ from vllm_specvlm.engine.draft_choice import DraftChoice
 from vllm_specvlm.engine.draft_feed import Feed, complement, feed_rows
 from vllm_specvlm.engine.draft_network import DraftNetwork
 from vllm_specvlm.engine.draft_vision import DraftVision, place
-from vllm_specvlm.engine.model_drafter import ModelDrafter
 from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.pair import draft_model_config
 from vllm_specvlm.engine.tally import Tally
+from vllm_specvlm.engine.token_drafter import TokenDrafter
 from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
-from vllm_specvlm.tree.grow import Frontier
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
 
-class DraftVLM(ModelDrafter[Feed]):
-    """Drafts with a VLM that vLLM loads beside the target; the root of a tree is a dense row of it."""
+class DraftVLM(TokenDrafter[Feed]):
+    """Drafts with a VLM that vLLM loads beside the target."""
 
     def __init__(self, vllm_config: VllmConfig, options: SpecVLMOptions, tally: Tally) -> None:
         """Read the draft's configuration; weights come with `load`."""
-        super().__init__(vllm_config, options, tally, dense_root=True)
         assert options.model is not None
-        self._model_config = draft_model_config(options.model, vllm_config.model_config)
+        config = draft_model_config(options.model, vllm_config.model_config)
+        super().__init__(vllm_config, options, tally, model_config=config)
         self._vocabulary = min(self._model_config.get_vocab_size(), vllm_config.model_config.get_vocab_size())
         self._fed: dict[str, int] = {}
         self._holes: dict[str, list[tuple[int, int]]] = {}
-        self._root_hidden: torch.Tensor | None = None
 
     def load(self, target: object) -> None:
         """Load the draft's weights; of the `target` it shares nothing."""
@@ -165,22 +163,8 @@ class DraftVLM(ModelDrafter[Feed]):
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._network.logits(hidden, self._vocabulary)
 
-    def _roots(self, frontier: Frontier) -> tuple[np.ndarray, torch.Tensor | None]:
-        """Frontier rows of the roots that were fed, and their hidden states."""
-        taken, trees = self._trees.roots(frontier)
-        if not len(taken):
-            return taken, None
-        assert self._root_hidden is not None
-        return taken, self._root_hidden[trees]
-
-    def _level(self, frontier: Frontier) -> tuple[np.ndarray, torch.Tensor | None]:
-        """Run the frontier through the draft: rows taken, and their hidden states."""
-        rows, taken = self._trees.level(frontier)
-        if not len(taken):
-            return taken, None
-        positions = self._node_positions(frontier.request[taken].tolist(), frontier.depth[taken])
-        slots = np.full(len(taken), -1, dtype=np.int64)
-        return taken, self._forward(rows, frontier.token[taken], positions, slots, (), None)
+    def _run_level(self, rows: Sequence[TreeRows], tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
+        return self._forward(rows, tokens, positions, np.full(len(tokens), -1, dtype=np.int64), (), None)
 
     def _forward(
         self,
@@ -217,16 +201,3 @@ class DraftVLM(ModelDrafter[Feed]):
         prompt = positions < state.num_prompt_tokens
         rotary[:, prompt] = state.mrope_positions.numpy()[:, positions[prompt]]
         return rotary
-
-    def _node_positions(self, requests: Sequence[int], depths: np.ndarray) -> np.ndarray:
-        """As `_rope_positions`, of nodes that so many tokens follow their requests' roots."""
-        positions = np.asarray([self._trees[index].root for index in requests], dtype=np.int64) + depths
-        if not self._model_config.uses_mrope:
-            return positions
-        ids = self._runner.input_batch.req_ids
-        states = [self._runner.requests[ids[self._trees[index].row]] for index in requests]
-        deltas = np.asarray([state.mrope_position_delta for state in states], dtype=np.int64)
-        return np.tile(positions + deltas, (self._model_config.mrope_num_dims, 1))
-
-    def _ids(self, tokens: np.ndarray) -> torch.Tensor:
-        return self._tensor(tokens.astype(np.int32))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from vllm.config import VllmConfig
 
+from vllm_specvlm.draft.exit_config import is_exit
 from vllm_specvlm.draft.head_config import is_head
 from vllm_specvlm.draft.lookup import LookupDrafter
 from vllm_specvlm.engine.draft_vlm import DraftVLM
+from vllm_specvlm.engine.exit_drafter import ExitDrafter
 from vllm_specvlm.engine.feature_drafter import FeatureDrafter
 from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.tally import Tally
@@ -14,7 +16,7 @@ from vllm_specvlm.engine.tally import Tally
 
 def drafter_for(
     vllm_config: VllmConfig, options: SpecVLMOptions, tally: Tally
-) -> DraftVLM | FeatureDrafter | LookupDrafter:
+) -> DraftVLM | ExitDrafter | FeatureDrafter | LookupDrafter:
     """The drafter that `options.model` names, not loaded yet; the lookup drafter without one."""
     if options.model is None:
         return LookupDrafter(
@@ -26,6 +28,8 @@ def drafter_for(
         )
     if is_head(options.model):
         return FeatureDrafter(vllm_config, options, tally)
+    if is_exit(options.model):
+        return ExitDrafter(vllm_config, options, tally)
     return DraftVLM(vllm_config, options, tally)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from vllm.config import VllmConfig
 from vllm_specvlm.compress.compressor import Compressed
 from vllm_specvlm.draft.head_config import read_config
 from vllm_specvlm.engine.draft_cache import DraftCache
-from vllm_specvlm.engine.draft_choice import DraftChoice, Place
+from vllm_specvlm.engine.draft_choice import DraftChoice
 from vllm_specvlm.engine.feature_context import FeatureContext, Span, in_spans
 from vllm_specvlm.engine.feature_feed import FeatureFeed, spread
 from vllm_specvlm.engine.feature_network import FeatureNetwork
@@ -22,7 +22,7 @@ from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.engine.target_pictures import TargetPictures
 from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
-from vllm_specvlm.tree.grow import Frontier, LevelProposal
+from vllm_specvlm.tree.grow import Frontier
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -36,6 +36,8 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
     `keep_features` notes the target's features as they are computed. The last slot that `open` feeds gives the tree's
     first level; in deeper ones the head's own output stands in the place of features.
     """
+
+    _replicated = True
 
     def __init__(self, vllm_config: VllmConfig, options: SpecVLMOptions, tally: Tally) -> None:
         """Read the head's configuration; weights come with `load`."""
@@ -269,13 +271,6 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         ends = slots[slots % size == size - 1]
         tokens = self._runner.input_batch.token_ids_cpu[row, ends + 1]
         self._next_token[table[ends // size]] = np.where(context.in_picture(ends), _ANY, tokens)
-
-    def _candidates(self, hidden: torch.Tensor, places: Sequence[Place], top_k: int) -> LevelProposal:
-        """The first rank's: every rank computes the whole head, and other thread counts may give other last bits."""
-        self._peers.agree()
-        found = super()._candidates(hidden, places, top_k)
-        self._peers.agree()
-        return cast(LevelProposal, self._peers.share([found])[0])
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._network.logits(hidden)

@@ -10,11 +10,12 @@ from torch import nn
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.forward_context import set_forward_context
 from vllm.model_executor.layers.attention import Attention
-from vllm.model_executor.layers.linear import ReplicatedLinear
 
 from vllm_specvlm.compress.compressor import Compressed
-from vllm_specvlm.draft import head_checkpoint, target_id
+from vllm_specvlm.draft import head_checkpoint
 from vllm_specvlm.engine.attention_cpu import DraftAttentionMetadata
+from vllm_specvlm.engine.head_fit import check_loaded
+from vllm_specvlm.engine.served_linear import served
 from vllm_specvlm.engine.tree_step import TreeStep
 
 LAYER = "draft_model.layers.0.self_attn.attn"
@@ -32,7 +33,7 @@ class FeatureNetwork:
         self._config = vllm_config
         self._target = target
         head, wanted = head_checkpoint.load(folder)
-        _check_target(folder, wanted, vllm_config, target)
+        check_loaded("feature head", folder, wanted, vllm_config, target)
         model = vllm_config.model_config
         device = vllm_config.device_config.device
         self.head = head.to(device=device, dtype=model.dtype).eval().requires_grad_(False)
@@ -40,7 +41,7 @@ class FeatureNetwork:
         with set_current_vllm_config(vllm_config):
             for name, layer in list(self.head.named_children()):
                 if isinstance(layer, nn.Linear):
-                    setattr(self.head, name, _served(layer))
+                    setattr(self.head, name, served(layer))
             self._attention = Attention(
                 head.config.num_attention_heads,
                 head.config.head_dim,
@@ -132,36 +133,6 @@ class FeatureNetwork:
     def _attend(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         mixed: torch.Tensor = self._attention(queries.flatten(1), keys.flatten(1), values.flatten(1))
         return mixed.view_as(queries)
-
-
-def _served(linear: nn.Linear) -> ReplicatedLinear:
-    """The same layer as vLLM computes it: on a CPU several times faster for a few rows, with weights packed once."""
-    layer = ReplicatedLinear(
-        linear.in_features,
-        linear.out_features,
-        bias=linear.bias is not None,
-        params_dtype=linear.weight.dtype,
-        return_bias=False,
-    ).to(linear.weight.device)
-    layer.weight.data.copy_(linear.weight)
-    if linear.bias is not None:
-        layer.bias.data.copy_(linear.bias)
-    layer.quant_method.process_weights_after_loading(layer)
-    return layer
-
-
-def _check_target(folder: str, wanted: Any, vllm_config: VllmConfig, target: Any) -> None:
-    model = vllm_config.model_config
-    # Rounding to float16 first would round to other bfloat16 numbers.
-    half = model.dtype == torch.float16
-    norm = None if half else target_id.final_norm(target.named_parameters())
-    found = target_id.of_config(model.model, model.hf_config.to_dict(), norm)
-    difference = wanted.differs(found)
-    if difference is not None:
-        raise ValueError(
-            f"The feature head '{folder}' was made for '{wanted.name}' and the target is '{model.model}': "
-            f"{difference}; give a head of this target."
-        )
 
 
 def feature_layers_trouble(target: Any, layers: Sequence[int]) -> str | None:

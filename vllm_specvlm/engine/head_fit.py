@@ -1,14 +1,18 @@
-"""Does a feature head fit a target: the model it was made for, and whether it can see pictures."""
+"""Does a feature head or an early exit fit a target: the model it was made for, and whether it can see pictures."""
 
 from __future__ import annotations
 
-from vllm.config import ModelConfig
+from typing import Any
+
+import torch
+from vllm.config import ModelConfig, VllmConfig
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-from vllm_specvlm.draft import head_config, target_id
+from vllm_specvlm.draft import exit_config, head_config, target_id
+from vllm_specvlm.draft.head_config import TargetId
 
 
-def problems(target: ModelConfig, folder: str, *, text_only_draft: bool) -> list[str]:
+def head_problems(target: ModelConfig, folder: str, *, text_only_draft: bool) -> list[str]:
     """What keeps the head in `folder` from drafting for this target, a sentence each; empty when it fits.
 
     The target's weights are compared once they are loaded (`engine.feature_network`).
@@ -17,12 +21,9 @@ def problems(target: ModelConfig, folder: str, *, text_only_draft: bool) -> list
         head, wanted = head_config.read_config(folder)
     except ValueError as error:
         return [str(error)]
-    difference = wanted.differs(target_id.of_config(target.model, target.hf_config.to_dict(), None))
-    if difference is not None:
-        return [
-            f"The feature head '{folder}' was made for '{wanted.name}' and the target is '{target.model}': "
-            f"{difference}; give a head of this target."
-        ]
+    other = _other_target("feature head", folder, wanted, target)
+    if other:
+        return other
     beyond = [layer for layer in head.feature_layers if wanted.layers is not None and layer >= wanted.layers]
     if beyond:
         return [f"The feature head '{folder}' reads layer {beyond[0]}, and its target has {wanted.layers}; restore it."]
@@ -38,3 +39,55 @@ def problems(target: ModelConfig, folder: str, *, text_only_draft: bool) -> list
     if sees and text_only_draft:
         return [f"The feature head '{folder}' sees pictures; leave 'text_only_draft' out."]
     return []
+
+
+def exit_problems(target: ModelConfig, folder: str, *, text_only_draft: bool) -> list[str]:
+    """The same for the early exit in `folder`."""
+    try:
+        network, wanted = exit_config.read_config(folder)
+    except ValueError as error:
+        return [str(error)]
+    other = _other_target("early exit", folder, wanted, target)
+    if other:
+        return other
+    if wanted.layers is not None and network.layers >= wanted.layers:
+        return [
+            f"The early exit '{folder}' runs {network.layers} layers, and its target has {wanted.layers}; restore it."
+        ]
+    if text_only_draft:
+        return [f"The early exit '{folder}' sees pictures as its target does; leave 'text_only_draft' out."]
+    return []
+
+
+def _other_target(kind: str, folder: str, wanted: TargetId, target: ModelConfig) -> list[str]:
+    difference = wanted.differs(target_id.of_config(target.model, target.hf_config.to_dict(), None))
+    return [] if difference is None else [_sentence(kind, folder, wanted, target.model, difference)]
+
+
+def _sentence(kind: str, folder: str, wanted: TargetId, target: str, difference: str) -> str:
+    return (
+        f"The {kind} '{folder}' was made for '{wanted.name}' and the target is '{target}': {difference}; give one of "
+        "this target."
+    )
+
+
+def check_loaded(kind: str, folder: str, wanted: TargetId, vllm_config: VllmConfig, target: Any) -> None:
+    """Compare with the loaded weights.
+
+    Args:
+        kind: of drafter, for the message.
+        folder: of the drafter.
+        wanted: the target it was made for.
+        vllm_config: of the engine.
+        target: vLLM's loaded model.
+
+    Raises:
+        ValueError: it was made for another target.
+    """
+    model = vllm_config.model_config
+    # Rounding to float16 first would round to other bfloat16 numbers.
+    half = model.dtype == torch.float16
+    norm = None if half else target_id.final_norm(target.named_parameters())
+    difference = wanted.differs(target_id.of_config(model.model, model.hf_config.to_dict(), norm))
+    if difference is not None:
+        raise ValueError(_sentence(kind, folder, wanted, model.model, difference))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,10 +26,15 @@ if TYPE_CHECKING:
 class Fed(Protocol):
     """One request's rows in the pass over confirmed tokens."""
 
-    row: int
-    """Row in vLLM's input batch."""
-    root: int | None
-    """Position of the tree's root, or None while the request has not caught up."""
+    @property
+    def row(self) -> int:
+        """Row in vLLM's input batch."""
+        ...
+
+    @property
+    def root(self) -> int | None:
+        """Position of the tree's root, or None while the request has not caught up."""
+        ...
 
     @property
     def rows(self) -> int:
@@ -55,6 +60,9 @@ class ModelDrafter(ABC, Generic[AFeed]):
     """
 
     _choice: DraftChoice
+    _replicated: ClassVar[bool] = False
+    """Every rank computes the whole draft. Other thread counts may give other last bits, so the first rank's candidates
+    are everybody's."""
 
     def __init__(self, vllm_config: VllmConfig, options: SpecVLMOptions, tally: Tally, *, dense_root: bool) -> None:
         """Weights come with `load`; for `dense_root` see `GrowingTrees`."""
@@ -158,8 +166,14 @@ class ModelDrafter(ABC, Generic[AFeed]):
 
     def _candidates(self, hidden: torch.Tensor, places: Sequence[Place], top_k: int) -> LevelProposal:
         """The likeliest next tokens of [rows, hidden]."""
+        # Logits of a shared-out vocabulary are a collective, which no rank may enter alone.
+        self._peers.agree()
         with self._tally.clock("draft_model"):
-            return self._choice.candidates(self._logits(hidden), places, top_k)
+            found = self._choice.candidates(self._logits(hidden), places, top_k)
+        if not self._replicated:
+            return found
+        self._peers.agree()
+        return cast(LevelProposal, self._peers.share([found])[0])
 
     @abstractmethod
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -54,31 +54,44 @@ def measure(
     """
     was_training = head.training
     head.eval()
-    tokens = 0
-    checks = {"chain": 0, "tree": 0}
-    right = 0
     steps = max(chain, len(TREE))
     ordered = sorted(lessons, key=lambda lesson: lesson.tokens)
+    found: list[Tensor] = []
     for start in range(0, len(ordered), batch):
         some = ordered[start : start + batch]
         seen = view(head, target, some)
         wanted = places(seen.slots.wanted, head.vocabulary)
         with context or nullcontext():
             outputs = unroll(head, seen.slots, seen.embeddings, seen.visual, steps)
-            ranks = torch.stack([_ranks(head.logits(output), wanted) for output in outputs]).cpu()
-        for row, lesson in enumerate(some):
-            for first, end in _answers(lesson.depths):
-                mine = ranks[:, row, first:end].tolist()
-                tokens += end - first
-                right += sum(rank == 0 for rank in mine[0])
-                checks["chain"] += _checks(mine, (1,) * chain)
-                checks["tree"] += _checks(mine, TREE)
+            ranks = torch.stack([ranks_of(head.logits(output), wanted) for output in outputs]).cpu()
+        found += [ranks[:, row] for row in range(len(some))]
     head.train(was_training)
-    return Acceptance(tokens / max(1, checks["chain"]), tokens / max(1, checks["tree"]), right / max(1, tokens))
+    return count(ordered, found, chain)
 
 
-def _ranks(logits: Tensor, wanted: Tensor) -> Tensor:
-    """int64 [B, A]: how many tokens the head [B, A, N] likes better than the true one; N if it cannot draft it."""
+def count(lessons: Sequence[Lesson], ranks: Sequence[Tensor], chain: int) -> Acceptance:
+    """Play drafting through answers.
+
+    Args:
+        lessons: with the target's own greedy answers.
+        ranks: for each, int64 [steps, >= its tokens]: at each slot, how many tokens a draft's i-th step likes better
+            than the true one.
+        chain: tokens drafted per check.
+    """
+    tokens = right = chains = trees = 0
+    for lesson, found in zip(lessons, ranks, strict=True):
+        for first, end in _answers(lesson.depths):
+            mine = found[:, first:end].tolist()
+            tokens += end - first
+            right += sum(rank == 0 for rank in mine[0])
+            chains += _checks(mine, (1,) * chain)
+            trees += _checks(mine, TREE)
+    return Acceptance(tokens / max(1, chains), tokens / max(1, trees), right / max(1, tokens))
+
+
+def ranks_of(logits: Tensor, wanted: Tensor) -> Tensor:
+    """int64 [...]: how many tokens a drafter [..., N] likes better than the true one [...]; N where that is -1, a token
+    it cannot draft."""
     own = logits.gather(-1, wanted.clamp(min=0)[..., None])
     return torch.where(wanted >= 0, (logits > own).sum(-1), logits.shape[-1])
 

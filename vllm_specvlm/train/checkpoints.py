@@ -1,4 +1,4 @@
-"""Checkpoints of a run: folders `step-N`, each a head that can be served, and beside it what going on needs.
+"""Checkpoints of a run: folders `step-N`, each a drafter that can be served, and beside it what going on needs.
 
 A checkpoint is made in a hidden folder and appears with one rename: a kill at any moment leaves only whole ones.
 """
@@ -11,51 +11,56 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from safetensors import SafetensorError
 
-from vllm_specvlm.draft import head_checkpoint
-from vllm_specvlm.draft.feature_head import FeatureHead
 from vllm_specvlm.draft.head_config import TargetId
 from vllm_specvlm.train.errors import TrainingError
+from vllm_specvlm.train.student import N, Student
 
 STATE = "training.pt"
 _NAME = re.compile(r"step-(\d+)")
 
 
 @dataclass(slots=True)
-class Saved:
+class Saved(Generic[N]):
     """A checkpoint that was read."""
 
     step: int
-    head: FeatureHead
+    network: N
     target: TargetId
     state: dict[str, Any]
     """Optimiser and recipe."""
 
 
-class Checkpoints:
-    """Those in one folder."""
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, ascending."""
+    if not folder.is_dir():
+        return []
+    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
+    return sorted(int(match[1]) for match in matches if match)
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        """`keep`: how many are left when a new one is saved."""
+
+class Checkpoints(Generic[N]):
+    """Those of one run."""
+
+    def __init__(self, folder: Path, keep: int, student: Student[N]) -> None:
+        """`keep`: how many are left when a new one is saved; `student` reads and writes networks."""
         self.folder, self._keep = folder, keep
+        self._student: Student[N] = student
 
     def steps(self) -> list[int]:
         """Their steps, ascending."""
-        if not self.folder.is_dir():
-            return []
-        matches = (_NAME.fullmatch(path.name) for path in self.folder.iterdir() if path.is_dir())
-        return sorted(int(match[1]) for match in matches if match)
+        return steps_in(self.folder)
 
     def path(self, step: int) -> Path:
         """The folder of one."""
         return self.folder / f"step-{step:06d}"
 
     def save(
-        self, step: int, head: FeatureHead, target: TargetId, state: Mapping[str, Any], provenance: Mapping[str, Any]
+        self, step: int, network: N, target: TargetId, state: Mapping[str, Any], provenance: Mapping[str, Any]
     ) -> Path:
         """Write one; then remove the oldest.
 
@@ -65,7 +70,7 @@ class Checkpoints:
         final, partial = self.path(step), self.folder / f".step-{step:06d}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            head_checkpoint.save(partial, head, target, provenance)
+            self._student.save(partial, network, target, provenance)
             write_state(partial / STATE, state)
             if final.exists():  # a damaged one that resuming passed over
                 final.rename(self.folder / f".step-{step:06d}.old")
@@ -96,18 +101,18 @@ class Checkpoints:
         for path in self.folder.glob("..step-*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def last(self) -> tuple[Saved | None, list[str]]:
+    def last(self) -> tuple[Saved[N] | None, list[str]]:
         """The newest that is sound, and a sentence about each newer one that is not."""
         damaged: list[str] = []
         for step in reversed(self.steps()):
             folder = self.path(step)
             try:
-                head, target = head_checkpoint.load(folder)
-                for tensor in (*head.parameters(), *head.buffers()):
+                network, target = self._student.load(folder)
+                for tensor in (*network.parameters(), *network.buffers()):
                     # Out of the mapped file, whose alignment would change how some kernels sum.
                     tensor.data = tensor.data.clone()
                 state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-                return Saved(step, head, target, state), damaged
+                return Saved(step, network, target, state), damaged
             except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
                 damaged.append(f"The checkpoint {folder.name} is damaged ({_reason(error)}) and is passed over.")
         return None, damaged

@@ -24,7 +24,7 @@ class Lesson:
     slots: Tensor
     """int64 [n], ascending: the slots outside pictures, up to the last that is drafted from."""
     features: Tensor
-    """[n, F]: what `FeatureHead.state` takes, at `slots`."""
+    """[n, F]: what `FeatureHead.state` takes, at `slots`; what an early exit takes, a slot later."""
     drafted: Tensor
     """int64 [m]: places in `slots` of those that are drafted from, see `drafted_slots`."""
     depths: Tensor

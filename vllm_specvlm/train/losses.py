@@ -76,6 +76,11 @@ def smooth_l1(outputs: Tensor, final: Tensor) -> Tensor:
     return F.smooth_l1_loss(outputs.float(), final, reduction="none").mean(-1)
 
 
+def cosine(outputs: Tensor, final: Tensor) -> Tensor:
+    """1 less the cosine between outputs [n, H] and the target's features [n, H] (FastVLM's imitation loss)."""
+    return 1 - F.cosine_similarity(outputs.float(), final.float(), dim=-1)
+
+
 def weighted(recipe: LossRecipe, outputs: Tensor, final: Tensor, logits: Tensor, wanted: Law) -> dict[str, Tensor]:
     """By loss of the recipe: its weight times its value, float32 [n].
 
@@ -93,4 +98,6 @@ def weighted(recipe: LossRecipe, outputs: Tensor, final: Tensor, logits: Tensor,
             found[name] = weight * loss(scores, wanted)
     if recipe.smooth_l1:
         found["smooth_l1"] = recipe.smooth_l1 * smooth_l1(outputs, final)
+    if recipe.cosine:
+        found["cosine"] = recipe.cosine * cosine(outputs, final)
     return found

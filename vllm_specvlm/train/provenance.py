@@ -30,6 +30,7 @@ def without_places(recipe: Recipe) -> dict[str, Any]:
     values = recipe.as_dict()
     values.pop("out")
     values["target"] = _last(values["target"])
+    values["head"]["start"] = _last(values["head"]["start"])
     values["data"] = [
         each | {"source": _last(each["source"]), "images": _last(each["images"])} for each in values["data"]
     ]

@@ -92,6 +92,25 @@ class HeadRecipe:
 
 
 @dataclass(frozen=True, slots=True)
+class ExitRecipe:
+    """`[exit]`: an early exit in the place of a feature head."""
+
+    layers: int = 2
+    """So many of the target's first layers run before it."""
+    blocks: int = 2
+    """Of the imitation network."""
+    intermediate_size: int = 0
+    """Width inside a block; 0: the target's own."""
+    vocabulary: int = 6144
+    """As a head's."""
+
+    def __post_init__(self) -> None:
+        _check(self.layers >= 1, f"'layers' is {self.layers}; write 1 or more.")
+        _check(self.blocks >= 1, f"'blocks' is {self.blocks}; write 1 or more.")
+        _check(self.vocabulary >= 2, f"'vocabulary' is {self.vocabulary}; write 2 or more.")
+
+
+@dataclass(frozen=True, slots=True)
 class LossRecipe:
     """`[losses]`: weights of the losses; 0 leaves one out. See `losses`."""
 
@@ -100,6 +119,7 @@ class LossRecipe:
     kl: float = 0.0
     reverse_kl: float = 0.0
     hard_ce: float = 0.0
+    cosine: float = 0.0
     step_decay: float = 1.0
     """Weight of an unrolled step against the one before it; EAGLE-3 has 0.8."""
     gate_cost: float = 0.02
@@ -111,8 +131,8 @@ class LossRecipe:
         for each in dataclasses.fields(self):
             weight = getattr(self, each.name)
             _check(weight >= 0, f"'{each.name}' is {weight}; write 0 or more.")
-        given = (self.ce, self.smooth_l1, self.kl, self.reverse_kl, self.hard_ce)
-        _check(any(given), "all losses have weight 0; give one of ce, smooth_l1, kl, reverse_kl, hard_ce a weight.")
+        given = (self.ce, self.smooth_l1, self.kl, self.reverse_kl, self.hard_ce, self.cosine)
+        _check(any(given), "all losses have weight 0; give one of ce, smooth_l1, kl, reverse_kl, hard_ce, cosine one.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +214,15 @@ class Recipe:
     seed: int = 0
     answers: AnswersRecipe = field(default_factory=AnswersRecipe)
     head: HeadRecipe = field(default_factory=HeadRecipe)
+    exit: ExitRecipe | None = None
+    """Trained instead of a head, which has to be left out then."""
     losses: LossRecipe = field(default_factory=LossRecipe)
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     check: CheckRecipe = field(default_factory=CheckRecipe)
 
     def __post_init__(self) -> None:
         _check(bool(self.data), "there is no [[data]]; name at least one source.")
+        _check(self.exit is None or self.head == HeadRecipe(), "there are [head] and [exit]; a run trains one of them.")
         reduces = self.head.fusion == "wide" or len(self.head.feature_layers) > 1
         if self.losses.smooth_l1 and reduces:
             raise ValueError(

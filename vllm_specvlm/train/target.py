@@ -23,7 +23,9 @@ FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
 class Target:
     """A vision-language model in inference mode, in one dtype, on one device."""
 
-    def __init__(self, folder: str, dtype: torch.dtype, device: torch.device, layers: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, folder: str, dtype: torch.dtype, device: torch.device, layers: tuple[int, ...] = (), ahead: int = 0
+    ) -> None:
         """Load it.
 
         Args:
@@ -31,6 +33,7 @@ class Target:
             dtype: of its weights.
             device: where it runs.
             layers: the head's `feature_layers`.
+            ahead: how many slots on its features are read: see `Lesson.features`.
 
         Raises:
             RecipeError: it is no model, of no family that can be trained for, or has no such layer.
@@ -54,12 +57,12 @@ class Target:
         self.model.requires_grad_(False).eval().to(device)
         self.device = device
         self.text_config: Any = self.config.get_text_config()
-        self._layers = layers
+        self._layers, self._ahead = layers, ahead
         self._decoder = self.model.get_decoder()
         outside = [layer for layer in layers if not 0 <= layer < self.text_config.num_hidden_layers]
         if outside:
             raise RecipeError(
-                f"[head] feature_layers names layer {outside[0]}, and the target has "
+                f"The recipe reads layer {outside[0]} of the target, which has "
                 f"{self.text_config.num_hidden_layers}; number them from 0."
             )
         self.end_ids = _end_ids(self.model, self.processor.tokenizer)
@@ -170,7 +173,7 @@ class Target:
             pictures=seen,
             visual=[embeddings[start : start + length].cpu().clone() for start, length in seen],
             slots=slots,
-            features=features[slots.to(features.device)].cpu(),
+            features=features[(slots + self._ahead).to(features.device)].cpu(),
             drafted=torch.searchsorted(slots, drafted),
             depths=depths,
             final=wanted.cpu(),

@@ -9,23 +9,22 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 
-from vllm_specvlm.draft.feature_head import FeatureHead
 from vllm_specvlm.draft.head_config import TargetId
-from vllm_specvlm.train import acceptance, lesson_round, memory, provenance
+from vllm_specvlm.train import lesson_round, memory, provenance
 from vllm_specvlm.train import recipe as recipes
 from vllm_specvlm.train.checkpoints import Checkpoints, Saved
 from vllm_specvlm.train.curve import Curve
 from vllm_specvlm.train.errors import RecipeError, TrainingError
-from vllm_specvlm.train.learning import Figures, learn
+from vllm_specvlm.train.learning import Figures
 from vllm_specvlm.train.lesson import Lesson
-from vllm_specvlm.train.new_head import create
 from vllm_specvlm.train.ranks import Ranks
 from vllm_specvlm.train.recipe import AnswersRecipe, Recipe
 from vllm_specvlm.train.sources import Sources
+from vllm_specvlm.train.student import N, Student
 from vllm_specvlm.train.target import Target
 
 
@@ -50,11 +49,12 @@ class Outcome:
     """Of the curve."""
 
 
-class Trainer:
+class Trainer(Generic[N]):
     """One run of a recipe in one folder."""
 
     def __init__(
         self,
+        student: Student[N],
         recipe: Recipe,
         target: Target,
         sources: Sources,
@@ -66,17 +66,19 @@ class Trainer:
     ) -> None:
         """Nothing is computed or written yet.
 
-        `tell` hears of progress, `say` of what a reader should know; `folder` is the recipe's.
+        `student` is the kind of network; `tell` hears of progress, `say` of what a reader should know; `folder` is the
+        recipe's.
         """
+        self._student: Student[N] = student
         self.recipe, self.target, self.sources, self.ranks = recipe, target, sources, ranks
         self.target_id: TargetId = target.id(recipe.target)
         self._tell, self._say, self._folder = tell, say, folder
-        self._checkpoints = Checkpoints(out, recipe.training.keep)
+        self._checkpoints: Checkpoints[N] = Checkpoints(out, recipe.training.keep, student)
         self._step = 0
         self._seconds = 0.0
         self._answer_tokens = 0
         self._round: tuple[int, list[Lesson], list[list[int]]] | None = None
-        self.head: FeatureHead | None = None
+        self.network: N | None = None
 
     def run(self, resume: bool = False) -> Outcome:
         """Train to the recipe's last step.
@@ -93,19 +95,21 @@ class Trainer:
         if saved is None:
             self._lessons(0)
             assert self._round is not None
-            self.head = create(self.recipe.head, self.target, self._round[1], self.recipe.seed, self._folder)
-            self.ranks.share([*self.head.parameters(), self.head.vocabulary])
+            network = self._student.create(self.recipe, self.target, self._round[1], self._folder)
+            self.ranks.share([*network.parameters(), network.vocabulary])
         else:
-            self.head = saved.head.to(self.target.device)
-        head = self.head.train()
-        parameters = [each for each in head.parameters() if each.requires_grad]
+            network = saved.network
+            network.to(self.target.device)
+        network.train()
+        self.network = network
+        parameters = [each for each in network.parameters() if each.requires_grad]
         betas = (training.betas[0], training.betas[1])
         optimizer = torch.optim.AdamW(
             parameters, lr=training.lr, betas=betas, weight_decay=training.weight_decay, fused=True
         )
         if saved is not None:
             optimizer.load_state_dict(saved.state["optimizer"])
-        output_rows = self.target.output_rows(head.vocabulary)
+        output_rows = self.target.output_rows(network.vocabulary)
         curve = Curve(self._checkpoints.folder, self._step) if self.ranks.rank == 0 else None
         first, began, before = self._step, time.monotonic(), self._seconds
         held_out: list[Lesson] | None = None
@@ -116,10 +120,12 @@ class Trainer:
             factor = rate(step, training.steps, training.warmup, training.decay)
             for group in optimizer.param_groups:
                 group["lr"] = training.lr * factor
-            self._set_temperature(head, step)
+            self._student.begin_step(network, step / max(1, training.steps - 1))
             torch.manual_seed(random.Random(f"{self.recipe.seed}/{step}/{self.ranks.rank}/step").getrandbits(40))
             optimizer.zero_grad(set_to_none=True)
-            figures = learn(head, self.target, output_rows, lessons, self.recipe, self.ranks, self._precision())
+            figures = self._student.learn(
+                network, self.target, output_rows, lessons, self.recipe, self.ranks, self._precision()
+            )
             norm = torch.nn.utils.clip_grad_norm_(parameters, training.clip).item()
             if not (math.isfinite(figures.loss) and math.isfinite(norm)):
                 raise TrainingError(
@@ -137,21 +143,21 @@ class Trainer:
             found: dict[str, float] = {}
             if check and self.ranks.rank == 0:
                 held_out = held_out or self._held_out()
-                found = self._checked(head, held_out)
+                found = self._checked(network, held_out)
             if curve is not None and (self._step % training.log_every == 0 or check or last):
                 row = sums.means() | {"step": self._step, "lr": training.lr * factor, **found}
                 memory.give_back()
                 self._logged(curve, row | {"answer_tokens": self._answer_tokens, "seconds": round(self._seconds, 1)})
                 sums = Figures()
             if self._step % training.save_every == 0 or last:
-                self._save(head, optimizer, curve)
+                self._save(network, optimizer, curve)
         return Outcome(self._checkpoints.path(self._step), self._step, curve.rows if curve else [])
 
     def left(self) -> str:
         """What there is on the disk, for messages."""
         return self._checkpoints.left()
 
-    def _resumed(self) -> Saved | None:
+    def _resumed(self) -> Saved[N] | None:
         """The checkpoint to go on from."""
         if self.ranks.rank == 0:
             self._checkpoints.clean()
@@ -210,10 +216,8 @@ class Trainer:
             longest=self.recipe.training.longest,
         )
 
-    def _checked(self, head: FeatureHead, held_out: Sequence[Lesson]) -> dict[str, float]:
-        found = acceptance.measure(
-            head, self.target, held_out, self.recipe.check.chain, self.recipe.training.batch, self._precision()
-        )
+    def _checked(self, network: N, held_out: Sequence[Lesson]) -> dict[str, float]:
+        found = self._student.measure(network, self.target, held_out, self.recipe, self._precision())
         return {"chain": found.chain, "tree": found.tree, "held_out_agreement": found.agreement}
 
     def _logged(self, curve: Curve, row: dict[str, float]) -> None:
@@ -222,7 +226,7 @@ class Trainer:
         except OSError as error:
             raise self._full(error) from error
 
-    def _save(self, head: FeatureHead, optimizer: torch.optim.Optimizer, curve: Curve | None) -> None:
+    def _save(self, network: N, optimizer: torch.optim.Optimizer, curve: Curve | None) -> None:
         trouble = None
         if self.ranks.rank == 0:
             state = {
@@ -242,7 +246,7 @@ class Trainer:
                 held_out=next((row for row in reversed(curve.rows if curve else []) if row.get("chain")), None),
             )
             try:
-                self._checkpoints.save(self._step, head, self.target_id, state, told)
+                self._checkpoints.save(self._step, network, self.target_id, state, told)
                 if curve is not None:
                     curve.draw()
             except TrainingError as error:
@@ -257,13 +261,6 @@ class Trainer:
             f"The curve cannot be written ({error.strerror}); {self._checkpoints.left()}: make room, then go on with "
             "--resume."
         )
-
-    def _set_temperature(self, head: FeatureHead, step: int) -> None:
-        """Selection's Gumbel temperature: from 1 to 0.1, geometrically, over all steps."""
-        share = step / max(1, self.recipe.training.steps - 1)
-        for module in head.compressor.modules():
-            if hasattr(module, "tau"):
-                module.tau = 0.1**share
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.target.device.type, torch.bfloat16, enabled=self.recipe.training.bf16)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from vllm_specvlm.draft import head_checkpoint
+from vllm_specvlm.draft import checkpoint_folder, head_checkpoint
 from vllm_specvlm.zoo.pair import HEADS
 
 FOLDER = Path(__file__).parent / "heads"
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("name", choices=sorted(HEADS.values()))
     arguments = parser.parse_args()
     head, target = head_checkpoint.load(arguments.checkpoint)
-    provenance = json.loads((arguments.checkpoint / head_checkpoint.PROVENANCE).read_text())
+    provenance = json.loads((arguments.checkpoint / checkpoint_folder.PROVENANCE).read_text())
     head_checkpoint.save(FOLDER / arguments.name, head.to(torch.bfloat16), target, provenance)
     for curve in ("curve.csv", "curve.png"):
         shutil.copy(arguments.checkpoint.parent / curve, FOLDER / arguments.name / curve)

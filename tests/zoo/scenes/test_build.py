@@ -109,13 +109,16 @@ def test_resolve_knows_both_settings_and_no_other(tmp_path: Path, monkeypatch: p
         folder = tmp_path / "scenes" / parts.fingerprint() / name
         folder.mkdir(parents=True)
         assert zoo.resolve(f"specvlm/{name}") == str(folder)
+    assert zoo.resolve("specvlm/scenes-target-9") == "specvlm/scenes-target-9"
     with pytest.raises(zoo.ZooError, match="no reference model specvlm/scenes-target-9"):
-        zoo.resolve("specvlm/scenes-target-9")
+        scenes_target("scenes-target-9", tmp_path)
 
 
 def test_a_missing_part_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PATH", tmp_path / "target.safetensors")
-    with pytest.raises(zoo.ZooError, match=r"is missing; train it as docs/scenes\.md says"):
+    with pytest.raises(
+        zoo.ZooError, match=r"target\.safetensors of the scenes target is missing; install the package again"
+    ):
         scenes_target("scenes-target", tmp_path)
 
 

@@ -29,7 +29,10 @@ def load() -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     if not PATH.exists():
-        raise ZooError(f"The scenes target ships untrained: {PATH.name} is missing; train it as docs/scenes.md says.")
+        raise ZooError(
+            f"The trained part {PATH.name} of the scenes target is missing; install the package again, or train it as "
+            "docs/scenes.md says."
+        )
     tensors: dict[str, torch.Tensor] = load_file(PATH)
     return tensors
 

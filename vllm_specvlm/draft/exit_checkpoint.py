@@ -1,0 +1,29 @@
+"""An early exit on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vllm_specvlm.draft import checkpoint_folder
+from vllm_specvlm.draft.early_exit import EarlyExit
+from vllm_specvlm.draft.exit_config import as_json, read_config
+from vllm_specvlm.draft.head_config import TargetId
+
+
+def load(folder: str | Path) -> tuple[EarlyExit, TargetId]:
+    """The early exit in `folder`, float32 or as stored, on the CPU.
+
+    Raises:
+        ValueError: as `read_config`; or its weights are truncated, or not those of its configuration.
+    """
+    config, target = read_config(folder)
+    network = EarlyExit(config)
+    checkpoint_folder.load_into(network, folder, config.target_vocabulary)
+    return network, target
+
+
+def save(folder: str | Path, network: EarlyExit, target: TargetId, provenance: Mapping[str, Any]) -> None:
+    """Write the checkpoint: see `checkpoint_folder.write`; `target` is the one it was made for."""
+    checkpoint_folder.write(folder, network.state_dict(), as_json(network.config, target), provenance)
