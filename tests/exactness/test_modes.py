@@ -120,7 +120,6 @@ def test_compiled_feature_head() -> None:
         assert played["tallies"][0]["drafter_failures"] == 0 and played["tallies"][0]["accepted"] > 20
 
 
-<<<<<<< HEAD
 def grammars_in_processes(tmp_path: Path, environment: dict[str, str], options: dict[str, Any]) -> Any:
     """Played under a grammar, in processes that find the plugin's entry point whether the package is installed or not.
 
@@ -160,7 +159,8 @@ def test_grammars_where_the_ranks_load_no_plugins(tmp_path: Path) -> None:
     plain, ours = grammars_in_processes(tmp_path, environment, TWO_RANKS)
     assert ours["rounds"] == plain["rounds"]
     assert [tally["trees"] for tally in ours["tallies"]] == [0, 0]
-=======
+
+
 @pytest.mark.slow  # compiling takes minutes
 def test_compiled_early_exit() -> None:
     """The target is compiled, and its first layers are called one by one all the same."""
@@ -168,7 +168,6 @@ def test_compiled_early_exit() -> None:
     played = play("llava", options, {"model": _exit(), **TREE_DRAFT}, environment)
     assert played["rounds"] == play("llava", options, None, environment)["rounds"]
     assert played["tallies"][0]["drafter_failures"] == 0 and played["tallies"][0]["accepted"] > 20
->>>>>>> main
 
 
 @pytest.mark.slow  # two engines of two processes each
