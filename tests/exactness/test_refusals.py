@@ -10,6 +10,7 @@ from vllm import LLM, EngineArgs
 
 from tests.exactness.engines import target_of
 from tests.tiny.checkpoints import build
+from tests.tiny.exits import build_exit
 from tests.tiny.heads import build_head
 from vllm_specvlm.compress.compressor import CompressorConfig
 from vllm_specvlm.engine import plugin
@@ -87,11 +88,11 @@ def test_fp8_caches_are_refused(kv_cache_dtype: str) -> None:
         configure({}, kv_cache_dtype=kv_cache_dtype)
 
 
-def test_adapters_beside_a_feature_head() -> None:
-    head = str(build_head("llava", CompressorConfig()))
-    with pytest.raises(ValueError, match="does not run LoRA adapters beside a feature head"):
-        configure({"model": head}, enable_lora=True)
-    configure({"model": head})
+def test_adapters_beside_drafters_that_share_layers() -> None:
+    for shares in (build_head("llava", CompressorConfig()), build_exit("llava")):
+        with pytest.raises(ValueError, match="does not run LoRA adapters beside .* the target's own layers"):
+            configure({"model": str(shares)}, enable_lora=True)
+        configure({"model": str(shares)})
     configure({}, enable_lora=True, max_num_seqs=16)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_specvlm import ops
-from vllm_specvlm.draft import head_config
+from vllm_specvlm.draft import exit_config, head_config
 from vllm_specvlm.engine import exporter
 from vllm_specvlm.engine.options import METHOD, PROPOSER, SpecVLMOptions
 from vllm_specvlm.schedule.profile import Profile
@@ -62,10 +62,10 @@ def translate(args: EngineArgs, target: ModelConfig, parallel: ParallelConfig) -
         options = replace(options, profile=_checked_profile(options.profile))
     if options.model is not None:
         options = _with_checked_draft(options, target)
-        if args.enable_lora and head_config.is_head(str(options.model)):
+        if args.enable_lora and (head_config.is_head(str(options.model)) or exit_config.is_exit(str(options.model))):
             raise ValueError(
-                "Method 'specvlm' does not run LoRA adapters beside a feature head, which shares the target's own "
-                "layers; draft with a VLM, or leave 'model' out."
+                f"Method 'specvlm' does not run LoRA adapters beside '{options.model}', which drafts with the target's "
+                "own layers; draft with a VLM, or leave 'model' out."
             )
     args.spec_method = args.spec_model = args.spec_tokens = None
     args.speculative_config = {
