@@ -90,7 +90,7 @@ def test_fp8_caches_are_refused(kv_cache_dtype: str) -> None:
 
 def test_adapters_beside_drafters_that_share_layers() -> None:
     for shares in (build_head("llava", CompressorConfig()), build_exit("llava")):
-        with pytest.raises(ValueError, match="does not run LoRA adapters beside .* the target's own layers"):
+        with pytest.raises(ValueError, match=r"does not run LoRA adapters beside .* the target's own layers"):
             configure({"model": str(shares)}, enable_lora=True)
         configure({"model": str(shares)})
     configure({}, enable_lora=True, max_num_seqs=16)
