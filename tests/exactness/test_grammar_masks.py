@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import wait
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,3 +108,25 @@ def test_lists_without_trees(backend: str) -> None:
         scheduled = {"asked": draft}
         stock = StructuredOutputManager.grammar_bitmask(manager, {"asked": asked}, ["asked"], scheduled).copy()
         assert np.array_equal(manager.grammar_bitmask({"asked": asked}, ["asked"], scheduled), stock)
+
+
+def test_blocks_of_equal_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM 0.33 gives every request a block of as many rows as a request can have; so do we, if vLLM does."""
+    manager = manager_of("xgrammar")
+    asked, beside = (request_for(manager, "open regex", "xgrammar") for _ in range(2))
+    stock = StructuredOutputManager.grammar_bitmask
+    scheduled = {"b": [60, 61]}
+    compact = manager.grammar_bitmask({"a": asked, "b": beside}, ["a", "b"], scheduled)
+    assert compact is not None and len(compact) == 4
+
+    def in_blocks(self: StructuredOutputManager, requests: Any, ids: list[str], drafts: Any) -> np.ndarray:
+        masks = stock(self, requests, ids, drafts)
+        blocks = np.zeros((len(ids), 13, masks.shape[1]), dtype=np.int32)
+        blocks[:, 0] = masks
+        return blocks.reshape(-1, masks.shape[1])
+
+    monkeypatch.setattr(StructuredOutputManager, "grammar_bitmask", in_blocks)
+    masks = manager.grammar_bitmask({"a": asked, "b": beside}, ["a", "b"], scheduled)
+    assert masks is not None and len(masks) == 26
+    assert np.array_equal(masks[[0, 13, 14, 15]], compact)
+    assert (masks[1:13] == -1).all() and (masks[16:] == -1).all()

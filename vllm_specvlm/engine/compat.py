@@ -198,7 +198,7 @@ LEDGER: tuple[Symbol, ...] = (
     Symbol(
         _GRAMMARS + "grammar_bitmask",
         "overridden",
-        "every node of a tree gets the mask of its path",
+        "every node of a tree gets the mask of its path, which vLLM's own method gives for it",
         ("requests", "structured_output_request_ids", "scheduled_spec_decode_tokens"),
         "trees in vLLM's scheduler",
     ),
@@ -221,16 +221,14 @@ LEDGER: tuple[Symbol, ...] = (
         "whether a token ends a reasoning model's thoughts",
         ("request", "spec_tokens", "spec_tokens_committed"),
     ),
-    Symbol(_GRAMMARS + "_fill_bitmasks", "called", "one row's mask", ("batch",)),
     Symbol(_GRAMMAR + "validate_tokens", "called", "whether a node's token may stand where it does", ("tokens",)),
     Symbol(_GRAMMAR + "accept_tokens", "called", "goes down to a node", ("request_id", "tokens")),
     Symbol(_GRAMMAR + "rollback", "called", "goes up again", ("num_tokens",)),
     Symbol(_GRAMMAR + "is_terminated", "called", "what follows a grammar's end is free"),
     Symbol(
-        "vllm.v1.structured_output.backend_types:StructuredOutputBackend.allocate_token_bitmask",
+        "vllm.v1.structured_output.request:StructuredOutputRequest",
         "called",
-        "the masks' memory",
-        ("max_num_seqs",),
+        "a request whose thoughts have ended on a path",
     ),
     Symbol(
         "vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids",
@@ -241,7 +239,7 @@ LEDGER: tuple[Symbol, ...] = (
     Symbol(
         "vllm.v1.structured_output.utils:apply_grammar_bitmask",
         "relied on",
-        "masks the logits before `_sample`, a request's root row first",
+        "masks the logits before `_sample`; requests' rows follow each other, or stand in equal blocks (0.33)",
         ("scheduler_output", "grammar_output", "input_batch", "logits"),
     ),
     Symbol("vllm.v1.sample.metadata:SamplingMetadata", "called", "a tree's rows as requests of their own"),

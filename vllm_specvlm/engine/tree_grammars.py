@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from vllm.v1.structured_output import StructuredOutputManager
 
 from vllm_specvlm.engine.options import METHOD
@@ -18,7 +19,6 @@ from vllm_specvlm.tree.flat_code import FlatCode
 from vllm_specvlm.tree.token_tree import TokenTree
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
     from vllm.config import VllmConfig
     from vllm.v1.request import Request
@@ -60,8 +60,6 @@ class TreeGrammars(StructuredOutputManager):
     A node counts as plain decoding would have it: its token arrives alone, after those of its path.
     """
 
-    _grammar_bitmask: Any  # vLLM's: the masks of a step, int32 [rows, vocabulary / 32], None before the first one
-
     def adopt(self) -> None:
         """Finish the construction of a stock manager whose class has just become this one."""
         self._code = FlatCode(self.vllm_config.model_config.get_vocab_size())
@@ -80,25 +78,29 @@ class TreeGrammars(StructuredOutputManager):
         structured_output_request_ids: list[str],
         scheduled_spec_decode_tokens: dict[str, list[int]],
     ) -> npt.NDArray[np.int32] | None:
-        """The masks of all requests with grammars, int32 [rows, vocabulary / 32]: each one's root row, then its nodes'.
+        """The masks of all requests with grammars, each one's root row, then its nodes'.
 
-        Rows behind a placeholder (-1) or a rejected node are left free: nothing is ever accepted there.
+        A row's mask is what vLLM gives to a request that has come as far without drafts. Rows behind a placeholder (-1)
+        or a rejected node are left free: nothing is ever accepted there.
+
+        Returns:
+            int32 [rows, vocabulary / 32], as `apply_grammar_bitmask` takes them: one request's rows behind the other's
+            in vLLM 0.32, in blocks of equal size since 0.33.
         """
-        if not any(scheduled_spec_decode_tokens.get(request_id) for request_id in structured_output_request_ids):
-            return super().grammar_bitmask(requests, structured_output_request_ids, {})
-        if self._grammar_bitmask is None:
-            most = self.vllm_config.scheduler_config.max_num_seqs * (1 + self.vllm_config.num_speculative_tokens)
-            self._grammar_bitmask = self.backend.allocate_token_bitmask(most)
-        first = 0
-        for request_id in structured_output_request_ids:
-            request = requests[request_id]
-            tree = self._code.decode(scheduled_spec_decode_tokens.get(request_id, ()))
-            rows = len(tree) + 1
-            self._grammar_bitmask[first : first + rows] = self._full_mask
-            for row, constrained in self._visit(request, tree):
-                self._fill_bitmasks(((_grammar(request), first + row, constrained),))
-            first += rows
-        return self._grammar_bitmask[:first].numpy()
+        ids = structured_output_request_ids
+        roots = super().grammar_bitmask(requests, ids, {})
+        trees = [self._code.decode(scheduled_spec_decode_tokens.get(request_id, ())) for request_id in ids]
+        if roots is None or not any(trees):
+            return roots
+        block = len(roots) // len(ids)
+        counts = [len(tree) + 1 if block == 1 else block for tree in trees]
+        masks = np.full((sum(counts), roots.shape[1]), -1, dtype=np.int32)
+        for request_id, tree, start in zip(ids, trees, np.cumsum([0, *counts]), strict=False):
+            for row, text in self._visit(requests[request_id], tree):
+                alone = super().grammar_bitmask({request_id: text}, [request_id], {})
+                assert alone is not None
+                masks[start + row] = alone[0]
+        return masks
 
     def accept_tokens(self, request: Request, new_token_ids: list[int]) -> bool:
         """Advance the grammar by an accepted path, token by token; False if it rejects one.
@@ -110,80 +112,66 @@ class TreeGrammars(StructuredOutputManager):
         text = list(request.all_token_ids)
         for left in reversed(range(len(new_token_ids))):
             upto = len(text) - left
-            if not super().accept_tokens(_Text(request, text[:upto]), [text[upto - 1]]):
+            if not super().accept_tokens(_Text.of(request, text[:upto]), [text[upto - 1]]):
                 return False
         return True
 
-    def _visit(self, request: Request, tree: TokenTree) -> Iterator[tuple[int, bool]]:
+    def _visit(self, request: Request, tree: TokenTree) -> Iterator[tuple[int, _Text]]:
         """Every row that can be reached, depth first, with the grammar in its state as long as the row is the last one.
 
         Yields:
-            0 for the root or node + 1, and whether the grammar constrains what follows there (a reasoning model's
-            thoughts are free).
+            0 for the root or node + 1, and the request as it would stand there.
         """
         children: list[list[int]] = [[] for _ in range(len(tree) + 1)]
         for node, parent in enumerate(tree.parents):
             children[parent + 1].append(node)
+        # A reasoning model's thoughts are free; only what ends them is looked for in the text.
         constrained = self._get_constraint_bounds(request, ()).constraint_start == 0
-        text = [] if constrained else list(request.all_token_ids)  # only what ends a thought is looked for in it
-        yield from self._descend(request, tree, children, 0, text, constrained)
+        text = _Text.of(request, [] if constrained else list(request.all_token_ids))
+        yield from self._descend(text, constrained, tree, children, 0)
 
     def _descend(
-        self,
-        request: Request,
-        tree: TokenTree,
-        children: Sequence[Sequence[int]],
-        row: int,
-        text: list[int],
-        constrained: bool,
-    ) -> Iterator[tuple[int, bool]]:
-        """`_visit` from a row on; `text` is everything up to and with the row's token, while thoughts are free."""
-        yield row, constrained
-        grammar = _grammar(request)
+        self, text: _Text, constrained: bool, tree: TokenTree, children: Sequence[Sequence[int]], row: int
+    ) -> Iterator[tuple[int, _Text]]:
+        """`_visit` from a row on, where the text is `text`, and the next token `constrained` or not."""
+        yield row, text
+        grammar = text.structured_output_request.grammar
         for node in children[row]:
             token = tree.tokens[node]
             if token < 0:
                 continue
-            text.append(token)
-            fed, after = self._effect(request, text, constrained)
-            if not fed or (grammar.validate_tokens([token]) and grammar.accept_tokens(request.request_id, [token])):
-                yield from self._descend(request, tree, children, node + 1, text, after)
-                if fed:
-                    grammar.rollback(1)
-            text.pop()
-
-    def _effect(self, request: Request, text: list[int], constrained: bool) -> tuple[bool, bool]:
-        """Whether the grammar is fed with the last token of `text`, and whether it constrains what follows."""
-        if constrained:
-            return not _grammar(request).is_terminated(), True
-        bounds = self._get_constraint_bounds(_Text(request, text), text[-1:], spec_tokens_committed=True)
-        return bounds.grammar_start == 0, bounds.constraint_start <= 1
-
-
-def _grammar(request: Request) -> Any:
-    """The request's compiled grammar (`StructuredOutputGrammar`)."""
-    structured = request.structured_output_request
-    assert structured is not None
-    return structured.grammar
+            longer, fed, after = text, constrained and not grammar.is_terminated(), True
+            if not constrained:
+                longer = text.followed_by(token)
+                bounds = self._get_constraint_bounds(longer, [token], spec_tokens_committed=True)
+                fed, after = bounds.grammar_start == 0, bounds.constraint_start <= 1
+            if fed and not (grammar.validate_tokens([token]) and grammar.accept_tokens(text.request_id, [token])):
+                continue
+            ended = longer.without_thoughts() if after and not constrained else longer
+            yield from self._descend(ended, after, tree, children, node + 1)
+            if fed:
+                grammar.rollback(1)
 
 
 @dataclass(frozen=True, slots=True)
 class _Text:
     """A request as vLLM's manager sees it when its text ends after these tokens."""
 
-    request: Request
+    request_id: str
+    prompt_token_ids: list[int] | None
+    structured_output_request: Any
     all_token_ids: list[int]
 
     use_structured_output = True
 
-    @property
-    def request_id(self) -> str:
-        return self.request.request_id
+    @classmethod
+    def of(cls, request: Request, all_token_ids: list[int]) -> _Text:
+        return cls(request.request_id, request.prompt_token_ids, request.structured_output_request, all_token_ids)
 
-    @property
-    def prompt_token_ids(self) -> list[int] | None:
-        return self.request.prompt_token_ids
+    def followed_by(self, token: int) -> _Text:
+        return replace(self, all_token_ids=[*self.all_token_ids, token])
 
-    @property
-    def structured_output_request(self) -> Any:
-        return self.request.structured_output_request
+    def without_thoughts(self) -> _Text:
+        """The same where the grammar has begun; of the request itself that is not known yet."""
+        begun = replace(self.structured_output_request, reasoning_ended=True)
+        return replace(self, structured_output_request=begun)
