@@ -35,8 +35,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="specvlm/reference-target")
     parser.add_argument("--draft", default="specvlm/reference-draft")
-    parser.add_argument("--prompts", type=int, default=24)
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=12)
+    parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args(argv)
 
