@@ -19,6 +19,7 @@ COMMANDS = {
     "calibrate": "measure what steps cost here, for the planner; or simulate recorded traffic with it",
     "train": "train a feature head for a target, from a recipe",
     "convert": "turn a public draft head (EAGLE-1, -2, -3, speculators, ViSpec) into one for this plugin",
+    "trace": "answer a question about a picture and write down every step, as a page to look at",
     "doctor": "check this installation, and a pair of models, and say what to do",
 }
 

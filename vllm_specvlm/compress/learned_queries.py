@@ -38,9 +38,21 @@ class LearnedQueries(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[queries, H] from tokens [V, H], of the same dtype."""
-        by_head = (self.heads, -1, tokens.shape[1])  # a head's rows of a projection: [heads, channels, H]
+        value = self.value.weight.view(self._by_head(tokens))
+        seen = torch.einsum("hqx,hcx->qhc", self._attention(tokens) @ tokens, value)
+        return self.out(seen.flatten(1))
+
+    def weights(self, tokens: Tensor) -> Tensor:
+        """[queries, heads, V], summing to 1 over V: what each query looks at in tokens [V, H]."""
+        return self._attention(tokens).transpose(0, 1)
+
+    def _attention(self, tokens: Tensor) -> Tensor:
+        """[heads, queries, V]."""
+        by_head = self._by_head(tokens)
         asked = torch.einsum("qhc,hcx->hqx", self.queries.unflatten(1, by_head[:2]), self.key.weight.view(by_head))
         scale = math.sqrt(self.heads / tokens.shape[1])
-        attention = (asked * scale @ self.norm(tokens).T).softmax(-1)
-        seen = torch.einsum("hqx,hcx->qhc", attention @ tokens, self.value.weight.view(by_head))
-        return self.out(seen.flatten(1))
+        return (asked * scale @ self.norm(tokens).T).softmax(-1)
+
+    def _by_head(self, tokens: Tensor) -> tuple[int, int, int]:
+        """A head's rows of a projection: [heads, channels, H]."""
+        return (self.heads, -1, tokens.shape[1])

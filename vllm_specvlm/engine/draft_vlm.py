@@ -20,6 +20,7 @@ from vllm_specvlm.engine.pair import draft_model_config
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.engine.token_drafter import TokenDrafter
 from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
+from vllm_specvlm.timeline.sight import ALL, BLIND, Sight
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -77,6 +78,16 @@ class DraftVLM(TokenDrafter[Feed]):
         """Forget the request; its blocks keep their marks, since vLLM may still share them."""
         self._fed.pop(request_id, None)
         self._holes.pop(request_id, None)
+
+    def sights(self, request_id: str) -> list[Sight]:
+        """All of a picture's tokens, from its own tower; none of one that is a hole."""
+        holes = self._holes.get(request_id, [])
+        features = self._runner.requests[request_id].mm_features
+        places = [feature.mm_position for feature in features]
+        blind = [(place.offset, place.offset + place.length) in holes for place in places]
+        return [
+            Sight(place.get_num_embeds(), BLIND if hole else ALL) for place, hole in zip(places, blind, strict=True)
+        ]
 
     def observe_schedule(self, scheduled: SchedulerOutput) -> None:
         """Clear the marks of blocks handed out afresh; a resumed request starts from what its blocks hold."""

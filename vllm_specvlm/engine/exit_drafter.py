@@ -17,6 +17,7 @@ from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.engine.token_drafter import TokenDrafter
 from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
+from vllm_specvlm.timeline.sight import SHARED, Sight
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -67,6 +68,11 @@ class ExitDrafter(TokenDrafter[ExitFeed]):
         """Nothing ever; None where a tree would pass the context's end."""
         row = self._runner.input_batch.req_id_to_index[request_id]
         return None if self._root(row) is None else 0
+
+    def sights(self, request_id: str) -> list[Sight]:
+        """What the target sees: its layers read its own K/V."""
+        features = self._runner.requests[request_id].mm_features
+        return [Sight(feature.mm_position.get_num_embeds(), SHARED) for feature in features]
 
     def rehearse(self, rows: int, scored: int) -> None:
         """A pass without attention, and the likeliest tokens of some rows."""

@@ -22,6 +22,7 @@ from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.engine.target_pictures import TargetPictures
 from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
+from vllm_specvlm.timeline.sight import BLIND, Sight
 from vllm_specvlm.tree.grow import Frontier
 
 if TYPE_CHECKING:
@@ -109,6 +110,19 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
     def _beyond(self, root: int) -> bool:
         most = min(self.head_config.max_position_embeddings, self._config.model_config.max_model_len)
         return root < 1 or root + self._depth >= most
+
+    def sights(self, request_id: str) -> list[Sight]:
+        """What the compressor leaves, found out by compressing once more."""
+        row, context = self._runner.input_batch.req_id_to_index[request_id], self._contexts[request_id]
+        return [self._sight(row, context, span) for span in context.pictures]
+
+    def _sight(self, row: int, context: FeatureContext, span: Span) -> Sight:
+        tokens = self._pictures.get(span.identifier)
+        # Slots that were never fed are not seen, whatever the compressor would make of the picture.
+        if tokens is None or not context.visible[span.start : span.stop].any():
+            return Sight(span.stop - span.start if tokens is None else len(tokens), BLIND)
+        how, origins = self._network.origins(tokens, self._text_before(row, context, span, tokens))
+        return Sight.compressed(how, origins.tolist(), len(tokens))
 
     def rehearse(self, rows: int, scored: int) -> None:
         """A pass without attention, and the likeliest tokens of some rows."""

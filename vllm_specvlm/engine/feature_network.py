@@ -12,6 +12,7 @@ from vllm.forward_context import set_forward_context
 from vllm.model_executor.layers.attention import Attention
 
 from vllm_specvlm.compress.compressor import Compressed
+from vllm_specvlm.compress.origins import origins
 from vllm_specvlm.draft import head_checkpoint
 from vllm_specvlm.engine.attention_cpu import DraftAttentionMetadata
 from vllm_specvlm.engine.head_fit import check_loaded
@@ -77,6 +78,13 @@ class FeatureNetwork:
             dtype = self._config.model_config.dtype
             compressed: Compressed = self.head.compressor(tokens.to(dtype), before.to(dtype))
         return compressed
+
+    def origins(self, tokens: torch.Tensor, before: torch.Tensor) -> tuple[str, torch.Tensor]:
+        """The primitive that `compress` runs, and what its tokens are made of: float32 [k, n]."""
+        dtype = self._config.model_config.dtype
+        with torch.inference_mode():
+            shares = origins(self.head.compressor, tokens.to(dtype), before.to(dtype))
+        return self.primitive(self.compress(tokens, before)), shares
 
     def primitive(self, compressed: Compressed) -> str:
         """The name of the compressor that made it: the branch that the gate chose, or the only one."""

@@ -17,6 +17,7 @@ from vllm_specvlm.engine.growing_trees import GrowingTrees
 from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.peers import Peers
 from vllm_specvlm.engine.tally import Tally
+from vllm_specvlm.timeline.sight import Sight
 from vllm_specvlm.tree.grow import Frontier, LevelProposal
 
 if TYPE_CHECKING:
@@ -111,6 +112,10 @@ class ModelDrafter(ABC, Generic[AFeed]):
     @abstractmethod
     def finish(self, request_id: str) -> None:
         """See `Drafter`."""
+
+    @abstractmethod
+    def sights(self, request_id: str) -> list[Sight]:
+        """What it sees of each picture of a request that has been fed; for people to see, not for speed."""
 
     def open(self, request_ids: Sequence[str]) -> Opening:
         """Feed what is missing; the requests that have then caught up have a root."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from vllm_specvlm.schedule.plan import Candidate, Mode
 from vllm_specvlm.schedule.planner import Planner
 from vllm_specvlm.schedule.profile import Profile
 from vllm_specvlm.schedule.trace import TracedRequest
+from vllm_specvlm.timeline.sight import BLIND, Sight
 from vllm_specvlm.tree.accept import Accepted
 from vllm_specvlm.tree.flat_code import FlatCode
 from vllm_specvlm.tree.grow import grow
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 logger = logger_for(__name__)
 
+AnyDrafter = TypeVar("AnyDrafter", bound=Drafter)
 
 _STOCK_RUNNER = (
     "Method 'specvlm' was configured by hand; start the engine with "
@@ -162,6 +164,20 @@ class Speculator:
         found = self._planned.recorded()
         self.force(None)
         return found
+
+    def exchange_drafter(self, by: Callable[[Drafter], AnyDrafter]) -> AnyDrafter | None:
+        """Put another drafter in the place of the one there is, and made from it; None if that was switched off."""
+        if self._drafter is None:
+            return None
+        self._drafter = found = by(self._drafter)
+        return found
+
+    def sights(self, request_id: str) -> list[Sight]:
+        """What the draft sees of each picture of a request that it has been fed with."""
+        if self._model is not None:
+            return self._model.sights(request_id)
+        features = self._runner.requests[request_id].mm_features
+        return [Sight(feature.mm_position.length, BLIND) for feature in features]
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[int]]:
         """Never called by our runner, which drafts in `draft`; vLLM requires a proposer to have it."""

@@ -10,6 +10,7 @@ from vllm.v1.worker.worker_base import CompilationTimes
 from vllm_specvlm import ops
 from vllm_specvlm.engine import admission, compat
 from vllm_specvlm.engine.runner import TreeModelRunner
+from vllm_specvlm.engine.tracing_runner import TracingRunner
 
 
 class TreeCPUWorker(CPUWorker):
@@ -64,3 +65,15 @@ class TreeCPUWorker(CPUWorker):
     def specvlm_recorded(self) -> list[dict[str, Any]]:
         """The requests answered since `specvlm_record` (`schedule.trace.TracedRequest`); the planner is back."""
         return [request.as_dict() for request in self.model_runner.drafter.recorded()]
+
+    def specvlm_trace(self) -> None:
+        """From now on note what every step does for every request. Raises RuntimeError where that is done already."""
+        if isinstance(self.model_runner, TracingRunner):
+            raise RuntimeError("A trace is being recorded already; call 'specvlm_traced' first.")
+        TracingRunner.start(self.model_runner)
+
+    def specvlm_traced(self) -> list[dict[str, Any]]:
+        """The requests that came since `specvlm_trace` (`step_recorder.RecordedRequest`), in their order."""
+        if not isinstance(self.model_runner, TracingRunner):
+            raise RuntimeError("Nothing was traced; call 'specvlm_trace' first.")
+        return [request.as_dict() for request in self.model_runner.stop()]
