@@ -129,7 +129,7 @@ def test_bad_configurations() -> None:
         ({"fusion": "narrow"}, "must be 'linear' or 'wide'"),
         ({"num_key_value_heads": 3}, "not a multiple"),
         ({"vocabulary": 101}, "must be 1 to the target's 100"),
-        ({"vocabulary": 0}, "must be 1 to"),
+        ({"vocabulary": 0}, "vocabulary is 0; write a whole number from 1 to"),
     ):
         with pytest.raises(ValueError, match=said):
             replace(CONFIG, **wrong)

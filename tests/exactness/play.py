@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import argparse
 import json
+from operator import attrgetter
 from typing import Any
 
 from tests.tiny.prompts import prompts
 
 
-def _break(worker: Any, rank: int) -> None:
-    """Let one rank's draft fail, in the second level from now."""
+def _break(worker: Any, rank: int, call: str) -> None:
+    """Let one rank's draft fail, in the second call from now of this name."""
     if worker.rank != rank:
         return
-    vlm = worker.model_runner.drafter._model
-
-    def fail(*args: object, **kwargs: object) -> None:
-        raise MemoryError("injected")
-
-    stock, calls = vlm.propose_level, []
+    path, _, name = f"_model.{call}".rpartition(".")
+    owner = attrgetter(path)(worker.model_runner.drafter)
+    stock, calls = getattr(owner, name), []
 
     def sometimes(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
-        return fail() if len(calls) == 2 else stock(*args, **kwargs)
+        if len(calls) == 2:
+            raise MemoryError("injected")
+        return stock(*args, **kwargs)
 
-    vlm.propose_level = sometimes
+    setattr(owner, name, sometimes)
 
 
 def main() -> None:
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--options", default="{}", help="engine options, JSON")
     parser.add_argument("--speculative", default="null", help="speculative config, JSON")
     parser.add_argument("--break-rank", type=int, metavar="RANK", help="let this rank's drafter fail once")
+    parser.add_argument("--break-call", default="propose_level", help="this one of its calls")
     parser.add_argument("--sampling", default="{}", help="sampling parameters, JSON")
     arguments = parser.parse_args()
 
@@ -50,7 +51,7 @@ def main() -> None:
         sampling["structured_outputs"] = StructuredOutputsParams(**sampling["structured_outputs"])
     params = SamplingParams(**sampling)
     if arguments.break_rank is not None:
-        llm.collective_rpc(_break, args=(arguments.break_rank,))
+        llm.collective_rpc(_break, args=(arguments.break_rank, arguments.break_call))
     compiled = counters["stats"]["unique_graphs"]
     rounds = [tokens(answers(llm, prompts(arguments.family), params)) for _ in range(2)]
     tallies = llm.collective_rpc("specvlm_tally") if arguments.speculative != "null" else []

@@ -191,6 +191,18 @@ def test_a_drafter_that_fails_on_one_rank() -> None:
         assert [tally["drafter_failures"] for tally in broken["tallies"]] == [1, 1]
 
 
+@pytest.mark.slow  # an engine of two processes each
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("call", ["observe_schedule", "_look", "_vision.embeddings", "_choice.learn", "backlog"])
+def test_a_call_that_fails_on_one_rank(call: str, rank: str) -> None:
+    """Outside drafting, before the vision tower, between passes: the other rank never waits for one that stopped."""
+    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    reference = play("llava", TWO_RANKS, None, environment)["rounds"]
+    broken = play("llava", TWO_RANKS, PLANNED_DRAFT, environment, None, "--break-rank", rank, "--break-call", call)
+    assert broken["rounds"] == reference
+    assert [tally["drafter_failures"] for tally in broken["tallies"]] == [1, 1]
+
+
 @pytest.mark.slow  # two engines
 def test_unseeded_sampling_repeats_in_the_next_process() -> None:
     """As with plain vLLM, the engine's seed decides."""

@@ -43,23 +43,31 @@ def command(model: Path, speculative: Mapping[str, Any] | None, port: int, optio
     return line
 
 
-def environment() -> dict[str, str]:
-    """The environment of a server: the tests' own, on every core, one thread."""
+def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a server: the tests' own, on every core, one thread, and what else is given."""
     kept = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_SERVERS}
-    return {**kept, "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    return {**kept, "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", **(more or {})}
 
 
 class Server:
     """A running server. `stop` must be called; it also kills what does not end by itself."""
 
-    def __init__(self, model: Path, speculative: Mapping[str, Any] | None, log: Path) -> None:
+    def __init__(
+        self,
+        model: Path,
+        speculative: Mapping[str, Any] | None,
+        log: Path,
+        *,
+        port: int | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.log = log
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command(model, speculative, self.port),
-                env=environment(),
+                env=environment(variables),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -58,7 +58,7 @@ def test_clients_who_leave(server: Server, reference: Reference) -> None:
         return answers
 
     assert _differing(crowd, asyncio.run(scene()), reference) == []
-    _wait_until_idle(server)
+    wait_until_idle(server)
     assert server.healthy()
     assert ask(server, good()["picture"])[0] == reference.good["picture"]
 
@@ -79,7 +79,7 @@ async def _leave(client: httpx.AsyncClient, question: dict[str, Any], pieces: in
                 return
 
 
-def _wait_until_idle(server: Server) -> None:
+def wait_until_idle(server: Server) -> None:
     """The engine works no longer for those who left."""
     for _ in range(60):
         found = metrics(server)

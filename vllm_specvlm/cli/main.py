@@ -15,6 +15,7 @@ from vllm_specvlm.cli.console import UserError, say
 
 COMMANDS = {
     "serve": "an OpenAI-compatible server: everything `vllm serve` takes",
+    "batch": "a file of questions about pictures answered by engines on a Ray cluster",
     "demo": "answer a question about a picture, plainly and with specvlm, and compare",
     "calibrate": "measure what steps cost here, for the planner; or simulate recorded traffic with it",
     "train": "train a feature head for a target, from a recipe",

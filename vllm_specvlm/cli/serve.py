@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from vllm_specvlm.cli.console import UserError, say
 from vllm_specvlm.cli.model_names import resolve
@@ -38,8 +38,8 @@ def resolve_models(arguments: argparse.Namespace) -> None:
     if folder != target:
         arguments.served_model_name = arguments.served_model_name or [target]
         arguments.model_tag = arguments.model = folder
-    speculative = cast("dict[str, Any] | None", arguments.speculative_config)
-    if speculative and isinstance(draft := speculative.get("model"), str):
+    speculative = arguments.speculative_config
+    if isinstance(speculative, dict) and isinstance(draft := speculative.get("model"), str):
         speculative["model"] = resolve(draft)
     if getattr(arguments, "spec_model", None):
         arguments.spec_model = resolve(arguments.spec_model)

@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -19,35 +19,62 @@ from vllm_specvlm.draft.head_config import CONFIG
 
 WEIGHTS = "model.safetensors"
 PROVENANCE = "provenance.json"
+_FLOATING = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+ANetwork = TypeVar("ANetwork", bound=nn.Module)
 
 
-def load_into(network: nn.Module, folder: str | Path, target_vocabulary: int) -> None:
-    """Give `network` the weights in `folder`, as stored, on the CPU.
+def load(make: Callable[[], ANetwork], folder: str | Path, target_vocabulary: int) -> ANetwork:
+    """The network that `make` builds, with the weights in `folder`, as stored, on the CPU.
 
     Raises:
-        ValueError: they are truncated, or not those of its configuration.
+        ValueError: it cannot be built, or the weights are truncated, or not those of its configuration.
     """
+    try:
+        # Sizes alone: what the configuration asks for is compared with what is there before any of it is allocated.
+        with torch.device("meta"):
+            network = make()
+    except Exception as error:  # whatever the libraries below have against its numbers
+        raise ValueError(
+            f"The network of '{folder}' cannot be built ({_line(error)}); restore its config.json."
+        ) from error
+    expected = {name: _kind(tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()}
     path = Path(folder).expanduser() / WEIGHTS
     try:
-        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            found = {name: _stored(file, name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"The weights '{path}' cannot be read ({error}); copy the checkpoint again.") from error
-    expected = network.state_dict()
-    wrong = sorted(
-        {name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape}
-        | (expected.keys() ^ tensors.keys())
-    )
+        raise ValueError(f"The weights '{path}' cannot be read ({_line(error)}); copy the checkpoint again.") from error
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
         raise ValueError(
-            f"The weights '{path}' do not fit their config.json: '{wrong[0]}' is missing, too many or of another shape "
-            f"({len(wrong)} such); copy the checkpoint again."
+            f"The weights '{path}' do not fit their config.json: {wrong[0]!r} is missing, too many or of another shape "
+            f"or type ({len(wrong)} such); copy the checkpoint again."
         )
+    tensors = load_file(path)
     tokens = tensors.get("vocabulary")
     if tokens is not None and not (
         len(tokens.unique()) == len(tokens) and 0 <= int(tokens.min()) <= int(tokens.max()) < target_vocabulary
     ):
         raise ValueError(f"The vocabulary in '{path}' is no set of the target's tokens; copy the checkpoint again.")
     network.load_state_dict(tensors, assign=True)
+    return network
+
+
+def _stored(file: Any, name: str) -> tuple[tuple[int, ...], bool]:
+    """Of a tensor in an open safetensors file: see `_kind`."""
+    stored = file.get_slice(name)
+    return _kind(stored.get_shape(), _FLOATING.get(stored.get_dtype(), torch.int64))
+
+
+def _kind(shape: Sequence[int], dtype: torch.dtype) -> tuple[tuple[int, ...], bool]:
+    """What a stored tensor must share with the network's: its shape, and whether it holds floating-point numbers."""
+    return tuple(shape), dtype.is_floating_point
+
+
+def _line(error: Exception) -> str:
+    """The first line of what it says."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def write(

@@ -19,9 +19,7 @@ def load(folder: str | Path) -> tuple[EarlyExit, TargetId]:
         ValueError: as `read_config`; or its weights are truncated, or not those of its configuration.
     """
     config, target = read_config(folder)
-    network = EarlyExit(config)
-    checkpoint_folder.load_into(network, folder, config.target_vocabulary)
-    return network, target
+    return checkpoint_folder.load(lambda: EarlyExit(config), folder, config.target_vocabulary), target
 
 
 def save(folder: str | Path, network: EarlyExit, target: TargetId, provenance: Mapping[str, Any]) -> None:

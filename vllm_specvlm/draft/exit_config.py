@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_specvlm.draft import plain_values
 from vllm_specvlm.draft.head_config import CONFIG, TargetId
 
 MODEL_TYPE = "specvlm_early_exit"
 FORMAT = 1
+_MOST_BLOCKS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,12 @@ class ExitConfig:
     rms_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "layers", "blocks", "intermediate_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"The early exit's '{name}' is {getattr(self, name)}; it must be 1 or more.")
-        if not 0 < self.vocabulary <= self.target_vocabulary:
+        plain_values.check(self, "early exit's")
+        if self.blocks > _MOST_BLOCKS:
+            raise ValueError(
+                f"The early exit's blocks are {self.blocks}; write a whole number from 1 to {_MOST_BLOCKS}."
+            )
+        if self.vocabulary > self.target_vocabulary:
             raise ValueError(
                 f"The early exit drafts {self.vocabulary} tokens; it must be 1 to the target's "
                 f"{self.target_vocabulary}."
@@ -60,6 +63,8 @@ def from_json(given: Mapping[str, Any]) -> tuple[ExitConfig, TargetId]:
     Raises:
         ValueError: it is no early exit, was written by a newer version, or has a key missing or too many.
     """
+    if not isinstance(given, Mapping):
+        raise ValueError("Its config.json is no JSON object; restore the file.")
     if given.get("model_type") != MODEL_TYPE:
         raise ValueError(f"Its model type is {given.get('model_type')!r}, not {MODEL_TYPE!r}; give an early exit.")
     if given.get("format") != FORMAT:
@@ -68,18 +73,17 @@ def from_json(given: Mapping[str, Any]) -> tuple[ExitConfig, TargetId]:
             "the early exit again."
         )
     try:
-        return ExitConfig(**given["network"]), TargetId(**given["target"])
+        network, target = given["network"], given["target"]
+        if not isinstance(network, Mapping) or not isinstance(target, Mapping):
+            raise TypeError("'network' and 'target' must be objects")
+        return ExitConfig(**network), TargetId(**target)
     except (KeyError, TypeError) as error:
         raise ValueError(f"Its config.json does not describe an early exit ({error}); restore the file.") from error
 
 
 def is_exit(folder: str | Path) -> bool:
     """Whether there is an early exit at `folder`, sound or not."""
-    try:
-        given = json.loads((Path(folder).expanduser() / CONFIG).read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(given, dict) and given.get("model_type") == MODEL_TYPE
+    return plain_values.model_type(folder) == MODEL_TYPE
 
 
 def read_config(folder: str | Path) -> tuple[ExitConfig, TargetId]:
@@ -90,7 +94,7 @@ def read_config(folder: str | Path) -> tuple[ExitConfig, TargetId]:
     """
     path = Path(folder).expanduser() / CONFIG
     try:
-        given = json.loads(path.read_text())
+        given = plain_values.parsed(path)
     except OSError as error:
         raise ValueError(f"There is no early exit at '{folder}' ({error.strerror}); give its folder.") from error
     except ValueError as error:

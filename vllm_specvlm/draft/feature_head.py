@@ -79,7 +79,8 @@ class FeatureHead(nn.Module):
             max_position_embeddings=config.max_position_embeddings,
             rope_parameters=config.rope_parameters,
         )
-        rotary = LlamaRotaryEmbedding(rope)
+        with torch.device("cpu"):  # real numbers, also where the rest of the network is sizes alone
+            rotary = LlamaRotaryEmbedding(rope)
         self._frequencies = rotary.inv_freq.float().clone()
         self.register_buffer("inverse_frequencies", self._frequencies.clone(), persistent=False)
         self._rotary_scale: float = rotary.attention_scaling

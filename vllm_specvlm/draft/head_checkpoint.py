@@ -18,9 +18,7 @@ def load(folder: str | Path) -> tuple[FeatureHead, TargetId]:
         ValueError: as `read_config`; or its weights are truncated, or not those of its configuration.
     """
     config, target = read_config(folder)
-    head = FeatureHead(config)
-    checkpoint_folder.load_into(head, folder, config.target_vocabulary)
-    return head, target
+    return checkpoint_folder.load(lambda: FeatureHead(config), folder, config.target_vocabulary), target
 
 
 def save(folder: str | Path, head: FeatureHead, target: TargetId, provenance: Mapping[str, Any]) -> None:

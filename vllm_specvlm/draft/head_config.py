@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vllm_specvlm.compress.config import CompressorConfig
+from vllm_specvlm.draft import plain_values
 
 CONFIG = "config.json"
 MODEL_TYPE = "specvlm_feature_head"
@@ -30,6 +30,9 @@ class TargetId:
     digest: str | None = None
     """SHA-256 (hexadecimal) of the final norm's weights in bfloat16, which no quantisation touches and every training
     moves; None if they were not at hand when a public head was converted."""
+
+    def __post_init__(self) -> None:
+        plain_values.check(self, "target's")
 
     def differs(self, other: TargetId) -> str | None:
         """In which respect `other` is not this target, as `its ... is A, not B`; None if it is."""
@@ -79,6 +82,7 @@ class HeadConfig:
     compressor: CompressorConfig = field(default_factory=CompressorConfig)
 
     def __post_init__(self) -> None:
+        plain_values.check(self, "head's")
         if self.fusion not in ("linear", "wide"):
             raise ValueError(f"The head's fusion is {self.fusion!r}; it must be 'linear' or 'wide'.")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -86,15 +90,14 @@ class HeadConfig:
                 f"The head has {self.num_attention_heads} attention heads, not a multiple of its "
                 f"{self.num_key_value_heads} key-value heads; correct its configuration."
             )
-        if self.vocabulary is not None and not 0 < self.vocabulary <= self.target_vocabulary:
+        if self.vocabulary is not None and self.vocabulary > self.target_vocabulary:
             raise ValueError(
                 f"The head drafts {self.vocabulary} tokens; it must be 1 to the target's {self.target_vocabulary}."
             )
 
-        if list(self.feature_layers) != sorted({layer for layer in self.feature_layers if layer >= 0}):
-            raise ValueError(
-                f"The head's feature layers are {list(self.feature_layers)}; they must ascend from 0, each named once."
-            )
+        layers = list(self.feature_layers)
+        if any(not plain_values.is_count(layer, 0) for layer in layers) or layers != sorted(set(layers)):
+            raise ValueError(f"The head's feature layers are {layers}; they must ascend from 0, each named once.")
 
     @property
     def features(self) -> int:
@@ -126,6 +129,8 @@ def from_json(given: Mapping[str, Any]) -> tuple[HeadConfig, TargetId]:
     Raises:
         ValueError: it is no feature head, was written by a newer version, or has a key missing or too many.
     """
+    if not isinstance(given, Mapping):
+        raise ValueError("Its config.json is no JSON object; restore the file.")
     if given.get("model_type") != MODEL_TYPE:
         raise ValueError(f"Its model type is {given.get('model_type')!r}, not {MODEL_TYPE!r}; give a feature head.")
     if given.get("format") != FORMAT:
@@ -134,21 +139,20 @@ def from_json(given: Mapping[str, Any]) -> tuple[HeadConfig, TargetId]:
             "convert the head again."
         )
     try:
-        network = dict(given["network"])
+        network, target = given["network"], given["target"]
+        if not isinstance(network, Mapping) or not isinstance(target, Mapping):
+            raise TypeError("'network' and 'target' must be objects")
+        network = dict(network)
         network["feature_layers"] = tuple(network.get("feature_layers", ()))
         network["compressor"] = CompressorConfig.from_dict(network.get("compressor", {"kind": "text"}))
-        return HeadConfig(**network), TargetId(**given["target"])
-    except (KeyError, TypeError) as error:
+        return HeadConfig(**network), TargetId(**target)
+    except (KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"Its config.json does not describe a feature head ({error}); restore the file.") from error
 
 
 def is_head(folder: str | Path) -> bool:
     """Whether there is a feature head at `folder`, sound or not."""
-    try:
-        given = json.loads((Path(folder).expanduser() / CONFIG).read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(given, dict) and given.get("model_type") == MODEL_TYPE
+    return plain_values.model_type(folder) == MODEL_TYPE
 
 
 def read_config(folder: str | Path) -> tuple[HeadConfig, TargetId]:
@@ -159,7 +163,7 @@ def read_config(folder: str | Path) -> tuple[HeadConfig, TargetId]:
     """
     path = Path(folder).expanduser() / CONFIG
     try:
-        given = json.loads(path.read_text())
+        given = plain_values.parsed(path)
     except OSError as error:
         raise ValueError(f"There is no feature head at '{folder}' ({error.strerror}); give its folder.") from error
     except ValueError as error:

@@ -54,7 +54,7 @@ def of_folder(folder: str | Path) -> TargetId:
     folder = Path(folder).expanduser()
     try:
         # Not the bare file: it may leave out whatever is the family's default.
-        config = AutoConfig.from_pretrained(folder).to_dict()
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except (OSError, ValueError) as error:
         raise ValueError(f"There is no model at '{folder}' ({error}); give the target's folder.") from error
     for path in sorted(folder.glob("*.safetensors")):

@@ -45,7 +45,8 @@ def install() -> None:
 
 
 def _asked_for(args: EngineArgs) -> bool:
-    return args.spec_method == METHOD or (args.speculative_config or {}).get("method") == METHOD
+    given = args.speculative_config
+    return args.spec_method == METHOD or (isinstance(given, dict) and given.get("method") == METHOD)
 
 
 def translate(args: EngineArgs, target: ModelConfig, parallel: ParallelConfig) -> None:

@@ -33,6 +33,9 @@ class DraftNetwork:
         # target are one checkpoint; `additional_config` is part of the key.
         marked = {**vllm_config.additional_config, "specvlm_compiles": PREFIX}
         with set_model_tag(PREFIX):
+            load = vllm_config.load_config
+            if load.load_format in ("auto", "hf"):  # which would also open pickles, where there is nothing else
+                load = replace(load, load_format="safetensors")
             # Adapters are the target's.
             config = replace(
                 vllm_config,
@@ -40,6 +43,7 @@ class DraftNetwork:
                 quant_config=None,
                 lora_config=None,
                 additional_config=marked,
+                load_config=load,
             )
             self._model: Any = get_model(vllm_config=config, prefix=PREFIX)
         self.layers = [name for name in layers if name not in before]

@@ -130,7 +130,10 @@ class DraftVLM(TokenDrafter[Feed]):
             for feature, start, stop in spans
             if np.searchsorted(missing, start) < np.searchsorted(missing, stop)
         ]
-        seen = self._vision.embeddings([feature for feature, _, _ in wanted]) if wanted else {}
+        if not wanted:
+            return []
+        self._peers.agree()
+        seen = self._vision.embeddings([feature for feature, _, _ in wanted])
         for feature, start, stop in wanted:
             if feature.identifier not in seen:
                 self._holes.setdefault(request_id, []).append((start, stop))

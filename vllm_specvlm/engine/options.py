@@ -101,7 +101,7 @@ class SpecVLMOptions:
     def parse(cls, given: Mapping[str, Any]) -> SpecVLMOptions:
         """The options of a user's dictionary (`method` is dropped, dashes in keys are underscores)."""
         known = {field.name for field in dataclasses.fields(cls)}
-        values = {key.replace("-", "_"): value for key, value in given.items()}
+        values = {str(key).replace("-", "_"): value for key, value in given.items()}
         values.pop("method", None)
         unknown = sorted(set(values) - known)
         if unknown:
@@ -152,4 +152,6 @@ def _paths(value: object) -> tuple[tuple[int, ...], ...]:
     lists = isinstance(value, list | tuple) and bool(value) and all(isinstance(path, list | tuple) for path in value)
     if not lists or any(type(rank) is not int for path in value for rank in path):  # type: ignore[attr-defined]
         raise ValueError(f"Option 'paths' is {value!r}; write a list of rank paths such as [[0], [1], [0, 0]].")
+    if any(rank >= MAX_NODES for path in value for rank in path):  # type: ignore[attr-defined]
+        raise ValueError(f"Option 'paths' has a rank above {MAX_NODES - 1}; the root's best child has rank 0.")
     return tuple(tuple(path) for path in value)  # type: ignore[attr-defined]

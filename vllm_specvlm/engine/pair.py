@@ -22,8 +22,12 @@ def draft_model_config(model: str, target: ModelConfig) -> ModelConfig:
     """
     pictures = target.multimodal_config
     looks_like_path = model.startswith(("/", ".", "~"))
-    if looks_like_path and not Path(model).expanduser().is_dir():
+    if looks_like_path and not _is_folder(model):
         raise ValueError(f"There is no draft at '{model}'; give the directory or name of a model that vLLM loads.")
+    if _is_folder(model) and _only_pickles(Path(model).expanduser()):
+        raise ValueError(
+            f"The draft '{model}' keeps its weights in pickles, which can run code; save it again as safetensors."
+        )
     try:
         return ModelConfig(
             model=model,
@@ -42,6 +46,18 @@ def draft_model_config(model: str, target: ModelConfig) -> ModelConfig:
             f"The draft '{model}' cannot be read ({_first_sentence(error)}); "
             "give the directory or name of a model that vLLM loads."
         ) from error
+
+
+def _is_folder(model: str) -> bool:
+    try:
+        return Path(model).expanduser().is_dir()
+    except (OSError, RuntimeError):  # a name too long; "~nobody"
+        return False
+
+
+def _only_pickles(folder: Path) -> bool:
+    stored = {path.suffix for path in folder.iterdir()}
+    return ".safetensors" not in stored and bool(stored & {".bin", ".pt", ".pth", ".pkl"})
 
 
 def _first_sentence(error: Exception) -> str:

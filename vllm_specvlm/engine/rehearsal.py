@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from vllm_specvlm.engine.peers import Peers
-from vllm_specvlm.schedule.cost_curve import CostCurve
-from vllm_specvlm.schedule.costs import Costs
 
 _ROWS = (1, 16, 64, 4, 8, 32, 2, 128, 256)
 """Those that say most about the curve first."""
@@ -18,32 +16,30 @@ _REPEATS = 3
 _LEAST = 1e-6
 
 
-def rehearse(target: Callable[[int], object], draft: Callable[[int, int], object], most: int, peers: Peers) -> Costs:
-    """Prior cost curves from a few passes each.
+def rehearse(run: Callable[[int], object], most: int, peers: Peers) -> dict[int, float]:
+    """Seconds of a pass by its rows, from a few passes each.
 
     Args:
-        target: runs the target's forward pass and logits over so many rows, without attention.
-        draft: the drafter's `rehearse`.
+        run: makes a pass over so many rows, without attention.
         most: rows a batch may have.
         peers: all ranks run the same passes and keep the first one's times.
+
+    Raises:
+        PeerFailedError: `run` failed on another rank.
     """
-    step = dict(_timed(target, most, peers))
-    level = dict(_timed(lambda rows: draft(rows, rows), most, peers))
-    feed = dict(_timed(lambda rows: draft(rows, 1), most, peers))
-    return Costs(CostCurve(step), CostCurve(step), CostCurve(level), CostCurve(feed))
-
-
-def _timed(run: Callable[[int], object], most: int, peers: Peers) -> Iterator[tuple[int, float]]:
+    peers.agree()
     run(1)
     began = time.perf_counter()
-    sizes = [rows for rows in _ROWS if rows <= most]
-    for measured, rows in enumerate(sizes, 1):
+    found: dict[int, float] = {}
+    for rows in (rows for rows in _ROWS if rows <= most):
         seconds = []
         for _ in range(_REPEATS):
+            peers.agree()
             started = time.perf_counter()
             run(rows)
             seconds.append(time.perf_counter() - started)
-        best, spent = peers.share([max(min(seconds), _LEAST), time.perf_counter() - began])
-        yield rows, best
-        if spent > _SECONDS and measured >= _LEAST_SIZES:
-            return
+        peers.agree()
+        found[rows], spent = peers.share([max(min(seconds), _LEAST), time.perf_counter() - began])
+        if spent > _SECONDS and len(found) >= _LEAST_SIZES:
+            break
+    return found

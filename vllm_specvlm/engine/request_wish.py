@@ -23,14 +23,17 @@ class RequestWish:
         Raises:
             ValueError: a value is none of these.
         """
-        given = {key: value for key, value in (extra_args or {}).items() if str(key).startswith("specvlm")}
+        if not isinstance(extra_args, Mapping | None):
+            raise ValueError("The request's extra arguments are no dictionary; write one, or leave them out.")
+        named = ((key, value) for key, value in (extra_args or {}).items() if isinstance(key, str))
+        given = {key: value for key, value in named if key.startswith("specvlm")}
         unknown = sorted(set(given) - {"specvlm", "specvlm_nodes", "specvlm_depth"})
         if unknown:
             raise ValueError(
                 f"Unknown request argument {unknown[0]!r}; write 'specvlm', 'specvlm_nodes' or 'specvlm_depth'."
             )
         switch = given.get("specvlm", "on")
-        if switch not in ("on", "off"):
+        if not isinstance(switch, str) or switch not in ("on", "off"):
             raise ValueError(f'Request argument \'specvlm\' is {switch!r}; write "on" or "off".')
         bounds = {
             name: _bound(f"specvlm_{name}", given.get(f"specvlm_{name}", MAX_NODES)) for name in ("nodes", "depth")
@@ -39,7 +42,7 @@ class RequestWish:
 
 
 def _bound(name: str, value: object) -> int:
-    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value
     if isinstance(number, float) and number.is_integer():
         number = int(number)
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MAX_NODES:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +31,8 @@ from vllm_specvlm.engine.sampling import GREEDY_BELOW, plain_reason
 from vllm_specvlm.engine.step_clock import Elapsed, StepClock
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.schedule.answer_lengths import AnswerLengths
+from vllm_specvlm.schedule.cost_curve import CostCurve
+from vllm_specvlm.schedule.costs import Costs
 from vllm_specvlm.schedule.forced_planner import ForcedPlanner
 from vllm_specvlm.schedule.plan import Candidate, Mode
 from vllm_specvlm.schedule.planner import Planner
@@ -112,11 +115,22 @@ class Speculator:
             return
         self._key = profile_key(self._config, self.options)
         profile = self._profile_given()
-        costs = rehearse(target, self._drafter.rehearse, most_rows, self._peers) if profile is None else profile.costs
+        costs = self._measured(self._drafter, target, most_rows) if profile is None else profile.costs
+        if costs is None:
+            return
         self._costs, self._clock = costs, StepClock(costs, self._peers)
         if profile is not None:
             self._clock.overhead = profile.overhead
         self._planned = PlannedGrowth(Planner(costs), self._clock)
+
+    def _measured(self, drafter: Drafter, target: Callable[[int], object], most_rows: int) -> Costs | None:
+        """What passes cost, by trying; None if the drafter fails at it, which is then off."""
+        step = rehearse(target, most_rows, self._peers)
+        with self._switching_off():
+            level = rehearse(lambda rows: drafter.rehearse(rows, rows), most_rows, self._peers)
+            feed = rehearse(lambda rows: drafter.rehearse(rows, 1), most_rows, self._peers)
+            return Costs(CostCurve(step), CostCurve(step), CostCurve(level), CostCurve(feed))
+        return None
 
     def _profile_given(self) -> Profile | None:
         """The profile of the options, the first rank's on every rank: ranks that plan otherwise would wait forever.
@@ -205,22 +219,29 @@ class Speculator:
 
     def observe_schedule(self, scheduled: SchedulerOutput) -> None:
         """Before a step: forget finished requests and note which cache blocks changed hands."""
+        over = sorted(scheduled.finished_req_ids)  # a set: its order differs between ranks
+        forgotten = [*over, *(request.req_id for request in scheduled.scheduled_new_reqs)]
+        for request_id in forgotten:
+            for notes in (self._plain, self._wishes, self._known):
+                notes.pop(request_id, None)
+        self._watch(lambda drafter: self._follow(drafter, scheduled, over, forgotten))
+
+    def _follow(
+        self, drafter: Drafter, scheduled: SchedulerOutput, over: Sequence[str], forgotten: Sequence[str]
+    ) -> None:
+        """Tell whoever drafts and plans what ends, starts and changes hands in the step to come."""
         if self._clock is not None:
             self._clock.observe_schedule(scheduled)
-        for request_id in sorted(scheduled.finished_req_ids):  # a set: its order differs between ranks
+        for request_id in over:
             if (state := self._runner.requests.get(request_id)) is not None:
                 self._lengths.observe(len(state.output_token_ids))
-        anew = [request.req_id for request in scheduled.scheduled_new_reqs]
-        for request_id in (*scheduled.finished_req_ids, *anew):
-            self._plain.pop(request_id, None)
-            self._wishes.pop(request_id, None)
+        for request_id in forgotten:
             if self._planned is not None:
                 self._planned.forget(request_id)
-            if self._known.pop(request_id, None) is not None:
-                self._watch(lambda drafter: drafter.finish(request_id))  # noqa: B023 - called at once
-        model = self._model
-        if model is not None:
-            self._watch(lambda _: model.observe_schedule(scheduled))
+            # Also what was never drafted for: the planner asked for its backlog all the same.
+            drafter.finish(request_id)
+        if self._model is not None:
+            self._model.observe_schedule(scheduled)
 
     @property
     def feature_layers(self) -> tuple[int, ...] | None:
@@ -262,8 +283,10 @@ class Speculator:
             params = state.sampling_params
             sampled = params is not None and params.temperature >= GREEDY_BELOW
             self.metrics.tree(nodes, path + 1, picture=bool(state.mm_features), sampled=sampled)
-        if self._planned is not None:
-            self._planned.observe_accepted({ids[p.request]: (p.tree, accepted[p.request]) for p in places})
+        planned = self._planned
+        if planned is not None:
+            walked = {ids[place.request]: (place.tree, accepted[place.request]) for place in places}
+            self._watch(lambda _: planned.observe_accepted(walked))
 
     def draft(self, sampled: Sequence[bool], code: FlatCode) -> dict[str, list[int]]:
         """Encoded trees for the next step by request id; requests without one are decoded plainly.
@@ -276,14 +299,8 @@ class Speculator:
         if self._drafter is None:
             return {}
         codes: dict[str, list[int]] = {}
-        with self.tally.clock("draft"):
-            try:
-                codes = self._draft(sampled, code)
-            except PeerFailedError:
-                self._switch_off()
-            except Exception:
-                self._peers.tell_failure()
-                self._switch_off()
+        with self.tally.clock("draft"), self._switching_off():
+            codes = self._draft(sampled, code)
         self.metrics.spent(self.tally.seconds)
         self.metrics.compressed(self.tally.compressions)
         return codes
@@ -293,6 +310,7 @@ class Speculator:
         elapsed = self._clock.begin_drafting() if self._clock is not None else Elapsed(0.0, None)
         if self._failure is not None:
             raise self._failure
+        self._peers.agree()
         batch = self._batch(sampled)
         if self._planned is not None:
             trees = self._grow_planned(self._drafter, self._planned, batch, sum(sampled), elapsed)
@@ -302,9 +320,9 @@ class Speculator:
         else:
             trees = {}
         codes = {request_id: code.encode(tree) for request_id, tree in trees.items() if len(tree)}
-        self._peers.agree()
         if self._clock is not None:
             self._clock.end_drafting()
+        self._peers.agree()
         return codes
 
     def _batch(self, sampled: Sequence[bool]) -> list[Growable]:
@@ -410,6 +428,17 @@ class Speculator:
             call(self._drafter)
         except Exception as failure:
             self._failure = failure
+
+    @contextmanager
+    def _switching_off(self) -> Iterator[None]:
+        """Whatever fails inside, here or on another rank, ends the drafter and nothing else."""
+        try:
+            yield
+        except PeerFailedError:
+            self._switch_off()
+        except Exception:
+            self._peers.tell_failure()
+            self._switch_off()
 
     def _switch_off(self) -> None:
         """Go on without the drafter, which failed with the exception being handled."""

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Generic
 
 import torch
@@ -113,7 +114,7 @@ class Checkpoints(Generic[N]):
                     tensor.data = tensor.data.clone()
                 state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
                 return Saved(step, network, target, state), damaged
-            except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+            except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
                 damaged.append(f"The checkpoint {folder.name} is damaged ({_reason(error)}) and is passed over.")
         return None, damaged
 

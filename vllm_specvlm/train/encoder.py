@@ -153,5 +153,5 @@ def _opened(picture: Image.Image | Path) -> Image.Image:
     try:
         with Image.open(picture) as opened:
             return opened.convert("RGB")
-    except OSError as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise RecipeError(f"The picture '{picture}' cannot be read ({error}); restore it, or drop its line.") from error

@@ -41,8 +41,11 @@ class Target:
         import transformers
 
         try:
-            self.model: Any = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
-            self.processor: Any = transformers.AutoProcessor.from_pretrained(folder)
+            # No code and no pickles of whoever made the model; by default it would ask on the terminal.
+            self.model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            )
+            self.processor: Any = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise RecipeError(

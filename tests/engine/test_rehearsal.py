@@ -1,0 +1,97 @@
+"""Rehearsing on several ranks: they measure the same, and stop together when one of them fails."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from vllm_specvlm.engine.peers import PeerFailedError
+from vllm_specvlm.engine.rehearsal import rehearse
+
+
+class Meeting:
+    """Two ranks in two threads: a vote or a broadcast goes through when both are at one of the same kind."""
+
+    def __init__(self) -> None:
+        self._barrier = threading.Barrier(2, timeout=5)
+        self._brought: list[Any] = [None, None]
+
+    def meet(self, rank: int, kind: str, value: Any) -> list[Any]:
+        """What both brought."""
+        self._brought[rank] = (kind, value)
+        self._barrier.wait()
+        brought = list(self._brought)
+        self._barrier.wait()
+        kinds = {kind for kind, _ in brought}
+        assert len(kinds) == 1, f"the ranks parted: {kinds}"
+        return [value for _, value in brought]
+
+
+class Rank:
+    """As `Peers`, of a rank in a meeting."""
+
+    def __init__(self, meeting: Meeting, rank: int) -> None:
+        self._meeting, self._rank = meeting, rank
+
+    def agree(self) -> None:
+        if not all(self._meeting.meet(self._rank, "vote", True)):
+            raise PeerFailedError("the other rank")
+
+    def tell_failure(self) -> None:
+        self._meeting.meet(self._rank, "vote", False)
+
+    def share(self, values: list[Any]) -> list[Any]:
+        first: list[Any] = self._meeting.meet(self._rank, "share", values)[0]
+        return first
+
+
+def both(runs: tuple[Callable[[int], object], Callable[[int], object]]) -> list[Any]:
+    """What `rehearse` gives on each rank, or the error that it ended with there."""
+    meeting = Meeting()
+    found: list[Any] = [None, None]
+
+    def work(number: int) -> None:
+        peers: Any = Rank(meeting, number)
+        try:
+            found[number] = rehearse(runs[number], 64, peers)
+        except PeerFailedError as error:
+            found[number] = error
+        except Exception as error:
+            found[number] = error
+            peers.tell_failure()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return found
+
+
+def test_both_keep_the_first_ones_times() -> None:
+    first, second = both((lambda rows: None, lambda rows: sum(range(1000 * rows))))
+    assert first == second and set(first) >= {1, 16, 64} and max(first) <= 64
+
+
+@pytest.mark.parametrize("last", range(22))
+def test_one_that_fails_stops_both(last: int) -> None:
+    """Whichever pass it is, the very last of a size included."""
+    calls: list[int] = []
+
+    def failing(rows: int) -> None:
+        calls.append(rows)
+        if len(calls) > last:
+            raise MemoryError("injected")
+
+    first, second = both((lambda rows: None, failing))
+    assert isinstance(first, PeerFailedError) and isinstance(second, MemoryError)
+    first, second = both((_reset(calls, failing), lambda rows: None))
+    assert isinstance(first, MemoryError) and isinstance(second, PeerFailedError)
+
+
+def _reset(calls: list[int], run: Callable[[int], object]) -> Callable[[int], object]:
+    calls.clear()
+    return run
