@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from vllm.sampling_params import SamplingParams
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessors, MinPLogitsProcessor
 
 from tests.engine.test_sampling import metadata
 from vllm_specvlm.engine.draft_choice import DraftChoice, Place
@@ -21,6 +22,9 @@ SETTINGS: list[dict[str, Any]] = [
     {"temperature": 1.3, "top_k": 20},
     {"temperature": 0.8, "top_k": 7, "top_p": 0.6},
     {"temperature": 1.0, "top_k": 100, "top_p": 0.8},
+    {"temperature": 1.2, "min_p": 0.1},
+    {"temperature": 0.9, "min_p": 0.001, "top_p": 0.8},
+    {"temperature": 1.0, "min_p": 0.05, "top_k": 6, "top_p": 0.9},
 ]
 
 
@@ -52,6 +56,9 @@ def target(logits: torch.Tensor, params: SamplingParams, places: list[Place], se
         one.top_k = torch.tensor([params.top_k])
     if params.top_p < 1:
         one.top_p = torch.tensor([params.top_p])
+    min_p = MinPLogitsProcessor(SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=4)), "cpu", False)
+    min_p.update_state(BatchUpdate(batch_size=1, removed=(), added=[(0, params, None, [])], moved=()))
+    one.logitsprocs = LogitsProcessors([min_p])
     seeds = torch.tensor([1000 + int(request_id) + seed_shift for request_id, _ in places])
     positions = torch.tensor([position for _, position in places])
     return target_tokens(logits, torch.zeros(len(places), dtype=torch.int64), one, seeds, positions).tolist()

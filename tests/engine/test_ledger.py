@@ -11,6 +11,7 @@ from vllm_specvlm.engine import compat
 from vllm_specvlm.engine.attention_cpu import TreeCPUAttentionImpl
 from vllm_specvlm.engine.compat import Symbol
 from vllm_specvlm.engine.runner import TreeModelRunner
+from vllm_specvlm.engine.tree_grammars import TreeGrammars
 from vllm_specvlm.engine.worker import TreeCPUWorker
 
 
@@ -45,7 +46,7 @@ def test_a_missing_or_changed_symbol_is_found(symbol: Symbol, says: str, monkeyp
     assert len(vllm_sources.problems(Path(vllm.__file__).parents[1])) == 1
 
 
-@pytest.mark.parametrize("ours", [TreeModelRunner, TreeCPUWorker, TreeCPUAttentionImpl])
+@pytest.mark.parametrize("ours", [TreeModelRunner, TreeCPUWorker, TreeCPUAttentionImpl, TreeGrammars])
 def test_every_override_is_in_the_ledger(ours: type) -> None:
     """A method of ours that hides one of vLLM's is one that vLLM may change."""
     listed = {symbol.where.rpartition(".")[2] for symbol in compat.LEDGER if symbol.use == "overridden"}

@@ -69,7 +69,6 @@ def test_seeds() -> None:
     [
         ({}, "raw_logprobs", None),
         ({"temperature": 0.7, "top_p": 0.9, "logprobs": 3, "min_tokens": 4}, "raw_logprobs", None),
-        ({"structured_outputs": StructuredOutputsParams(regex="a+")}, "raw_logprobs", "structured_outputs"),
         ({"thinking_token_budget": 10}, "raw_logprobs", "thinking_token_budget"),
         ({"logprob_token_ids": [3]}, "raw_logprobs", "logprob_token_ids"),
         ({"logprobs": 1}, "processed_logprobs", "logprobs with --logprobs-mode processed_logprobs"),
@@ -77,10 +76,16 @@ def test_seeds() -> None:
     ],
 )
 def test_what_is_decoded_plainly(params: dict[str, Any], mode: str, reason: str | None) -> None:
-    assert plain_reason(SamplingParams(**params), mode) == reason
+    assert plain_reason(SamplingParams(**params), mode, grammars=True) == reason
+
+
+def test_grammars_are_decoded_plainly_where_the_scheduler_knows_no_trees() -> None:
+    params = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+"))
+    assert plain_reason(params, "raw_logprobs", grammars=True) is None
+    assert "entry point" in (plain_reason(params, "raw_logprobs", grammars=False) or "")
 
 
 def test_watermarked_requests_are_decoded_plainly() -> None:
     params = SamplingParams()
     params.watermarking = {"algorithm": "any"}
-    assert plain_reason(params, "raw_logprobs") == "watermarking"
+    assert plain_reason(params, "raw_logprobs", grammars=True) == "watermarking"

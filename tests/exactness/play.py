@@ -41,13 +41,15 @@ def main() -> None:
     from prometheus_client import REGISTRY
     from torch._dynamo.utils import counters
     from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
 
     from tests.exactness.engines import answers, engine, target_of, tokens
 
     llm = engine(target_of(arguments.family), json.loads(arguments.speculative), **json.loads(arguments.options))
-    params = SamplingParams(
-        **{"temperature": 0.0, "max_tokens": 40, "ignore_eos": True, **json.loads(arguments.sampling)}
-    )
+    sampling = {"temperature": 0.0, "max_tokens": 40, "ignore_eos": True, **json.loads(arguments.sampling)}
+    if "structured_outputs" in sampling:
+        sampling["structured_outputs"] = StructuredOutputsParams(**sampling["structured_outputs"])
+    params = SamplingParams(**sampling)
     if arguments.break_rank is not None:
         llm.collective_rpc(_break, args=(arguments.break_rank, arguments.break_call))
     compiled = counters["stats"]["unique_graphs"]

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from vllm import LLM, EngineArgs, SamplingParams
-from vllm.sampling_params import StructuredOutputsParams
 
 from tests.exactness.engines import SCENARIOS, Scenario, answers, engine, runner, tally, target_of, tokens
 from tests.exactness.plain_pass import check, pictures_by_hash, recorded
@@ -144,7 +143,7 @@ def test_control_wrong_features_are_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("family", ["llava", slow("qwen2_5_vl")])
 def test_turns_with_speculation_off_in_between(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turn 2 wants a grammar and is decoded plainly; in turn 3 its features are gone, save those just computed."""
+    """Turn 2 is decoded plainly (given log-probs); in turn 3 its features are gone, save those just computed."""
     scenario = SCENARIOS[0]
     llm = ours = with_head(family, POOL, scenario)
     accepted: list[int] = []
@@ -152,10 +151,9 @@ def test_turns_with_speculation_off_in_between(family: str, monkeypatch: pytest.
     def turns(llm: LLM) -> list[Any]:
         asked, said = prompts(family)[:4], []
         for turn in range(3):
-            grammar = StructuredOutputsParams(regex="[a-z ]{40,60}") if turn == 1 else None
-            outputs = answers(
-                llm, asked, SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, structured_outputs=grammar)
-            )
+            given = [40, 41] if turn == 1 else None
+            params = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, logprob_token_ids=given)
+            outputs = answers(llm, asked, params)
             said.append(tokens(outputs))
             accepted.append(tally(llm)["accepted"] if llm is ours else 0)
             asked = [p.follow_up(o.outputs[0].text, "go on") for p, o in zip(asked, outputs, strict=True)]
@@ -165,8 +163,8 @@ def test_turns_with_speculation_off_in_between(family: str, monkeypatch: pytest.
     accepted.clear()
     assert turns(llm) == turns(engine(target_of(family)))
     assert tally(llm)["drafter_failures"] == 0
-    first, grammar_turn, third = accepted[:3]
-    assert first - before["accepted"] > 10 and grammar_turn == first and third > grammar_turn
+    first, plain_turn, third = accepted[:3]
+    assert first - before["accepted"] > 10 and plain_turn == first and third > plain_turn
 
 
 def test_features_are_dropped_at_their_bound() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from vllm import LLM, SamplingParams
-from vllm.sampling_params import StructuredOutputsParams
 
 from tests.exactness.engines import (
     SCENARIOS,
@@ -122,7 +121,7 @@ def test_other_families(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_multi_turn_with_speculation_off_in_between(family: str) -> None:
-    """Turn 2 wants a grammar and is decoded plainly: the draft is not fed, and must catch up in turn 3."""
+    """Turn 2 wants given tokens' log-probs and is decoded plainly: the draft is not fed, and catches up in turn 3."""
     target = target_of(family)
     speculative = {"model": str(target), "num_speculative_tokens": 4, "tree": "chain"}
 
@@ -130,8 +129,8 @@ def test_multi_turn_with_speculation_off_in_between(family: str) -> None:
         asked: Sequence[Prompt] = prompts(family)[:4]
         said, hits = [], []
         for turn in range(3):
-            grammar = StructuredOutputsParams(regex="[a-z ]{40,60}") if turn == 1 else None
-            params = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, structured_outputs=grammar)
+            given = [40, 41] if turn == 1 else None
+            params = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, logprob_token_ids=given)
             outputs = answers(llm, asked, params)
             said.append(tokens(outputs))
             hits.append(sum(output.num_cached_tokens or 0 for output in outputs))

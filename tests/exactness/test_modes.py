@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,6 +118,47 @@ def test_compiled_feature_head() -> None:
         played = play("llava", options, {"model": str(folder), "num_speculative_tokens": 12}, environment)
         assert played["rounds"] == play("llava", options, None, environment)["rounds"]
         assert played["tallies"][0]["drafter_failures"] == 0 and played["tallies"][0]["accepted"] > 20
+
+
+def grammars_in_processes(tmp_path: Path, environment: dict[str, str], options: dict[str, Any]) -> Any:
+    """Played under a grammar, in processes that find the plugin's entry point whether the package is installed or not.
+
+    Returns plain vLLM's answers and ours.
+    """
+    entry = tmp_path / "specvlm_tests-0.dist-info"
+    entry.mkdir()
+    (entry / "METADATA").write_text("Metadata-Version: 2.1\nName: specvlm-tests\nVersion: 0\n")
+    plugin = "[vllm.general_plugins]\nspecvlm = vllm_specvlm.engine.plugin:register\n"
+    (entry / "entry_points.txt").write_text(plugin)
+    paths = [str(tmp_path), str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"PYTHONPATH": os.pathsep.join(paths), **environment}
+    sampling = {"structured_outputs": {"regex": "[a-z ]{200,}"}}
+    return (play("llava", options, speculative, environment, sampling) for speculative in (None, TREE_DRAFT))
+
+
+def test_tensor_parallel_grammars(tmp_path: Path) -> None:
+    """The scheduler's process walks the trees, both ranks get the masks."""
+    plain, ours = grammars_in_processes(tmp_path, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}, TWO_RANKS)
+    assert ours["rounds"] == plain["rounds"]
+    first = ours["tallies"][0]
+    assert first["accepted"] > 60 and first["drafter_failures"] == 0
+    assert all({**tally, "seconds": 0} == {**first, "seconds": 0} for tally in ours["tallies"])
+
+
+@pytest.mark.slow  # engines of several processes
+def test_grammars_in_the_multi_process_engine(tmp_path: Path) -> None:
+    plain, ours = grammars_in_processes(tmp_path, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, {})
+    assert ours["rounds"] == plain["rounds"]
+    assert ours["tallies"][0]["accepted"] > 60
+
+
+@pytest.mark.slow  # engines of two processes
+def test_grammars_where_the_ranks_load_no_plugins(tmp_path: Path) -> None:
+    """What a rank cannot be sure of it does not do: requests with grammars are decoded plainly."""
+    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_PLUGINS": ""}
+    plain, ours = grammars_in_processes(tmp_path, environment, TWO_RANKS)
+    assert ours["rounds"] == plain["rounds"]
+    assert [tally["trees"] for tally in ours["tallies"]] == [0, 0]
 
 
 @pytest.mark.slow  # compiling takes minutes

@@ -10,6 +10,9 @@ from vllm import LLM, EngineArgs
 
 from tests.exactness.engines import target_of
 from tests.tiny.checkpoints import build
+from tests.tiny.exits import build_exit
+from tests.tiny.heads import build_head
+from vllm_specvlm.compress.compressor import CompressorConfig
 from vllm_specvlm.engine import plugin
 
 
@@ -65,7 +68,6 @@ def test_options(speculative: dict[str, Any], says: str) -> None:
         ({"async_scheduling": True}, "asynchronous scheduling"),
         ({"enable_dbo": True}, "dual-batch overlap"),
         ({"kv_cache_dtype": "fp8"}, "KV cache type 'fp8'"),
-        ({"enable_lora": True}, "LoRA"),
         ({"kv_offloading_size": 1.0}, "KV connector"),
         ({"runner": "pooling"}, "runner 'pooling'"),
         ({"skip_tokenizer_init": True}, "without a tokenizer"),
@@ -78,6 +80,20 @@ def test_engine_features(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match="Method 'specvlm' does not run") as caught:
         configure({}, **options)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["fp8", "fp8_e4m3", "fp8_e5m2"])
+def test_fp8_caches_are_refused(kv_cache_dtype: str) -> None:
+    with pytest.raises(ValueError, match=f"KV cache type '{kv_cache_dtype}'; set --kv-cache-dtype auto"):
+        configure({}, kv_cache_dtype=kv_cache_dtype)
+
+
+def test_adapters_beside_drafters_that_share_layers() -> None:
+    for shares in (build_head("llava", CompressorConfig()), build_exit("llava")):
+        with pytest.raises(ValueError, match=r"does not run LoRA adapters beside .* the target's own layers"):
+            configure({"model": str(shares)}, enable_lora=True)
+        configure({"model": str(shares)})
+    configure({}, enable_lora=True, max_num_seqs=16)
 
 
 @pytest.mark.parametrize(
@@ -151,9 +167,10 @@ def test_engine_without_the_method_has_stock_classes() -> None:
         kv_cache_memory_bytes=32 << 20,
         block_size=32,
     )
-    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    core = llm.llm_engine.engine_core.engine_core
+    worker, grammars = core.model_executor.driver_worker.worker, core.structured_output_manager
     layers = worker.vllm_config.compilation_config.static_forward_context.values()
-    classes = {type(x).__module__ for x in (worker, worker.model_runner, *(layer.impl for layer in layers))}
+    classes = {type(x).__module__ for x in (worker, worker.model_runner, grammars, *(layer.impl for layer in layers))}
     assert classes and not any(name.startswith("vllm_specvlm") for name in classes)
     from tests.exactness import engines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isclose
 from typing import Any
 
 import pytest
@@ -23,12 +24,10 @@ PATH_FEATURES: tuple[dict[str, Any], ...] = (
     {"logprobs": 0},
     {"allowed_token_ids": list(range(40, 300))},
     {"repetition_penalty": 1.1, "frequency_penalty": 0.3, "min_tokens": 5, "logprobs": 3},
+    {"logit_bias": {token: 2.0 if token % 2 else -9.0 for token in range(40, 300)}},
+    {"logit_bias": {80: 3.0, 81: -50.0, 313: -8.0}, "presence_penalty": 0.8, "logprobs": 2},
 )
-PLAIN_FEATURES: tuple[dict[str, Any], ...] = (
-    {"structured_outputs": StructuredOutputsParams(choice=["red", "blue"])},
-    {"structured_outputs": StructuredOutputsParams(regex="[a-z ]{4,20}"), "logprobs": 1},
-    {"logprob_token_ids": [40, 41, 42]},
-)
+PLAIN_FEATURES: tuple[dict[str, Any], ...] = ({"logprob_token_ids": [40, 41, 42]}, {"logprob_token_ids": [40]})
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +37,12 @@ def engines() -> tuple[LLM, LLM]:
 
 
 def same_logprobs(ours: RequestOutput, reference: RequestOutput) -> None:
-    """Token for token the same candidates, ranks and (nearly) the same log-probabilities."""
+    """Token for token the same candidates, ranks and (nearly) the same log-probabilities (of a masked token: -inf)."""
     found, wanted = ours.outputs[0].logprobs, reference.outputs[0].logprobs
     assert (found is None) == (wanted is None)
     for a, b in zip(found or (), wanted or (), strict=True):
         assert a.keys() == b.keys()
-        assert all(a[key].rank == b[key].rank and abs(a[key].logprob - b[key].logprob) < 1e-4 for key in a)
+        assert all(a[k].rank == b[k].rank and isclose(a[k].logprob, b[k].logprob, rel_tol=0, abs_tol=1e-4) for k in a)
 
 
 @pytest.mark.parametrize("feature", PATH_FEATURES, ids=lambda f: " ".join(f))
@@ -70,7 +69,8 @@ def test_features_beside_each_other(engines: tuple[LLM, LLM]) -> None:
     """One batch, every request with another feature or none."""
     plain, ours = engines
     batch = prompts("llava") * 2
-    features = [*PATH_FEATURES, *PLAIN_FEATURES[:2], {}, {}, {}]
+    grammar = {"structured_outputs": StructuredOutputsParams(regex="[a-z ]{4,20}"), "logprobs": 1}
+    features = [*PATH_FEATURES, grammar, {"min_p": 0.1}, {}]
     params = [SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, **feature) for feature in features]
     reference, outputs = answers(plain, batch, params), answers(ours, batch, params)
     assert tokens(outputs) == tokens(reference)
@@ -134,12 +134,15 @@ def test_log_probs_of_given_tokens_beside_a_seeded_neighbour(engines: tuple[LLM,
 
 
 def test_several_answers_to_one_prompt(engines: tuple[LLM, LLM]) -> None:
+    """Each is the answer to its own seed, which vLLM counts up from the request's."""
     _, ours = engines
-    params = SamplingParams(n=3, temperature=1.0, seed=5, max_tokens=20, ignore_eos=True)
-    first, second = (answers(ours, prompts("llava")[:2], params) for _ in range(2))
-    for a, b in zip(first, second, strict=True):
+    batch = prompts("llava")[:2]
+    kept: dict[str, Any] = {"temperature": 1.0, "max_tokens": 20, "ignore_eos": True}
+    first, second = (answers(ours, batch, SamplingParams(n=3, seed=5, **kept)) for _ in range(2))
+    alone = [tokens(answers(ours, batch, SamplingParams(seed=5 + i, **kept))) for i in range(3)]
+    for prompt, (a, b) in enumerate(zip(first, second, strict=True)):
         texts = [tuple(o.token_ids) for o in a.outputs]
-        assert texts == [tuple(o.token_ids) for o in b.outputs]
+        assert texts == [tuple(o.token_ids) for o in b.outputs] == [said[prompt] for said in alone]
         assert len(set(texts)) == 3
 
 

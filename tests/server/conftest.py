@@ -13,7 +13,6 @@ from tests.server.media import serve_pictures
 from tests.server.process import Server
 from tests.server.questions import (
     FEATURES,
-    NOT_WITH_SPECULATION,
     REFUSED,
     bad_pictures,
     good,
@@ -42,7 +41,7 @@ def reference(hall: Hall, media: str) -> Reference:
     def answers(bodies: dict[str, dict[str, Any]]) -> dict[str, Answer]:
         return {name: ask(plain, each)[0] for name, each in bodies.items()}  # each alone: no batch to depend on
 
-    options = {**FEATURES, **REFUSED, **NOT_WITH_SPECULATION}
+    options = {**FEATURES, **REFUSED}
     return Reference(
         answers(good()),
         answers(odd_pictures()),

@@ -109,7 +109,10 @@ FEATURES: dict[str, dict[str, Any]] = {
     "min_tokens": {"ignore_eos": False, "min_tokens": 12},
     "bad_words": {"bad_words": ["tree", "a"]},
     "allowed_token_ids": {"allowed_token_ids": list(range(300, 400))},
+    "logit_bias": {"logit_bias": {"50": 5, "313": -20}},
+    "min_p": {"min_p": 0.1},
     "choice": {"structured_outputs": {"choice": ["red", "blue"]}},
+    "regex": {"structured_outputs": {"regex": "[a-z]{3,9}( [a-z]{3,9})+"}},
     "json": {"ignore_eos": False, "response_format": {"type": "json_object"}},
     "beam search": {"use_beam_search": True, "n": 2, "max_tokens": 6},
     "vllm_xargs": {"vllm_xargs": {"key": "value"}},
@@ -126,12 +129,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "a broken schema": {"structured_outputs": {"json": {"type": "nonsense"}}},
 }
 """Options that plain vLLM refuses."""
-
-NOT_WITH_SPECULATION: dict[str, dict[str, Any]] = {
-    "min_p": {"min_p": 0.1, "temperature": 1.0},
-    "logit_bias": {"logit_bias": {"50": 5}},
-}
-"""Options that vLLM refuses under any speculation."""
 
 
 def with_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,8 @@ class Finding:
 
 
 _RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner."
+_GRAMMARS = "vllm.v1.structured_output:StructuredOutputManager."
+_GRAMMAR = "vllm.v1.structured_output.backend_types:StructuredOutputGrammar."
 _REGISTRY = "a proposer registry in vLLM that may own verification"
 
 LEDGER: tuple[Symbol, ...] = (
@@ -127,6 +129,12 @@ LEDGER: tuple[Symbol, ...] = (
         ("num_tokens",),
     ),
     Symbol(
+        "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras",
+        "called",
+        "times passes of a target with LoRA adapters, without any",
+        ("prompt_lora_mapping", "token_lora_mapping", "lora_requests"),
+    ),
+    Symbol(
         _RUNNER + "_cache_encoder_output",
         "relied on",
         "keeps visual tokens in `encoder_cache`, where a feature head finds them",
@@ -181,8 +189,100 @@ LEDGER: tuple[Symbol, ...] = (
         "log-probs of emitted tokens",
         ("logprobs", "num_logprobs", "token_ids"),
     ),
+    Symbol(
+        _GRAMMARS + "__init__",
+        "wrapped",
+        "the manager of a 'specvlm' engine understands trees; the engine core lets nobody choose its class",
+        ("vllm_config",),
+    ),
+    Symbol(
+        _GRAMMARS + "grammar_bitmask",
+        "overridden",
+        "every node of a tree gets the mask of its path, which vLLM's own method gives for it",
+        ("requests", "structured_output_request_ids", "scheduled_spec_decode_tokens"),
+        "trees in vLLM's scheduler",
+    ),
+    Symbol(
+        _GRAMMARS + "validate_tokens",
+        "overridden",
+        "cuts drafted trees where the grammar does",
+        ("request", "spec_tokens"),
+        "trees in vLLM's scheduler",
+    ),
+    Symbol(
+        _GRAMMARS + "accept_tokens",
+        "overridden",
+        "an accepted path arrives token by token, as in plain decoding",
+        ("request", "new_token_ids"),
+    ),
+    Symbol(
+        _GRAMMARS + "_get_constraint_bounds",
+        "called",
+        "whether a token ends a reasoning model's thoughts",
+        ("request", "spec_tokens", "spec_tokens_committed"),
+    ),
+    Symbol(_GRAMMAR + "validate_tokens", "called", "whether a node's token may stand where it does", ("tokens",)),
+    Symbol(_GRAMMAR + "accept_tokens", "called", "goes down to a node", ("request_id", "tokens")),
+    Symbol(_GRAMMAR + "rollback", "called", "goes up again", ("num_tokens",)),
+    Symbol(_GRAMMAR + "is_terminated", "called", "what follows a grammar's end is free"),
+    Symbol(
+        "vllm.v1.structured_output.request:StructuredOutputRequest",
+        "called",
+        "a request whose thoughts have ended on a path",
+    ),
+    Symbol(
+        "vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids",
+        "relied on",
+        "asks which drafts a grammar allows",
+        ("draft_token_ids",),
+    ),
+    Symbol(
+        "vllm.v1.structured_output.utils:apply_grammar_bitmask",
+        "relied on",
+        "masks the logits before `_sample`; requests' rows follow each other, or stand in equal blocks (0.33)",
+        ("scheduler_output", "grammar_output", "input_batch", "logits"),
+    ),
     Symbol("vllm.v1.sample.metadata:SamplingMetadata", "called", "a tree's rows as requests of their own"),
-    Symbol("vllm.v1.sample.logits_processor:LogitsProcessors", "called", "rows bring their own minimum lengths"),
+    Symbol("vllm.v1.sample.logits_processor:LogitsProcessors", "called", "rows bring their own"),
+    Symbol(
+        "vllm.v1.sample.logits_processor.builtin:MinTokensLogitsProcessor.update_state",
+        "called",
+        "a row's minimum length, by the length of its own history",
+        ("batch_update",),
+    ),
+    Symbol(
+        "vllm.v1.sample.logits_processor.builtin:LogitBiasLogitsProcessor.update_state",
+        "called",
+        "a row's biases",
+        ("batch_update",),
+    ),
+    Symbol(
+        "vllm.v1.sample.logits_processor.builtin:MinPLogitsProcessor.apply",
+        "called",
+        "a sampled row's least probability, from `min_p` [requests, 1]",
+        ("logits",),
+    ),
+    Symbol("vllm.v1.sample.logits_processor.interface:BatchUpdate", "called", "rows as requests of a batch"),
+    Symbol(
+        "vllm.v1.sample.logits_processor:AdapterLogitsProcessor",
+        "called",
+        "its `req_info` says which requests a custom processor deals with",
+    ),
+    Symbol("vllm.v1.sample.logits_processor:BUILTIN_LOGITS_PROCESSORS", "called", "which processors are vLLM's own"),
+    Symbol(
+        "vllm.v1.worker.gpu_model_runner:build_logitsprocs",
+        "wrapped",
+        "our runner gets the processors of an engine without speculation",
+        ("vllm_config",),
+        "processors on trees or chains in vLLM",
+    ),
+    Symbol(
+        "vllm.sampling_params:SamplingParams._validate_spec_decode",
+        "wrapped",
+        "vLLM refuses min_p and logit_bias under any speculation; on our trees they are exact",
+        ("speculative_config",),
+        "min_p and logit_bias under speculation in vLLM",
+    ),
     Symbol("vllm.model_executor.models.interfaces:supports_multimodal", "called", "whether the draft can see"),
     Symbol("vllm.multimodal.inputs:MultiModalFeatureSpec", "called", "a request's pictures"),
     Symbol("vllm.v1.attention.backend:AttentionType", "called", "refuses layers that are no decoders"),

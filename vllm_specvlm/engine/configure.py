@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_specvlm import ops
-from vllm_specvlm.draft import head_config
+from vllm_specvlm.draft import exit_config, head_config
 from vllm_specvlm.engine import exporter
-from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
+from vllm_specvlm.engine.options import METHOD, PROPOSER, SpecVLMOptions
 from vllm_specvlm.schedule.profile import Profile
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig
     from vllm.engine.arg_utils import EngineArgs
 
-PROPOSER = "vllm_specvlm.engine.speculator.Speculator"
 WORKER = "vllm_specvlm.engine.worker.TreeCPUWorker"
 
 
@@ -64,6 +63,11 @@ def translate(args: EngineArgs, target: ModelConfig, parallel: ParallelConfig) -
         options = replace(options, profile=_checked_profile(options.profile))
     if options.model is not None:
         options = _with_checked_draft(options, target)
+        if args.enable_lora and (head_config.is_head(str(options.model)) or exit_config.is_exit(str(options.model))):
+            raise ValueError(
+                f"Method 'specvlm' does not run LoRA adapters beside '{options.model}', which drafts with the target's "
+                "own layers; draft with a VLM, or leave 'model' out."
+            )
     args.spec_method = args.spec_model = args.spec_tokens = None
     args.speculative_config = {
         "method": "custom_class",
@@ -160,7 +164,6 @@ def refuse_unsupported(args: EngineArgs, target: ModelConfig, parallel: Parallel
         ),
         (parallel.use_ubatching, "with dual-batch overlap", "leave --enable-dbo out"),
         (args.async_scheduling is True, "with asynchronous scheduling", "leave --async-scheduling out"),
-        (args.enable_lora, "with LoRA adapters", "merge the adapter into the model"),
         (
             args.kv_cache_dtype not in ("auto", "bfloat16", "float16", "float32"),
             f"with KV cache type '{args.kv_cache_dtype}'",

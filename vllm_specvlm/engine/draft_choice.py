@@ -31,6 +31,7 @@ class _Draw:
     top_k: int
     """0 or less: all."""
     top_p: float
+    min_p: float
     seed: int
     position: int
 
@@ -117,7 +118,7 @@ class DraftChoice:
         if params.temperature < GREEDY_BELOW:
             return None
         seed = self._batch.tree_sampler.seed(request_id)
-        return _Draw(params.temperature, params.top_k, params.top_p, seed, position)
+        return _Draw(params.temperature, params.top_k, params.top_p, params.min_p, seed, position)
 
     def _likeliest(self, logits: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         """[rows, width]: token ids (int64) and log-probabilities (float32), descending."""
@@ -131,7 +132,8 @@ class DraftChoice:
         device = logits.device
         temperature = logits.new_tensor([[draw.temperature] for draw in draws])
         values, indices = logits.topk(min(max(CANDIDATES, width), logits.shape[-1]), dim=-1)
-        values = _within_top_p(logits, _within_top_k(values, draws), temperature, draws)
+        values = _within_top_k(_above_min_p(values, temperature, draws), draws)
+        values = _within_top_p(logits, values, temperature, draws)
         seeds = torch.tensor([draw.seed for draw in draws], device=device)
         positions = torch.tensor([draw.position for draw in draws], device=device)
         ids = self._tokens(indices)
@@ -154,6 +156,14 @@ class DraftChoice:
             self._guesses += [_Guess(places[row], *of_row) for row, of_row in zip(rows, arrays, strict=True)]
 
 
+def _above_min_p(values: torch.Tensor, temperature: torch.Tensor, draws: Sequence[_Draw]) -> torch.Tensor:
+    """float32 [rows, n], descending: -inf where a token is less than `min_p` times as likely as the best one."""
+    if all(draw.min_p <= 0.0 for draw in draws):
+        return values
+    least = temperature * values.new_tensor([[draw.min_p] for draw in draws]).log()
+    return values.masked_fill(values - values[:, :1] < least, -torch.inf)
+
+
 def _within_top_k(values: torch.Tensor, draws: Sequence[_Draw]) -> torch.Tensor:
     """float32 [rows, n], descending: -inf behind each row's top-k. Ties with the last one stay, as in vLLM."""
     count = values.shape[-1]
@@ -166,12 +176,14 @@ def _within_top_p(
 ) -> torch.Tensor:
     """float32 [rows, n], descending: -inf where the likelier tokens alone hold a row's top-p.
 
-    As in vLLM, of the law that top-k left: the row's best n values hold all of it if its top-k is not above n.
+    As in vLLM, of the law that `min_p` and top-k left: the row's best n values hold all of it if its top-k is not above
+    n, or one of them was too unlikely already.
     """
     if all(draw.top_p >= 1.0 for draw in draws):
         return values
     scaled = values / temperature
     whole = torch.tensor([[not 0 < draw.top_k <= values.shape[-1]] for draw in draws], device=values.device)
+    whole &= values[:, -1:].isfinite()
     mass = torch.where(whole, (logits / temperature).logsumexp(-1, keepdim=True), scaled.logsumexp(-1, keepdim=True))
     probs = (scaled - mass).exp()
     # A row without top-p keeps all its values, whatever their sum rounds to.

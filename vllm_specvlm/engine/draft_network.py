@@ -36,8 +36,14 @@ class DraftNetwork:
             load = vllm_config.load_config
             if load.load_format in ("auto", "hf"):  # which would also open pickles, where there is nothing else
                 load = replace(load, load_format="safetensors")
+            # Adapters are the target's.
             config = replace(
-                vllm_config, model_config=model_config, quant_config=None, additional_config=marked, load_config=load
+                vllm_config,
+                model_config=model_config,
+                quant_config=None,
+                lora_config=None,
+                additional_config=marked,
+                load_config=load,
             )
             self._model: Any = get_model(vllm_config=config, prefix=PREFIX)
         self.layers = [name for name in layers if name not in before]

@@ -11,6 +11,8 @@ from vllm_specvlm.tree.grow import TreeShape
 from vllm_specvlm.tree.token_tree import MAX_NODES
 
 METHOD = "specvlm"
+PROPOSER = "vllm_specvlm.engine.speculator.Speculator"
+"""The class that vLLM builds; by it its own configuration says that an engine is ours."""
 
 
 @dataclass(frozen=True, slots=True)

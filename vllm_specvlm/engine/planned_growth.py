@@ -119,12 +119,25 @@ class PlannedGrowth:
         """What was accepted of the last step's trees: children of accepted nodes had their chance, others had none."""
         for request_id, (tree, accepted) in trees.items():
             sent = self._sent.pop(request_id, None)
-            if sent is None or sent.tree.prefix(min(len(tree), len(sent.tree))) != tree:
+            nodes = None if sent is None else _found_again(tree, sent.tree)
+            if sent is None or nodes is None:
                 continue
             path = set(accepted.path)
             tried = [i for i, parent in enumerate(tree.parents) if parent < 0 or parent in path]
-            self.acceptance.observe(sent.features[tried], [i in path for i in tried])
+            self.acceptance.observe(sent.features[[nodes[i] for i in tried]], [i in path for i in tried])
 
     def forget(self, request_id: str) -> None:
         """The request is over or starts anew."""
         self._sent.pop(request_id, None)
+
+
+def _found_again(tree: TokenTree, sent: TokenTree) -> list[int] | None:
+    """The node of `sent` that each node of `tree` is, None if there are others: scheduler and grammars cut trees."""
+    at = {key: node for node, key in enumerate(zip(sent.parents, sent.tokens, strict=True))}
+    nodes: list[int] = []
+    for token, parent in zip(tree.tokens, tree.parents, strict=True):
+        node = at.get((nodes[parent] if parent >= 0 else -1, token))
+        if node is None:
+            return None
+        nodes.append(node)
+    return nodes

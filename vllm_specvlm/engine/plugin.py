@@ -6,8 +6,11 @@ from __future__ import annotations
 def register() -> None:
     """Called by vLLM in every process it starts; may be called several times.
 
-    Only teaches `EngineArgs` the method name. An engine that does not ask for it is not touched.
+    Teaches `EngineArgs` the method name, requests what they may ask for, and the manager of grammars what trees are.
+    An engine that does not ask for the method is not touched.
     """
-    from vllm_specvlm.engine import configure
+    from vllm_specvlm.engine import admission, configure, tree_grammars
 
     configure.install()
+    admission.install()
+    tree_grammars.install()

@@ -1,4 +1,4 @@
-"""Sampling features whose effect at a node depends on the path to it: penalties, bad words, minimum lengths, log-probs.
+"""Sampling features that change a node's logits, most of them by the path to it: penalties, bad words, biases, ...
 
 vLLM's sampler applies them once per request, to the request's own history. Here every row of a tree is such a request
 of its own: its history is the request's answer followed by the tokens on the row's path.
@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.outputs import LogprobsTensors
-from vllm.v1.sample.logits_processor import LogitsProcessors
+from vllm.v1.sample.logits_processor import (
+    BatchUpdate,
+    LogitBiasLogitsProcessor,
+    LogitsProcessors,
+    MinTokensLogitsProcessor,
+)
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.sampler import Sampler
 
@@ -31,7 +37,7 @@ class FeatureRow:
 
 
 def uses_path(params: SamplingParams) -> bool:
-    """Whether the logits at a node depend on the tokens of its path, or are wanted back."""
+    """Whether the logits at a node are changed, most often by the tokens of its path, or wanted back."""
     return (
         params.repetition_penalty != 1.0
         or params.frequency_penalty != 0.0
@@ -39,6 +45,7 @@ def uses_path(params: SamplingParams) -> bool:
         or bool(params.bad_words)
         or params.min_tokens > 0
         or params.allowed_token_ids is not None
+        or bool(params.logit_bias)
         or params.logprobs is not None
     )
 
@@ -59,9 +66,6 @@ def process(
     """
     picked = logits[[row.row for row in rows]].float()
     requests = torch.tensor([row.request for row in rows], device=logits.device)
-    for i, row in enumerate(rows):
-        if len(row.history) < row.params.min_tokens:
-            picked[i, list(row.params.all_stop_token_ids)] = -float("inf")
     bad_words = metadata.bad_words_token_ids
     per_row = replace(
         metadata,
@@ -72,13 +76,22 @@ def process(
         output_token_ids=[row.history for row in rows],
         allowed_token_ids_mask=_of_rows(metadata.allowed_token_ids_mask, requests),
         bad_words_token_ids={i: bad_words[row.request] for i, row in enumerate(rows) if row.request in bad_words},
-        # Minimum lengths are applied above; vLLM loads no other processor beside speculation.
-        logitsprocs=LogitsProcessors(()),
+        logitsprocs=_processors(rows, logits.device),
         spec_token_ids=None,
         thinking_budget_state_holder=None,
     )
     processed: torch.Tensor = sampler.apply_logits_processors(picked, per_row, predict_bonus_token=False)
     return processed
+
+
+def _processors(rows: Sequence[FeatureRow], device: torch.device) -> LogitsProcessors:
+    """vLLM's minimum lengths and biases, told that every row is a request."""
+    nothing: Any = None  # neither reads the configuration
+    added = [(i, row.params, None, row.history) for i, row in enumerate(rows)]
+    processors = [MinTokensLogitsProcessor(nothing, device, False), LogitBiasLogitsProcessor(nothing, device, False)]
+    for processor in processors:
+        processor.update_state(BatchUpdate(batch_size=len(rows), removed=(), added=added, moved=()))
+    return LogitsProcessors(processors)
 
 
 def _of_rows(per_request: torch.Tensor | None, requests: torch.Tensor) -> torch.Tensor | None:

@@ -74,6 +74,9 @@ class TreeModelRunner(CPUModelRunner):
     def _rehearse(self, rows: int) -> None:
         """A pass of the target over so many rows, for the planner's stopwatch."""
         hidden, _ = self._dummy_run(rows)
+        if self.lora_config:
+            # The dummy run says of fewer rows than these which adapter their logits take: none.
+            self._set_active_loras((0,) * rows, (0,) * rows, set())
         self.model.compute_logits(hidden[:rows])
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from copy import copy
 
 import torch
 from vllm.sampling_params import SamplingParams
+from vllm.v1.sample.logits_processor import MinPLogitsProcessor
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm.v1.sample.sampler import Sampler
@@ -18,15 +20,16 @@ GREEDY_BELOW = 1e-5
 _CHUNK_ELEMENTS = 1 << 23
 
 
-def plain_reason(params: SamplingParams, logprobs_mode: str) -> str | None:
+def plain_reason(params: SamplingParams, logprobs_mode: str, *, grammars: bool) -> str | None:
     """Why a request with these parameters is decoded without drafts, or None when trees are exact for it.
 
     Args:
         params: the request's sampling parameters.
         logprobs_mode: vLLM's `--logprobs-mode`.
+        grammars: whether the scheduler's process masks every node of a tree (`engine.tree_grammars`).
     """
     features = {
-        "structured_outputs": params.structured_outputs is not None,
+        "structured_outputs without the plugin's entry point": params.structured_outputs is not None and not grammars,
         "thinking_token_budget": params.thinking_token_budget is not None,
         "logprob_token_ids": params.logprob_token_ids is not None,
         f"logprobs with --logprobs-mode {logprobs_mode}": params.logprobs is not None
@@ -85,7 +88,7 @@ def target_tokens(
     for chunk in rows.split(max(1, _CHUNK_ELEMENTS // logits.shape[1])):
         requests = request_of_row[chunk]
         scaled = apply_top_k_top_p(
-            logits[chunk].float() / temperature[chunk].unsqueeze(-1),
+            _above_min_p(logits[chunk].float() / temperature[chunk].unsqueeze(-1), requests, metadata),
             None if metadata.top_k is None else metadata.top_k[requests],
             None if metadata.top_p is None else metadata.top_p[requests],
         )
@@ -95,3 +98,13 @@ def target_tokens(
         chosen = chunk[drawable]
         tokens[chosen] = race(probabilities[drawable], position_keys(seeds[chosen], positions[chosen]))
     return tokens
+
+
+def _above_min_p(scaled: torch.Tensor, requests: torch.Tensor, metadata: SamplingMetadata) -> torch.Tensor:
+    """float32 [rows, vocabulary] without the tokens below the request's `min_p`: vLLM's own rule, row by row."""
+    for processor in metadata.logitsprocs.argmax_invariant:
+        if isinstance(processor, MinPLogitsProcessor) and processor.min_p_count:
+            of_rows = copy(processor)
+            of_rows.min_p = processor.min_p[requests]
+            scaled = of_rows.apply(scaled)
+    return scaled

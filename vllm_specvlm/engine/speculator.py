@@ -12,7 +12,8 @@ import torch
 from vllm.config import VllmConfig
 
 from vllm_specvlm.draft.drafter import Drafter
-from vllm_specvlm.engine import exporter
+from vllm_specvlm.engine import exporter, tree_grammars
+from vllm_specvlm.engine.admission import custom_processor
 from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.drafters import drafter_for
 from vllm_specvlm.engine.feature_drafter import FeatureDrafter
@@ -44,6 +45,7 @@ from vllm_specvlm.tree.grow import grow
 from vllm_specvlm.tree.token_tree import TokenTree
 
 if TYPE_CHECKING:
+    from vllm.sampling_params import SamplingParams
     from vllm.v1.core.sched.output import SchedulerOutput
 
     from vllm_specvlm.engine.verification import TreePlace
@@ -200,12 +202,20 @@ class Speculator:
         plain = self._plain.get(request_id)
         if plain is None:
             params = self._runner.requests[request_id].sampling_params
-            reason = "no sampling parameters" if params is None else plain_reason(params, self._logprobs_mode)
+            reason = "no sampling parameters" if params is None else self._reason(request_id, params)
             plain = reason is not None
             self._plain[request_id] = plain
             if plain:
                 logger.info_once("Requests that use %s are decoded without drafts by method 'specvlm'.", reason)
         return not plain
+
+    def _reason(self, request_id: str, params: SamplingParams) -> str | None:
+        """Why this request, of the present batch, is decoded plainly; None if it is not."""
+        batch = self._runner.input_batch
+        custom = custom_processor(batch.logitsprocs, batch.req_id_to_index[request_id])
+        if custom is not None:
+            return f"the logits processor {custom}"
+        return plain_reason(params, self._logprobs_mode, grammars=tree_grammars.installed())
 
     def observe_schedule(self, scheduled: SchedulerOutput) -> None:
         """Before a step: forget finished requests and note which cache blocks changed hands."""

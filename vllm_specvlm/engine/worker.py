@@ -8,7 +8,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from vllm_specvlm import ops
-from vllm_specvlm.engine import compat
+from vllm_specvlm.engine import admission, compat
 from vllm_specvlm.engine.runner import TreeModelRunner
 from vllm_specvlm.engine.tracing_runner import TracingRunner
 
@@ -34,7 +34,8 @@ class TreeCPUWorker(CPUWorker):
                 "leave them out of the configuration."
             )
         ops.load()
-        super().init_device()
+        with admission.all_processors():
+            super().init_device()
         self.model_runner.__class__ = TreeModelRunner
         self.model_runner.adopt()
 

@@ -66,6 +66,18 @@ class TokenTree:
             raise ValueError(f"A prefix of {n} nodes does not exist; ask for 0 or more.")
         return self if n >= len(self.tokens) else TokenTree(self.tokens[:n], self.parents[:n])
 
+    def restricted(self, nodes: Sequence[int]) -> TokenTree:
+        """The tree of these nodes alone, in their order.
+
+        Raises ValueError if a node is left without its parent, or the nodes do not ascend.
+        """
+        place = {-1: -1}
+        for i, node in enumerate(nodes):
+            if self.parents[node] not in place or (i and node <= nodes[i - 1]):
+                raise ValueError(f"Node {node} cannot be kept among {list(nodes)}; keep its parent, and go upwards.")
+            place[node] = i
+        return TokenTree(tuple(self.tokens[n] for n in nodes), tuple(place[self.parents[n]] for n in nodes))
+
     def ancestor_masks(self, *, rooted: bool = False) -> npt.NDArray[np.uint64]:
         """Who sees whom, packed: uint64 [n, 2]; bit j of row i says that node j is i or an ancestor of i.
 
