@@ -235,7 +235,7 @@ def test_what_is_kept_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     speculator = runner(llm).drafter
     assert kept(llm, "hidden") == []
     with monkeypatch.context() as patch:
-        patch.setitem(speculator._wishes, "hidden-1", None)
+        patch.setitem(speculator._eligible._wishes, "hidden-1", None)
         patch.setitem(speculator._model._fed, "hidden-2", 3)
         patch.setitem(speculator._planned._sent, "hidden-3", None)
         patch.setattr(speculator._model._choice, "_guesses", [(("hidden-4", 7),)])

@@ -12,10 +12,10 @@ import torch
 from vllm.config import VllmConfig
 
 from vllm_specvlm.draft.drafter import Drafter
-from vllm_specvlm.engine import exporter, tree_grammars
-from vllm_specvlm.engine.admission import custom_processor
+from vllm_specvlm.engine import exporter
 from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.drafters import drafter_for
+from vllm_specvlm.engine.eligibility import Eligibility
 from vllm_specvlm.engine.feature_drafter import FeatureDrafter
 from vllm_specvlm.engine.log import logger_for
 from vllm_specvlm.engine.metrics import Metrics
@@ -26,8 +26,7 @@ from vllm_specvlm.engine.planned_growth import Growable, PlannedGrowth
 from vllm_specvlm.engine.profile_key import profile_key
 from vllm_specvlm.engine.recording_growth import RecordingGrowth
 from vllm_specvlm.engine.rehearsal import rehearse
-from vllm_specvlm.engine.request_wish import RequestWish
-from vllm_specvlm.engine.sampling import GREEDY_BELOW, plain_reason
+from vllm_specvlm.engine.sampling import GREEDY_BELOW
 from vllm_specvlm.engine.step_clock import Elapsed, StepClock
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.schedule.answer_lengths import AnswerLengths
@@ -45,7 +44,6 @@ from vllm_specvlm.tree.grow import grow
 from vllm_specvlm.tree.token_tree import TokenTree
 
 if TYPE_CHECKING:
-    from vllm.sampling_params import SamplingParams
     from vllm.v1.core.sched.output import SchedulerOutput
 
     from vllm_specvlm.engine.verification import TreePlace
@@ -78,8 +76,6 @@ class Speculator:
         self._model = self._drafter if isinstance(self._drafter, ModelDrafter) else None
         self._failure: Exception | None = None
         self._known: dict[str, int] = {}
-        self._plain: dict[str, bool] = {}
-        self._wishes: dict[str, RequestWish] = {}
         self._planned: PlannedGrowth | None = None
         self._accepted = 0
         self._clock: StepClock | None = None
@@ -93,6 +89,7 @@ class Speculator:
     def bind(self, runner: Batch) -> None:
         """Tell the runner whose batch is drafted for."""
         self._runner = runner
+        self._eligible = Eligibility(runner, self.shape.nodes, self._logprobs_mode)
         self._peers = Peers()
         if self._peers.first:
             self.metrics = exporter.metrics()
@@ -198,32 +195,16 @@ class Speculator:
         raise RuntimeError(_STOCK_RUNNER)
 
     def verifies(self, request_id: str) -> bool:
-        """Whether this request's tokens are chosen by our sampler, and so may have a tree (see `plain_reason`)."""
-        plain = self._plain.get(request_id)
-        if plain is None:
-            params = self._runner.requests[request_id].sampling_params
-            reason = "no sampling parameters" if params is None else self._reason(request_id, params)
-            plain = reason is not None
-            self._plain[request_id] = plain
-            if plain:
-                logger.info_once("Requests that use %s are decoded without drafts by method 'specvlm'.", reason)
-        return not plain
-
-    def _reason(self, request_id: str, params: SamplingParams) -> str | None:
-        """Why this request, of the present batch, is decoded plainly; None if it is not."""
-        batch = self._runner.input_batch
-        custom = custom_processor(batch.logitsprocs, batch.req_id_to_index[request_id])
-        if custom is not None:
-            return f"the logits processor {custom}"
-        return plain_reason(params, self._logprobs_mode, grammars=tree_grammars.installed())
+        """See `Eligibility`."""
+        return self._eligible.verifies(request_id)
 
     def observe_schedule(self, scheduled: SchedulerOutput) -> None:
         """Before a step: forget finished requests and note which cache blocks changed hands."""
         over = sorted(scheduled.finished_req_ids)  # a set: its order differs between ranks
         forgotten = [*over, *(request.req_id for request in scheduled.scheduled_new_reqs)]
         for request_id in forgotten:
-            for notes in (self._plain, self._wishes, self._known):
-                notes.pop(request_id, None)
+            self._eligible.forget(request_id)
+            self._known.pop(request_id, None)
         self._watch(lambda drafter: self._follow(drafter, scheduled, over, forgotten))
 
     def _follow(
@@ -311,7 +292,7 @@ class Speculator:
         if self._failure is not None:
             raise self._failure
         self._peers.agree()
-        batch = self._batch(sampled)
+        batch = self._eligible.growable(sampled)
         if self._planned is not None:
             trees = self._grow_planned(self._drafter, self._planned, batch, sum(sampled), elapsed)
         elif batch:
@@ -324,42 +305,6 @@ class Speculator:
             self._clock.end_drafting()
         self._peers.agree()
         return codes
-
-    def _batch(self, sampled: Sequence[bool]) -> list[Growable]:
-        """The requests that may have a tree, in batch order."""
-        runner = self._runner
-        batch = []
-        for row, (request_id, has_token) in enumerate(zip(runner.input_batch.req_ids, sampled, strict=True)):
-            if not has_token or not self.verifies(request_id):
-                continue
-            state = runner.requests[request_id]
-            if state.prompt_token_ids is None:
-                continue
-            wish = self._wish(request_id)
-            # Verification yields one token more than it accepts: a last token needs no draft.
-            most = state.sampling_params.max_tokens or runner.max_model_len
-            depth = min(most - len(state.output_token_ids) - 1, wish.depth)
-            room = runner.max_model_len - int(runner.input_batch.num_tokens_no_spec[row]) - 1
-            nodes = min(self.shape.nodes, room, wish.nodes)
-            if depth > 0 and nodes > 0:
-                sampling = state.sampling_params.temperature >= GREEDY_BELOW
-                left = most - len(state.output_token_ids)
-                bounded = wish != RequestWish()
-                batch.append(Growable(request_id, nodes, depth, sampling, bool(state.mm_features), left, bounded))
-        return batch
-
-    def _wish(self, request_id: str) -> RequestWish:
-        """What the request asks of us; one that cannot be understood asks nothing."""
-        wish = self._wishes.get(request_id)
-        if wish is None:
-            try:
-                wish = RequestWish.parse(self._runner.requests[request_id].sampling_params.extra_args)
-            except ValueError as error:
-                logger.debug("Request %s: %s", request_id, error)
-                logger.warning_once("Requests come with 'specvlm' arguments that mean nothing; they are ignored.")
-                wish = RequestWish()
-            self._wishes[request_id] = wish
-        return wish
 
     def _grow(self, drafter: Drafter, batch: Sequence[Growable]) -> dict[str, TokenTree]:
         """Trees of the options' own size."""

@@ -1,0 +1,90 @@
+"""Which requests may have a tree, and within which bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vllm.sampling_params import SamplingParams
+
+from vllm_specvlm.engine import tree_grammars
+from vllm_specvlm.engine.admission import custom_processor
+from vllm_specvlm.engine.batch import Batch
+from vllm_specvlm.engine.log import logger_for
+from vllm_specvlm.engine.planned_growth import Growable
+from vllm_specvlm.engine.request_wish import RequestWish
+from vllm_specvlm.engine.sampling import GREEDY_BELOW, plain_reason
+
+logger = logger_for(__name__)
+
+
+class Eligibility:
+    """Looks at each request's sampling parameters once."""
+
+    def __init__(self, batch: Batch, nodes: int, logprobs_mode: str) -> None:
+        """`batch` knows the requests, `nodes` are the most of a tree, `logprobs_mode` is vLLM's `--logprobs-mode`."""
+        self._batch = batch
+        self._nodes = nodes
+        self._logprobs_mode = logprobs_mode
+        self._plain: dict[str, bool] = {}
+        self._wishes: dict[str, RequestWish] = {}
+
+    def verifies(self, request_id: str) -> bool:
+        """Whether this request's tokens are chosen by our sampler, and so may have a tree (see `plain_reason`)."""
+        plain = self._plain.get(request_id)
+        if plain is None:
+            params = self._batch.requests[request_id].sampling_params
+            reason = "no sampling parameters" if params is None else self._reason(request_id, params)
+            plain = reason is not None
+            self._plain[request_id] = plain
+            if plain:
+                logger.info_once("Requests that use %s are decoded without drafts by method 'specvlm'.", reason)
+        return not plain
+
+    def growable(self, sampled: Sequence[bool]) -> list[Growable]:
+        """The requests that may have a tree, in batch order; `sampled` says per row which got a token."""
+        batch = self._batch
+        found = []
+        for row, (request_id, has_token) in enumerate(zip(batch.input_batch.req_ids, sampled, strict=True)):
+            if not has_token or not self.verifies(request_id):
+                continue
+            state = batch.requests[request_id]
+            if state.prompt_token_ids is None:
+                continue
+            wish = self._wish(request_id)
+            # Verification yields one token more than it accepts: a last token needs no draft.
+            most = state.sampling_params.max_tokens or batch.max_model_len
+            depth = min(most - len(state.output_token_ids) - 1, wish.depth)
+            room = batch.max_model_len - int(batch.input_batch.num_tokens_no_spec[row]) - 1
+            nodes = min(self._nodes, room, wish.nodes)
+            if depth > 0 and nodes > 0:
+                sampling = state.sampling_params.temperature >= GREEDY_BELOW
+                left = most - len(state.output_token_ids)
+                bounded = wish != RequestWish()
+                found.append(Growable(request_id, nodes, depth, sampling, bool(state.mm_features), left, bounded))
+        return found
+
+    def forget(self, request_id: str) -> None:
+        """The request is over, or another one of this name starts."""
+        self._plain.pop(request_id, None)
+        self._wishes.pop(request_id, None)
+
+    def _reason(self, request_id: str, params: SamplingParams) -> str | None:
+        """Why this request, of the present batch, is decoded plainly; None if it is not."""
+        batch = self._batch.input_batch
+        custom = custom_processor(batch.logitsprocs, batch.req_id_to_index[request_id])
+        if custom is not None:
+            return f"the logits processor {custom}"
+        return plain_reason(params, self._logprobs_mode, grammars=tree_grammars.installed())
+
+    def _wish(self, request_id: str) -> RequestWish:
+        """What the request asks of us; one that cannot be understood asks nothing."""
+        wish = self._wishes.get(request_id)
+        if wish is None:
+            try:
+                wish = RequestWish.parse(self._batch.requests[request_id].sampling_params.extra_args)
+            except ValueError as error:
+                logger.debug("Request %s: %s", request_id, error)
+                logger.warning_once("Requests come with 'specvlm' arguments that mean nothing; they are ignored.")
+                wish = RequestWish()
+            self._wishes[request_id] = wish
+        return wish
