@@ -9,9 +9,17 @@ PICTURES = ("right", "wrong", "none")
 
 def show(worker: Any, pictures: str) -> None:
     """From now on the drafter sees the `right` pictures, some other request's (`wrong`), or `none`; the target always
-    sees the right ones."""
+    sees the right ones.
+
+    Raises:
+        ValueError: it is an early exit, which sees what its target sees.
+    """
     drafter = worker.model_runner.drafter._model
-    source = getattr(drafter, "_pictures", None) or drafter._vision
+    source = getattr(drafter, "_pictures", None) or getattr(drafter, "_vision", None)
+    if source is None:
+        if pictures != "right":
+            raise ValueError("An early exit sees the pictures its target sees; ask for --pictures right.")
+        return
     vars(source).pop("get", None)
     vars(source).pop("embeddings", None)
     if hasattr(source, "embeddings"):

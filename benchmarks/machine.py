@@ -31,7 +31,7 @@ def machine() -> dict[str, Any]:
 def command(script: str, argv: Sequence[str] | None) -> list[str]:
     """How a figure was measured: the script and its options, but not where files went."""
     options = list(sys.argv[1:] if argv is None else argv)
-    for where in {"--json", "--trace"} & set(options):
+    for where in {"--json", "--trace", "--logs"} & set(options):
         at = options.index(where)
         del options[at : at + 2]
     return [script, *options]
