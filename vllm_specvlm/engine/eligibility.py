@@ -40,12 +40,29 @@ class Eligibility:
                 logger.info_once("Requests that use %s are decoded without drafts by method 'specvlm'.", reason)
         return not plain
 
-    def growable(self, sampled: Sequence[bool]) -> list[Growable]:
-        """The requests that may have a tree, in batch order; `sampled` says per row which got a token."""
+    def going_on(self, sampled: Sequence[bool]) -> list[int]:
+        """Rows of the requests that decode in the next step; `sampled` says per row which got a token.
+
+        Of those that the scheduler is about to end, the ones whose last token says so are left out.
+        """
         batch = self._batch
         found = []
         for row, (request_id, has_token) in enumerate(zip(batch.input_batch.req_ids, sampled, strict=True)):
-            if not has_token or not self.verifies(request_id):
+            if not has_token:
+                continue
+            params = batch.requests[request_id].sampling_params
+            last = batch.input_batch.token_ids_cpu[row, batch.input_batch.num_tokens_no_spec[row] - 1]
+            if params is None or int(last) not in params.all_stop_token_ids:
+                found.append(row)
+        return found
+
+    def growable(self, rows: Sequence[int]) -> list[Growable]:
+        """The requests of these rows that may have a tree, in their order."""
+        batch = self._batch
+        found = []
+        for row in rows:
+            request_id = batch.input_batch.req_ids[row]
+            if not self.verifies(request_id):
                 continue
             state = batch.requests[request_id]
             if state.prompt_token_ids is None:

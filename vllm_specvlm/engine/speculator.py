@@ -292,9 +292,10 @@ class Speculator:
         if self._failure is not None:
             raise self._failure
         self._peers.agree()
-        batch = self._eligible.growable(sampled)
+        rows = self._eligible.going_on(sampled)
+        batch = self._eligible.growable(rows)
         if self._planned is not None:
-            trees = self._grow_planned(self._drafter, self._planned, batch, sum(sampled), elapsed)
+            trees = self._grow_planned(self._drafter, self._planned, batch, len(rows), sum(sampled), elapsed)
         elif batch:
             self.metrics.plan("fixed")
             trees = self._grow(self._drafter, batch)
@@ -321,15 +322,21 @@ class Speculator:
         return {batch[i].request_id: tree for i, tree in grown.items()}
 
     def _grow_planned(
-        self, drafter: Drafter, planned: PlannedGrowth, batch: Sequence[Growable], requests: int, elapsed: Elapsed
+        self,
+        drafter: Drafter,
+        planned: PlannedGrowth,
+        batch: Sequence[Growable],
+        requests: int,
+        decoded: int,
+        elapsed: Elapsed,
     ) -> dict[str, TokenTree]:
-        """Trees of the planner's choice, for a next step in which so many `requests` decode."""
+        """Trees of the planner's choice, for a next step in which so many `requests` decode; so many `decoded` in the last."""
         assert self._clock is not None
         planner = planned.planner
         planner.overhead = self._clock.overhead
         planner.spent(elapsed.step)
         if elapsed.cycle is not None:
-            planner.achieved(requests + self._accepted, elapsed.cycle)
+            planner.achieved(decoded, decoded + self._accepted, elapsed.cycle)
         self._accepted = 0
         if self._model is None:
             # The lookup drafter reads as answers are written, and learns from those that it did not draft for.

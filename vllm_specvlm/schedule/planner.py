@@ -219,6 +219,8 @@ class Planner:
         probabilities = [np.exp(np.asarray(scores, dtype=np.float64)) for scores, _ in trees]
         depths = [np.asarray(levels, dtype=np.int64) for _, levels in trees]
         self._remember(probabilities, depths, typical)
+        if not all(typical):  # the promise was for trees of the usual size
+            self._promised = 0.0
         pooled = np.concatenate([np.zeros(0), *probabilities])
         if not len(pooled):
             return [0] * len(trees)
@@ -267,11 +269,12 @@ class Planner:
         if self._mode is Mode.PLAIN:
             self._credit = min(self._credit + _PROBE_SHARE * seconds, max(1.0, 2 * self._price))
 
-    def achieved(self, tokens: int, seconds: float) -> None:
-        """What was last planned, its drafting and the step after, gave the batch so many tokens in so much time.
+    def achieved(self, requests: int, tokens: int, seconds: float) -> None:
+        """What was last planned, its drafting and the step after, gave `requests` so many tokens in so much time.
 
-        To be told of steps without prompts only: the formula does not know what those cost.
+        To be told of steps without prompts only: the formula does not know what those cost. A step in which fewer
+        requests were left than planned for tells nothing.
         """
-        if self._promised:
+        if self._promised and requests == self._requests:
             weight = _TRUST_WEIGHT * min(self._requests / 16, 1.0)
             self._trust += weight * (min(tokens / seconds / self._promised, 2.0) - self._trust)

@@ -158,7 +158,7 @@ class _Planned:
         self._lengths = AnswerLengths()
         self._features: dict[int, Floats] = {}
         self._levels: list[Floats] = []
-        self._drafted = 0.0
+        self._drafted, self._requests = 0.0, 0
         self.plans = dict.fromkeys([mode.value for mode in Mode], 0)
 
     def observe_step(self, requests: int, rows: int, seconds: float) -> None:
@@ -180,12 +180,12 @@ class _Planned:
             self._acceptance.observe(known[tried], [live.chosen[i] in path for i in tried])
 
     def draft(self, batch: Sequence[_Live], step: float, tokens: int) -> float:
-        requests = len(batch)
-        batch = [live for live in batch if live.done + 1 < live.limit]
         self._planner.spent(step)
         if step:
-            self._planner.achieved(tokens, self._drafted + step)
-        self._drafted = 0.0
+            self._planner.achieved(self._requests, tokens, self._drafted + step)
+        self._drafted, self._requests = 0.0, len(batch)
+        requests = len(batch)
+        batch = [live for live in batch if live.done + 1 < live.limit]
         plan = self._planner.plan(
             requests,
             [Candidate(live.backlog, self._lengths.remaining(live.done, live.limit - live.done)) for live in batch],
