@@ -62,7 +62,7 @@ def test_a_run_and_going_on(recipe: Path, tmp_path: Path, capsys: pytest.Capture
     [
         ("[training]\nspeed = 1\n", "has no key 'speed'"),
         ("[[data]]\nsource = 'none.jsonl'\n", "none.jsonl' cannot be read"),
-        ("[head]\nfeature_layers = [7]\n", "names layer 7"),
+        ("[head]\nfeature_layers = [7]\n", "reads layer 7"),
     ],
 )
 def test_mistakes(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str) -> None:

@@ -33,8 +33,9 @@ def draft(tmp_path: Path, mark: Path) -> Path:
     folder = shutil.copytree(build("llava", seed=3), tmp_path / "draft")
     (folder / "evil.py").write_text(
         f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
-        "from transformers import LlavaConfig as EvilConfig, LlavaProcessor as EvilProcessor\n"
+        "from transformers import LlavaConfig, LlavaProcessor as EvilProcessor\n"
         "from transformers import PreTrainedTokenizerFast as EvilTokenizer\n"
+        "class EvilConfig(LlavaConfig): pass\n"  # its own class: transformers writes its name into what it loads
     )
     return folder
 

@@ -100,11 +100,11 @@ def spy(llm: Any, monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
     """Why requests are decoded plainly, from now on; None for those that are not."""
     reasons: list[str | None] = []
     speculator = runner(llm).drafter
-    stock = speculator._reason
+    stock = speculator._eligible._reason
 
     def reason(*args: Any) -> str | None:
         reasons.append(stock(*args))
         return reasons[-1]
 
-    monkeypatch.setattr(speculator, "_reason", reason)
+    monkeypatch.setattr(speculator._eligible, "_reason", reason)
     return reasons

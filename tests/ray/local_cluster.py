@@ -28,6 +28,7 @@ def local_cluster(cpus: int, **options: Any) -> Iterator[None]:
     path = [str(_ROOT), *filter(None, [saved.get("PYTHONPATH")])]
     os.environ |= {_MARK: mark, "PYTHONPATH": os.pathsep.join(path), "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
+    ray.shutdown()  # building an application starts a cluster by itself
     try:
         ray.init(
             address="local",

@@ -128,3 +128,43 @@ def test_bad_numbers_of_engines(engines: str, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         command.main(["tiny", "--input", "a", "--output", "b", "--engines", engines])
     assert "--engines" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ['{"important": [1, 2, 3]}', "notes", '{"id": "other"}'])
+def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "precious.jsonl"
+    path.write_text(text)  # no end of line
+    with pytest.raises(ValueError, match="is no answer of a batch"):
+        AnswersFile(path)
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("cut", ["{", '{"id": "spec', '{"id": "specvlm-0123", "custom_id": "b", "resp'])
+def test_a_line_of_ours_that_was_cut_off_is_removed(tmp_path: Path, cut: str) -> None:
+    path = tmp_path / "answers.jsonl"
+    with AnswersFile(path) as answers:
+        answers.write([{"custom_id": "a", "response": BODY, "error": None}])
+    whole = path.read_bytes()
+    path.write_bytes(whole + cut.encode())
+    with AnswersFile(path) as answers:
+        assert answers.done == {"a"}
+    assert path.read_bytes() == whole
+
+
+def test_half_a_character_in_an_answer_is_written(tmp_path: Path) -> None:
+    with AnswersFile(tmp_path / "answers.jsonl") as answers:
+        answers.write([{"custom_id": "a", "response": '{"choices": ["\\ud83d"]}', "error": None}])
+    assert "\\ud83d" in (tmp_path / "answers.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"custom_id": "\\ud800", "prompt": ""}', "characters that can be written"),
+        ('{"custom_id": "a", "prompt": "", "messages": []}', "beside its 'prompt'"),
+        ("[" * 100_000, "is no JSON"),
+    ],
+)
+def test_more_lines_that_are_none(tmp_path: Path, line: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Question.parse(line, tmp_path)

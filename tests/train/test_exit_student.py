@@ -145,3 +145,13 @@ def test_exits_that_cannot_be(tmp_path: Path) -> None:
         dataclasses.replace(EXIT, head=HeadRecipe(vocabulary=96))
     with pytest.raises(ValueError, match="'layers' is 0"):
         ExitRecipe(layers=0)
+
+
+def test_a_run_of_a_head_is_not_resumed_as_one_of_an_exit(tmp_path: Path) -> None:
+    from tests.train.test_trainer import make as make_head
+
+    make_head(tmp_path).run()
+    there = sorted(path.name for path in tmp_path.glob("step-*"))
+    with pytest.raises(RecipeError, match="was made with another"):
+        make(tmp_path).run(resume=True)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == there

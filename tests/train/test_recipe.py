@@ -73,3 +73,13 @@ def test_what_makes_another_run(tmp_path: Path) -> None:
     assert recipes.difference(one, longer) is None
     assert recipes.difference(one, other) == "training.lr"
     assert recipes.difference(one, load(tmp_path, "seed = 3\n" + MINIMAL).as_dict()) == "seed"
+
+
+def test_a_run_of_an_older_version_had_what_is_usual(tmp_path: Path) -> None:
+    now = load(tmp_path, MINIMAL).as_dict()
+    before = load(tmp_path, MINIMAL).as_dict()
+    del before["head"]["start"], before["losses"]["cosine"], before["exit"]
+    assert recipes.difference(before, now) is None
+    other = load(tmp_path, MINIMAL + "[exit]\nlayers = 1\n").as_dict()
+    assert recipes.difference(before, other) == "exit.layers"
+    assert recipes.difference(other, now) == "exit"

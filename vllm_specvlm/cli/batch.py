@@ -123,7 +123,10 @@ def run(options: argparse.Namespace, engine: Mapping[str, Any], pictures: Path) 
         cpus=options.cpus,
         gpus=options.gpus,
     )
-    ray.init(log_to_driver=False, include_dashboard=False)
+    try:
+        ray.init(log_to_driver=False, include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"The Ray cluster cannot be joined or started ({error}); see RAY_ADDRESS.") from error
     progress = Progress("batch")
     try:
         outcome = batch.run(

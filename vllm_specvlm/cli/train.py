@@ -1,4 +1,4 @@
-"""`specvlm train`: a feature head for a target, from a recipe."""
+"""`specvlm train`: a feature head or an early exit for a target, from a recipe."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line of `specvlm train`."""
     result = argparse.ArgumentParser(
         prog="specvlm train",
-        description="Train a feature head for a target, on the target's own features and laws, computed on the fly."
+        description="Train a feature head or an early exit on the target's own features and laws, computed on the fly."
         " A run that was stopped, however, goes on with --resume as if it had not been. Several processes:"
         " torchrun --nproc-per-node N -m vllm_specvlm.cli train RECIPE.",
     )
@@ -145,5 +145,5 @@ def main(argv: Sequence[str]) -> int:
     progress.end()
     if run.ranks.rank == 0:
         print(json.dumps(_as_json(outcome)) if options.json else summary(outcome))
-        say(f"the head is in {outcome.folder}")
+        say(f"the drafter is in {outcome.folder}")
     return 0

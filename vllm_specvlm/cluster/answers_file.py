@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+_BEGINNING = b'{"id": "specvlm-'
+
 
 class AnswersFile:
     """Lines in OpenAI's batch output format. A file that exists is continued: what is in it counts as done."""
@@ -29,9 +31,9 @@ class AnswersFile:
         with path.open("a+b") as file:
             file.seek(0)
             for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and _BEGINNING.startswith(line[: len(_BEGINNING)]):
                     break
-                self._note(path, number, line)
+                self._note(path, number, line)  # also a last line without an end that is none of ours
                 whole += len(line)
             file.truncate(whole)
         self._file = path.open("ab")
@@ -52,7 +54,7 @@ class AnswersFile:
         """
         for row in rows:
             if row["custom_id"] not in self.done:
-                self._file.write(json.dumps(_line(row), ensure_ascii=False).encode() + b"\n")
+                self._file.write(json.dumps(_line(row)).encode() + b"\n")
                 self.done.add(row["custom_id"])
                 self.failed += row["error"] is not None
         self._file.flush()

@@ -89,7 +89,8 @@ def run(
         alone = replace(processor, batch_size=1, batches_at_once=1)
         if not ask(left(), processor) and left() and not ask(left()[:_PROBED], alone):
             raise RuntimeError("No engine survived its first questions; the log of the engines says of what they died.")
-        ask(left(), alone)
+        if left() and not ask(left(), alone) and len(left()) > _PROBED:
+            raise RuntimeError("The engines have stopped to survive any question; what was answered before is kept.")
         lost = chat_error(_DIED, 500)
         answers.write({"custom_id": question.custom_id, "response": None, "error": lost} for question in left())
         return Outcome(skipped, len(asked) - skipped, answers.failed)

@@ -22,6 +22,7 @@ logger = logger_for(__name__)
 
 _ATTEMPTS = 5
 _PAUSE = 0.5  # seconds before the second attempt, twice that before the third, and so on
+_OF_REPLICAS = (500, 502, 503, 504)  # what a request has no part in; 501 is for what vLLM does not implement
 _LOST = (RayActorError, ReplicaUnavailableError, EngineDeadError, BrokenAnswerError)
 
 
@@ -65,7 +66,7 @@ def _pieces(response: Any, stream: SplicedStream) -> list[Any]:
     items = response if isinstance(response, list) else [response]
     pieces: list[Any] = []
     for item in items:
-        if isinstance(item, ErrorResponse) and int(item.error.code or 500) >= 500:
+        if isinstance(item, ErrorResponse) and int(item.error.code or 500) in _OF_REPLICAS:
             raise BrokenAnswerError(item.error.message)
         piece = stream.new(item) if isinstance(item, str) else item
         if piece:

@@ -33,11 +33,15 @@ class Question:
         """
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"is no JSON ({error}); correct it") from error
         if not isinstance(entry, dict) or not isinstance(name := entry.pop("custom_id", None), str):
             raise ValueError("has no 'custom_id' with a text in it; give every line another one")
+        if not name.isprintable():
+            raise ValueError(f"has the 'custom_id' {name!a}; name it in characters that can be written")
         if "prompt" in entry:
+            if "messages" in entry or "body" in entry:
+                raise ValueError("has 'messages' or a 'body' beside its 'prompt'; give one of them")
             return cls(name, json.dumps(_short(entry, pictures)))
         body, url = entry.get("body"), entry.get("url", CHAT)
         if not isinstance(body, dict) or url != CHAT:

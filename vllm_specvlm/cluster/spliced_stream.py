@@ -45,6 +45,10 @@ class _Choice:
         self.seen[name] += len(items)
         return items[known:]
 
+    def shorter(self) -> bool:
+        """Whether less was repeated than was sent."""
+        return any(self.seen[name] < len(text) for name, text in self.texts.items())
+
 
 class SplicedStream:
     """Remembers what a client was sent of a stream, and cuts that from the stream of a repetition.
@@ -130,6 +134,8 @@ class SplicedStream:
         if entry.get("logprobs"):
             left |= _cut_logprobs(choice, entry["logprobs"])
         if entry.get("finish_reason") is not None:
+            if choice.shorter():
+                raise DifferentAnswerError("it ended earlier")
             left |= not choice.finished
             choice.finished = True
         return left or opening or bool(delta.get("tool_calls"))

@@ -71,7 +71,3 @@ class ChatEngine:
         """Whether the engine's process has ended, so that no request can be answered any more."""
         dead: bool = self._engine.errored
         return dead
-
-    def close(self) -> None:
-        """End the engine's processes."""
-        self._engine.shutdown()

@@ -330,7 +330,7 @@ class Speculator:
         decoded: int,
         elapsed: Elapsed,
     ) -> dict[str, TokenTree]:
-        """Trees of the planner's choice, for a next step in which so many `requests` decode; so many `decoded` in the last."""
+        """Trees of the planner's choice: so many `decoded` in the last step, so many `requests` will in the next."""
         assert self._clock is not None
         planner = planned.planner
         planner.overhead = self._clock.overhead

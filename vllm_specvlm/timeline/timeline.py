@@ -38,6 +38,8 @@ class Picture:
             raise ValueError(f"A picture is of type {self.media_type!r}; known are {', '.join(_MEDIA)}.")
         if not re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", self.base64):
             raise ValueError("A picture's bytes are not in base64.")
+        if any(type(side) is not int or side < 1 for side in (self.width, self.height)):
+            raise ValueError(f"A picture of {self.width!r} x {self.height!r} pixels is none.")
         if self.box is not None and not (0 <= self.box[0] < self.box[2] <= 1 and 0 <= self.box[1] < self.box[3] <= 1):
             raise ValueError(f"The box {self.box} is not within a picture.")
 

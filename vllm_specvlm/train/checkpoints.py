@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -102,21 +102,35 @@ class Checkpoints(Generic[N]):
         for path in self.folder.glob("..step-*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def last(self) -> tuple[Saved[N] | None, list[str]]:
-        """The newest that is sound, and a sentence about each newer one that is not."""
+    def last(
+        self, check: Callable[[Mapping[str, Any]], None] = lambda state: None
+    ) -> tuple[Saved[N] | None, list[str]]:
+        """The newest that is sound, and a sentence about each newer one that is not.
+
+        `check` looks at a state before the network is read, which may be of another kind; what it raises is raised.
+        """
         damaged: list[str] = []
         for step in reversed(self.steps()):
             folder = self.path(step)
+            try:
+                state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
+                damaged.append(_passed_over(folder, error))
+                continue
+            check(state)
             try:
                 network, target = self._student.load(folder)
                 for tensor in (*network.parameters(), *network.buffers()):
                     # Out of the mapped file, whose alignment would change how some kernels sum.
                     tensor.data = tensor.data.clone()
-                state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
                 return Saved(step, network, target, state), damaged
-            except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
-                damaged.append(f"The checkpoint {folder.name} is damaged ({_reason(error)}) and is passed over.")
+            except (OSError, RuntimeError, ValueError) as error:
+                damaged.append(_passed_over(folder, error))
         return None, damaged
+
+
+def _passed_over(folder: Path, error: Exception) -> str:
+    return f"The checkpoint {folder.name} is damaged ({_reason(error)}) and is passed over."
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -101,8 +101,9 @@ def _started(recipe: HeadRecipe, target: Target, folder: Path) -> FeatureHead:
     if head.config.compressor == recipe.compressor:
         return head.float()
     fresh = FeatureHead(dataclasses.replace(head.config, compressor=recipe.compressor))
-    kept = {name: value for name, value in head.state_dict().items() if not name.startswith("compressor.")}
-    fresh.load_state_dict(fresh.state_dict() | kept)
+    whole = fresh.state_dict()
+    kept = {name: v for name, v in head.state_dict().items() if name in whole and not name.startswith("compressor.")}
+    fresh.load_state_dict(whole | kept)
     return fresh.float()
 
 

@@ -243,13 +243,16 @@ _FREE = {"out": None, "check": None, "training": ("steps", "save_every", "keep",
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """The first key, such as "training.lr", in which two recipes' `as_dict` would train differently."""
+    usual = Recipe(target="", data=(DataRecipe(""),)).as_dict()
     for key in now:
         free = _FREE.get(key, ())
         if free is None:
             continue
-        if isinstance(now[key], dict):
+        if isinstance(now[key], dict) and isinstance(before.get(key, {}), dict):
+            # A run of an older version says nothing of options that are new: it had what is usual.
+            known = {**(usual[key] or {}), **before.get(key, {})}
             for inner in now[key]:
-                if inner not in free and before.get(key, {}).get(inner) != now[key][inner]:
+                if inner not in free and known.get(inner) != now[key][inner]:
                     return f"{key}.{inner}"
         elif before.get(key) != now[key]:
             return key

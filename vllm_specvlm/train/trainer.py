@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,24 +161,27 @@ class Trainer(Generic[N]):
         """The checkpoint to go on from."""
         if self.ranks.rank == 0:
             self._checkpoints.clean()
-        saved, damaged = self._checkpoints.last()
+        saved, damaged = self._checkpoints.last(self._same_run)
         for sentence in damaged:
             self._say(sentence)
         if saved is None:
             return None
-        changed = recipes.difference(saved.state["recipe"], self.recipe.as_dict())
-        if changed:
-            raise RecipeError(
-                f"The run in '{self._checkpoints.folder}' was made with another '{changed}'; restore that, or name "
-                "another --out."
-            )
-        if (ranks := saved.state["ranks"]) != self.ranks.count:
-            raise RecipeError(f"The run had {ranks} processes, not {self.ranks.count}; resume it with as many.")
         if reason := saved.target.differs(self.target_id):
             raise RecipeError(f"The run's target was another one: {reason}; give the same.")
         self._step, self._seconds = saved.step, saved.state["seconds"]
         self._answer_tokens = saved.state["answer_tokens"]
         return saved
+
+    def _same_run(self, state: Mapping[str, Any]) -> None:
+        """Raise RecipeError if a checkpoint's state is of a run that trains otherwise."""
+        changed = recipes.difference(state["recipe"], self.recipe.as_dict())
+        if changed:
+            raise RecipeError(
+                f"The run in '{self._checkpoints.folder}' was made with another '{changed}'; restore that, or name "
+                "another --out."
+            )
+        if (ranks := state["ranks"]) != self.ranks.count:
+            raise RecipeError(f"The run had {ranks} processes, not {self.ranks.count}; resume it with as many.")
 
     def _lessons(self, step: int) -> list[Lesson]:
         """What a step learns from; a new round begins by making its lessons."""

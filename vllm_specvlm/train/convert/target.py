@@ -80,13 +80,13 @@ def of_folder(folder: str | Path) -> Target:
         except SafetensorError as error:
             raise ValueError(f"A file of the target '{folder}' cannot be read ({error}); download it again.") from error
     config = _json(folder / "config.json")
-    found = target_id.of_config(folder.resolve().name, config, None)
-    if min(found.hidden_size, found.vocabulary, found.layers or 0) < 1:
+    try:
+        return Target(folder, target_id.of_config(folder.resolve().name, config, None))
+    except ValueError as error:
         raise ValueError(
             f"'{folder}' is not the folder of a target (its config.json has no hidden_size, num_hidden_layers and "
             "vocab_size); give its path."
-        )
-    return Target(folder, found)
+        ) from error
 
 
 def same(own: torch.Tensor, theirs: torch.Tensor) -> bool:
