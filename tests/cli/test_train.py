@@ -54,7 +54,7 @@ def test_a_run_and_going_on(recipe: Path, tmp_path: Path, capsys: pytest.Capture
     assert cli.main(["train", str(recipe), "--out", out]) == 2
     assert "holds a run up to step 4: --resume goes on" in capsys.readouterr().err
     assert cli.main(["train", str(recipe), "--out", out, "--resume", "--steps", "6"]) == 0
-    assert f"the head is in {out}/step-000006" in capsys.readouterr().err
+    assert f"the drafter is in {out}/step-000006" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_answers_errors_and_a_second_run(cluster: None, tmp_path: Path) -> None:
 
     # As after a crash: some answers are lost, and one is half written.
     kept = output.read_text().splitlines(keepends=True)[:7]
-    output.write_text("".join(kept) + '{"id": "x", "custom_id": "q')
+    output.write_text("".join(kept) + '{"id": "specvlm-x", "custom_id": "q')
     assert batch.run(asked, output, processor) == batch.Outcome(7, 6, 3)
     assert output.read_text().startswith("".join(kept))
     again = read(output)
