@@ -89,9 +89,9 @@ def test_weights_of_another_configuration(folder: Path) -> None:
     ("changes", "said"),
     [
         ({"format": 2}, "upgrade vllm_specvlm"),
-        ({"network": {"hidden_size": 32}}, "does not describe a feature head"),
+        ({"network": {"hidden_size": 32}}, "does not describe the feature head"),
         ({"model_type": "llama"}, "not 'specvlm_feature_head'"),
-        ({"target": {"name": "x", "who": 1}}, "does not describe a feature head"),
+        ({"target": {"name": "x", "who": 1}}, "does not describe the feature head"),
     ],
 )
 def test_configurations_that_cannot_be_used(folder: Path, changes: dict[str, Any], said: str) -> None:

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         description="Answer one question about a picture and write down every step: a page to open in a browser, with"
         " the picture, the growing answer, each step's tree, and where the time went. It needs no network.",
     )
-    result.add_argument("--model", metavar="TARGET", default=REFERENCE_TARGET, help="folder or name of the target")
+    result.add_argument("--target", metavar="NAME", default=REFERENCE_TARGET, help="folder or name of the target")
     result.add_argument(
         "--draft", metavar="DRAFT", default=REFERENCE_DRAFT, help="folder or name of the draft VLM or head, or lookup"
     )
@@ -114,7 +114,7 @@ def answer(options: argparse.Namespace) -> Timeline:
 
     path = str(zoo.sample_picture()) if options.image is None else check_picture(options.image)
     question = options.prompt or zoo.sample_question()
-    target, draft = resolve(options.model), None if options.draft == "lookup" else resolve(options.draft)
+    target, draft = resolve(options.target), None if options.draft == "lookup" else resolve(options.draft)
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for the summary
     if not options.verbose:
@@ -146,7 +146,7 @@ def answer(options: argparse.Namespace) -> Timeline:
         )
     except Exception as error:
         raise UserError(
-            f"The engine does not start with {options.model} and {options.draft} ({_said(error)}):"
+            f"The engine does not start with {options.target} and {options.draft} ({_said(error)}):"
             " --verbose shows more, and `specvlm doctor` may know why."
         ) from error
     with Image.open(path) as file:
@@ -166,12 +166,12 @@ def answer(options: argparse.Namespace) -> Timeline:
         ask()  # The first request pays for what happens once, and teaches the planner what drafts are worth.
     except ValueError as error:
         raise UserError(
-            f"{options.model} cannot be asked this ({_said(error)}): try another picture or a shorter prompt."
+            f"{options.target} cannot be asked this ({_said(error)}): try another picture or a shorter prompt."
         ) from error
     threads = torch.get_num_threads()
     dtype = str(llm.llm_engine.model_config.dtype).removeprefix("torch.")
     engine = f"vLLM {vllm.__version__}, {dtype}, eager, CPU, {threads} thread{'s' * (threads > 1)}"
-    names = recording.Names(options.model, options.draft, words, engine)
+    names = recording.Names(options.target, options.draft, words, engine)
     return recording.record(llm, ask, names, question, picture, params)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vllm_specvlm.draft import plain_values
-from vllm_specvlm.draft.head_config import CONFIG, TargetId
+from vllm_specvlm.draft.drafter_kind import Kind
+from vllm_specvlm.draft.head_config import TargetId
 
 MODEL_TYPE = "specvlm_early_exit"
 FORMAT = 1
@@ -57,28 +57,11 @@ def as_json(config: ExitConfig, target: TargetId) -> dict[str, Any]:
     }
 
 
-def from_json(given: Mapping[str, Any]) -> tuple[ExitConfig, TargetId]:
-    """Read what `as_json` wrote.
+def _parse(network: dict[str, Any], target: dict[str, Any]) -> tuple[ExitConfig, TargetId]:
+    return ExitConfig(**network), TargetId(**target)
 
-    Raises:
-        ValueError: it is no early exit, was written by a newer version, or has a key missing or too many.
-    """
-    if not isinstance(given, Mapping):
-        raise ValueError("Its config.json is no JSON object; restore the file.")
-    if given.get("model_type") != MODEL_TYPE:
-        raise ValueError(f"Its model type is {given.get('model_type')!r}, not {MODEL_TYPE!r}; give an early exit.")
-    if given.get("format") != FORMAT:
-        raise ValueError(
-            f"Its format is {given.get('format')!r} and this version reads {FORMAT}; upgrade vllm_specvlm, or train "
-            "the early exit again."
-        )
-    try:
-        network, target = given["network"], given["target"]
-        if not isinstance(network, Mapping) or not isinstance(target, Mapping):
-            raise TypeError("'network' and 'target' must be objects")
-        return ExitConfig(**network), TargetId(**target)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"Its config.json does not describe an early exit ({error}); restore the file.") from error
+
+_KIND = Kind("early exit", MODEL_TYPE, FORMAT, "train the early exit again", _parse)
 
 
 def is_exit(folder: str | Path) -> bool:
@@ -87,19 +70,5 @@ def is_exit(folder: str | Path) -> bool:
 
 
 def read_config(folder: str | Path) -> tuple[ExitConfig, TargetId]:
-    """What the early exit in `folder` is made of and made for.
-
-    Raises:
-        ValueError: there is none, or its configuration cannot be read, in one sentence.
-    """
-    path = Path(folder).expanduser() / CONFIG
-    try:
-        given = plain_values.parsed(path)
-    except OSError as error:
-        raise ValueError(f"There is no early exit at '{folder}' ({error.strerror}); give its folder.") from error
-    except ValueError as error:
-        raise ValueError(f"'{path}' is not JSON ({error}); restore the file.") from error
-    try:
-        return from_json(given)
-    except ValueError as error:
-        raise ValueError(f"The early exit '{folder}' cannot be used: {error}") from error
+    """What the early exit in `folder` is made of and made for; see `Kind.read` for errors."""
+    return _KIND.read(folder)

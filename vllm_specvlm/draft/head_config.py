@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vllm_specvlm.compress.config import CompressorConfig
 from vllm_specvlm.draft import plain_values
+from vllm_specvlm.draft.drafter_kind import Kind
 
 CONFIG = "config.json"
 MODEL_TYPE = "specvlm_feature_head"
@@ -123,31 +123,13 @@ def as_json(config: HeadConfig, target: TargetId) -> dict[str, Any]:
     }
 
 
-def from_json(given: Mapping[str, Any]) -> tuple[HeadConfig, TargetId]:
-    """Read what `as_json` wrote.
+def _parse(network: dict[str, Any], target: dict[str, Any]) -> tuple[HeadConfig, TargetId]:
+    network["feature_layers"] = tuple(network.get("feature_layers", ()))
+    network["compressor"] = CompressorConfig.from_dict(network.get("compressor", {"kind": "text"}))
+    return HeadConfig(**network), TargetId(**target)
 
-    Raises:
-        ValueError: it is no feature head, was written by a newer version, or has a key missing or too many.
-    """
-    if not isinstance(given, Mapping):
-        raise ValueError("Its config.json is no JSON object; restore the file.")
-    if given.get("model_type") != MODEL_TYPE:
-        raise ValueError(f"Its model type is {given.get('model_type')!r}, not {MODEL_TYPE!r}; give a feature head.")
-    if given.get("format") != FORMAT:
-        raise ValueError(
-            f"Its format is {given.get('format')!r} and this version reads {FORMAT}; upgrade vllm_specvlm, or train or "
-            "convert the head again."
-        )
-    try:
-        network, target = given["network"], given["target"]
-        if not isinstance(network, Mapping) or not isinstance(target, Mapping):
-            raise TypeError("'network' and 'target' must be objects")
-        network = dict(network)
-        network["feature_layers"] = tuple(network.get("feature_layers", ()))
-        network["compressor"] = CompressorConfig.from_dict(network.get("compressor", {"kind": "text"}))
-        return HeadConfig(**network), TargetId(**target)
-    except (KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"Its config.json does not describe a feature head ({error}); restore the file.") from error
+
+_KIND = Kind("feature head", MODEL_TYPE, FORMAT, "train or convert the head again", _parse)
 
 
 def is_head(folder: str | Path) -> bool:
@@ -156,19 +138,5 @@ def is_head(folder: str | Path) -> bool:
 
 
 def read_config(folder: str | Path) -> tuple[HeadConfig, TargetId]:
-    """What the head in `folder` is made of and made for.
-
-    Raises:
-        ValueError: there is none, or its configuration cannot be read, in one sentence.
-    """
-    path = Path(folder).expanduser() / CONFIG
-    try:
-        given = plain_values.parsed(path)
-    except OSError as error:
-        raise ValueError(f"There is no feature head at '{folder}' ({error.strerror}); give its folder.") from error
-    except ValueError as error:
-        raise ValueError(f"'{path}' is not JSON ({error}); restore the file.") from error
-    try:
-        return from_json(given)
-    except ValueError as error:
-        raise ValueError(f"The feature head '{folder}' cannot be used: {error}") from error
+    """What the head in `folder` is made of and made for; see `Kind.read` for errors."""
+    return _KIND.read(folder)

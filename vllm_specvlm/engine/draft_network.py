@@ -9,11 +9,10 @@ import torch
 from vllm.compilation.backends import set_model_tag
 from vllm.config import ModelConfig, VllmConfig
 from vllm.config.utils import replace
-from vllm.forward_context import set_forward_context
 from vllm.model_executor.model_loader import get_model
 from vllm.model_executor.models.interfaces import supports_multimodal
 
-from vllm_specvlm.engine.attention_cpu import DraftAttentionMetadata
+from vllm_specvlm.engine.draft_pass import draft_pass
 from vllm_specvlm.engine.tree_step import TreeStep
 
 # Layer names of the draft start with this, so that they do not collide with the target's.
@@ -78,13 +77,7 @@ class DraftNetwork:
         Returns:
             [rows, hidden].
         """
-        metadata = None
-        if step is not None:
-            assert block_table is not None
-            metadata = dict.fromkeys(self.layers, DraftAttentionMetadata(step, block_table))
-        slot_mapping = {} if slots is None else dict.fromkeys(self.layers, slots)
-        context = set_forward_context(metadata, self._config, num_tokens=len(ids), slot_mapping=slot_mapping)
-        with torch.inference_mode(), context:
+        with draft_pass(self._config, self.layers, len(ids), step, block_table, slots):
             if not self.sees:
                 hidden = self._model(input_ids=ids, positions=positions)
             else:

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.config import VllmConfig, set_current_vllm_config
-from vllm.forward_context import set_forward_context
 
 from vllm_specvlm.draft import exit_checkpoint
-from vllm_specvlm.engine.attention_cpu import DraftAttentionMetadata
+from vllm_specvlm.engine.draft_pass import draft_pass
 from vllm_specvlm.engine.head_fit import check_loaded
 from vllm_specvlm.engine.served_linear import served
 from vllm_specvlm.engine.tree_step import TreeStep
@@ -75,13 +74,7 @@ class ExitNetwork:
         Returns:
             [rows, hidden].
         """
-        metadata = None
-        if step is not None:
-            assert block_table is not None
-            metadata = dict.fromkeys(self.layers, DraftAttentionMetadata(step, block_table))
-        mapping = {} if slots is None else dict.fromkeys(self.layers, slots)
-        context = set_forward_context(metadata, self._config, num_tokens=len(ids), slot_mapping=mapping)
-        with torch.inference_mode(), context:
+        with draft_pass(self._config, self.layers, len(ids), step, block_table, slots):
             hidden = self._target.embed_input_ids(ids)
             residual = None
             for layer in self._layers:

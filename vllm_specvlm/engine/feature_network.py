@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.config import VllmConfig, set_current_vllm_config
-from vllm.forward_context import set_forward_context
 from vllm.model_executor.layers.attention import Attention
 
 from vllm_specvlm.compress.compressor import Compressed
 from vllm_specvlm.compress.origins import origins
 from vllm_specvlm.draft import head_checkpoint
-from vllm_specvlm.engine.attention_cpu import DraftAttentionMetadata
+from vllm_specvlm.engine.draft_pass import draft_pass
 from vllm_specvlm.engine.head_fit import check_loaded
 from vllm_specvlm.engine.served_linear import served
 from vllm_specvlm.engine.tree_step import TreeStep
@@ -120,13 +119,7 @@ class FeatureNetwork:
         Returns:
             [rows, hidden].
         """
-        metadata = None
-        if step is not None:
-            assert block_table is not None
-            metadata = {LAYER: DraftAttentionMetadata(step, block_table)}
-        mapping = {} if slots is None else {LAYER: slots}
-        context = set_forward_context(metadata, self._config, num_tokens=len(positions), slot_mapping=mapping)
-        with torch.inference_mode(), context:
+        with draft_pass(self._config, self.layers, len(positions), step, block_table, slots):
             hidden: torch.Tensor = self.head(state, embeddings, positions, self._attend, visual, is_visual)
         return hidden
 
