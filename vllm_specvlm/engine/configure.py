@@ -80,7 +80,8 @@ def translate(args: EngineArgs, target: ModelConfig, parallel: ParallelConfig) -
     shown = {"specvlm_feature_layers": _feature_layers(options)}
     args.additional_config = {**args.additional_config, METHOD: options.as_dict(), **shown}
     args.worker_cls = parallel.worker_cls = WORKER
-    exporter.export(target.served_model_name)
+    beside_others = parallel._api_process_count > 1 and parallel._api_process_rank >= 0
+    exporter.export(target.served_model_name, beside_others=beside_others)
 
 
 def _feature_layers(options: SpecVLMOptions) -> list[int]:
