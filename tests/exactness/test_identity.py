@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -117,6 +118,18 @@ def test_other_families(family: str) -> None:
     draft = build(family, seed=7, size=DRAFT)
     tree = engine(target, {"model": str(draft), "num_speculative_tokens": 12}, **scenario.options)
     assert play(tree, scenario, family) == reference
+
+
+@pytest.mark.parametrize("changes", [{"kv_heads": 1}, {"head_dim": 64}], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_draft_with_other_heads(family: str, changes: dict[str, int]) -> None:
+    """Its K/V take less or more room a token than the target's, as with Qwen2.5-VL-3B beside 7B, in the same blocks."""
+    scenario = SCENARIOS[1]
+    draft = build(family, seed=7, size=replace(DRAFT, **changes))
+    speculative = {"model": str(draft), "num_speculative_tokens": 12}
+    llm = engine(target_of(family), speculative, **scenario.options)
+    assert play(llm, scenario, family) == plain(family, scenario)
+    assert tally(llm)["trees"] > 0 and tally(llm)["drafter_failures"] == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
