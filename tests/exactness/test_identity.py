@@ -120,8 +120,9 @@ def test_other_families(family: str) -> None:
     assert play(tree, scenario, family) == reference
 
 
-@pytest.mark.parametrize("changes", [{"kv_heads": 1}, {"head_dim": 64}], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "changes"), [("llava", {"kv_heads": 1}), ("qwen2_5_vl", {"kv_heads": 1}), ("llava", {"head_dim": 64})]
+)
 def test_a_draft_with_other_heads(family: str, changes: dict[str, int]) -> None:
     """Its K/V take less or more room a token than the target's, as with Qwen2.5-VL-3B beside 7B, in the same blocks."""
     scenario = SCENARIOS[1]

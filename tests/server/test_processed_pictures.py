@@ -26,12 +26,6 @@ def statuses_after_a_refused_one(server: Server) -> list[int]:
     return [ask(server, each)[0].status for each in (about(701, temperature=-1), about(701), about(701))]
 
 
-def test_after_a_refused_one(hall: Hall) -> None:
-    """Plain vLLM answers the first good one with status 500: the control."""
-    assert statuses_after_a_refused_one(hall.server("plain")) == [400, 500, 200]
-    assert statuses_after_a_refused_one(hall.server("always")) == [400, 200, 200]
-
-
 async def crowd(server: Server, bodies: list[dict[str, Any]]) -> list[int]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=server.url, timeout=300, limits=limits) as client:
@@ -39,9 +33,23 @@ async def crowd(server: Server, bodies: list[dict[str, Any]]) -> list[int]:
     return [answer.status_code if "error" not in answer.text else 500 for answer in answers]
 
 
-def test_new_pictures_in_a_burst(hall: Hall) -> None:
-    """Three requests for each of a hundred, streams first: those behind them have a shorter way to the engine."""
+def statuses_in_a_burst(server: Server) -> list[int]:
+    """Three requests for each of a hundred new pictures, streams first: the others have a shorter way to the engine."""
     bodies = [about(800 + number // 3, stream=number % 3 == 0) for number in range(300)]
-    server = hall.server("always")
-    assert asyncio.run(crowd(server, bodies)) == [200] * 300
+    return asyncio.run(crowd(server, bodies))
+
+
+def test_plain_vllm_loses_them(hall: Hall) -> None:
+    """The control. It answers the first good one with status 500, and some two hundred of the burst."""
+    server = hall.server("plain")
+    assert statuses_after_a_refused_one(server) == [400, 500, 200]
+    assert statuses_in_a_burst(server).count(500) > 10
+    assert "cache miss" in server.log.read_text(errors="replace")
+
+
+@pytest.mark.parametrize("kind", ["always", "lookup"])
+def test_we_do_not(kind: str, hall: Hall) -> None:
+    server = hall.server(kind)
+    assert statuses_after_a_refused_one(server) == [400, 200, 200]
+    assert statuses_in_a_burst(server) == [200] * 300
     assert "cache miss" not in server.log.read_text(errors="replace")
