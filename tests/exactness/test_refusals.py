@@ -43,6 +43,8 @@ def configure(speculative: dict[str, Any], **options: Any) -> Any:
         ({"paths": [[0.7]]}, "Option 'paths' is [[0.7]]"),
         ({"paths": "0"}, "Option 'paths' is '0'"),
         ({"paths": [[0], [1]], "num_speculative_tokens": 9}, "leave 'num_speculative_tokens' out"),
+        ({"with_lookup": True}, "'with_lookup' merges lookup into a draft's trees; name a 'model'"),
+        ({"with_lookup": 1, "model": "x"}, "'with_lookup' is 1; write true or false"),
         ({"lookup_shared_tokens": 1}, "'lookup_shared_tokens' is 1, too few"),
         ({"lookup_shared_tokens": 1 << 40}, "write a whole number from 0 to"),
         ({"paths": [[0]], "tree": "chain"}, "exclude each other"),

@@ -46,6 +46,8 @@ class SpecVLMOptions:
     """Bound on the draft's cache of encoded pictures, and again on that of pixels not encoded yet, MiB."""
     feature_cache_mib: int = 512
     """Bound on the target's features that a feature head has not been fed with yet, MiB."""
+    with_lookup: bool = False
+    """Beside a `model`: merge what the text itself suggests into its trees, as far as that turns out to be right."""
     lookup_min_match: int = 2
     """Shortest suffix the lookup drafter matches, tokens."""
     lookup_max_match: int = 16
@@ -80,6 +82,10 @@ class SpecVLMOptions:
                 raise ValueError(f"Option '{name}' is {getattr(self, name)!r}; write true or false.")
         if self.model is not None and (not isinstance(self.model, str) or not self.model):
             raise ValueError(f"Option 'model' is {self.model!r}; write the draft's directory or name, or leave it out.")
+        if self.with_lookup and self.model is None:
+            raise ValueError(
+                "Option 'with_lookup' merges lookup into a draft's trees; name a 'model', or leave it out."
+            )
         if self.tree not in ("dynamic", "chain"):
             raise ValueError(f"Option 'tree' is {self.tree!r}; write 'dynamic' or 'chain', or give 'paths'.")
         if self.paths is not None and self.tree == "chain":

@@ -14,7 +14,7 @@ from vllm.config import VllmConfig
 from vllm_specvlm.draft.drafter import Drafter
 from vllm_specvlm.engine import exporter
 from vllm_specvlm.engine.batch import Batch
-from vllm_specvlm.engine.drafters import drafter_for
+from vllm_specvlm.engine.drafters import drafter_for, with_lookup
 from vllm_specvlm.engine.eligibility import Eligibility
 from vllm_specvlm.engine.feature_drafter import FeatureDrafter
 from vllm_specvlm.engine.log import logger_for
@@ -72,8 +72,9 @@ class Speculator:
         self._config = vllm_config
         self.metrics = Metrics()
         self._logprobs_mode: str = vllm_config.model_config.logprobs_mode
-        self._drafter: Drafter | None = drafter_for(vllm_config, self.options, self.tally)
-        self._model = self._drafter if isinstance(self._drafter, ModelDrafter) else None
+        drafter = drafter_for(vllm_config, self.options, self.tally)
+        self._model = drafter if isinstance(drafter, ModelDrafter) else None
+        self._drafter: Drafter | None = with_lookup(drafter, vllm_config, self.options)
         self._failure: Exception | None = None
         self._known: dict[str, int] = {}
         self._planned: PlannedGrowth | None = None
