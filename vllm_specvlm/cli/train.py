@@ -37,6 +37,12 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("recipe", metavar="RECIPE", type=Path, help="a TOML file, such as those in benchmarks/recipes")
     result.add_argument("--out", metavar="DIR", type=Path, help="folder of the run (default: the recipe's)")
+    result.add_argument(
+        "--from-log",
+        metavar="LOG",
+        type=Path,
+        help="a folder that a server recorded to: half of the conversations are from it, half from the recipe's data",
+    )
     result.add_argument("--resume", action="store_true", help="go on from the newest sound checkpoint in DIR, if any")
     result.add_argument("--steps", metavar="N", type=_count, help="steps in all (default: the recipe's)")
     result.add_argument("--threads", metavar="N", type=_count, help="of a process on the CPU (default: all cores)")
@@ -56,6 +62,9 @@ def read(options: argparse.Namespace) -> tuple[Recipe, Path]:
         raise UserError(str(error)) from error
     if options.steps is not None:
         recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, steps=options.steps))
+    if options.from_log is not None:
+        log = recipes.DataRecipe(str(options.from_log.absolute()), weight=sum(each.weight for each in recipe.data))
+        recipe = dataclasses.replace(recipe, data=(*recipe.data, log))
     if options.out is None and not recipe.out:
         raise UserError(f"Neither --out nor 'out' of the recipe '{options.recipe}' says where the run goes: name it.")
     out = options.out if options.out is not None else options.recipe.parent / Path(recipe.out).expanduser()

@@ -23,8 +23,8 @@ class DataRecipe:
     """`[[data]]`: one source of conversations."""
 
     source: str
-    """A JSON Lines file of LLaVA's conversations, or a source that comes with the plugin, such as
-    `specvlm/reference`."""
+    """A JSON Lines file of LLaVA's conversations, a folder that a server recorded to, or a source that comes with the
+    plugin, such as `specvlm/reference`."""
     weight: float = 1.0
     """Its share among all sources, in any unit."""
     images: str = ""
