@@ -154,6 +154,19 @@ def accuracy(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def traffic(report: dict[str, Any]) -> str:
+    """A row per drafter: tokens a check on the traffic and on the target's own tasks, and against the first drafter."""
+    rows = report["rows"]
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    tasks = ["traffic", "elsewhere", *(task for task in tasks if task not in ("traffic", "elsewhere"))]
+    lines = ["| drafter | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
+    for drafter in dict.fromkeys(row["drafter"] for row in rows):
+        mine = {row["task"]: row for row in rows if row["drafter"] == drafter}
+        cells = [f"{mine[task]['acceptance_length']:.2f} ({mine[task]['against_first']:.2f}x)" for task in tasks]
+        lines.append(f"| {drafter} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _read(name: str) -> dict[str, Any]:
     report: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return report
@@ -174,12 +187,14 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "drafters": _placed(drafters, "drafters-float32"),
     "load": _placed(load, "load-float32"),
     "scenes": _placed(by_task, "scenes-float32"),
+    "traffic": _placed(traffic, "traffic-float32"),
+    "mixed": _placed(traffic, "mixed-float32"),
     "compressors": _placed(compressors, "compressors-float32"),
     "compressors_576": _placed(compressors, "compressors-576-float32"),
     "server": _placed(server, "server-float32"),
     "accuracy": lambda: accuracy(json.loads(EVALUATION.read_text())),
 }
-PAGES = ("README.md", "docs/scenes.md")
+PAGES = ("README.md", "docs/scenes.md", "docs/training.md", "docs/planner.md")
 
 
 def with_blocks(text: str) -> str:
