@@ -188,13 +188,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "load": _placed(load, "load-float32"),
     "scenes": _placed(by_task, "scenes-float32"),
     "traffic": _placed(traffic, "traffic-float32"),
-    "mixed": _placed(traffic, "mixed-float32"),
     "compressors": _placed(compressors, "compressors-float32"),
     "compressors_576": _placed(compressors, "compressors-576-float32"),
     "server": _placed(server, "server-float32"),
     "accuracy": lambda: accuracy(json.loads(EVALUATION.read_text())),
 }
-PAGES = ("README.md", "docs/scenes.md", "docs/training.md", "docs/planner.md")
+PAGES = ("README.md", "docs/scenes.md", "docs/training.md")
 
 
 def with_blocks(text: str) -> str:
