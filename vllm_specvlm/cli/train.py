@@ -1,4 +1,4 @@
-"""`specvlm train`: a feature head or an early exit for a target, from a recipe."""
+"""`specvlm train`: a feature head, an early exit or a draft VLM for a target, from a recipe."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vllm_specvlm.draft.early_exit import EarlyExit
     from vllm_specvlm.draft.feature_head import FeatureHead
     from vllm_specvlm.train.recipe import Recipe
+    from vllm_specvlm.train.small_vlm import SmallVLM
     from vllm_specvlm.train.trainer import Outcome, Trainer
 
 
@@ -31,8 +32,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line of `specvlm train`."""
     result = argparse.ArgumentParser(
         prog="specvlm train",
-        description="Train a feature head or an early exit on the target's own features and laws, computed on the fly."
-        " A run that was stopped, however, goes on with --resume as if it had not been. Several processes:"
+        description="Train a feature head, an early exit or a draft VLM on the target's own features and laws, computed"
+        " on the fly. A run that was stopped, however, goes on with --resume as if it had not been. Several processes:"
         " torchrun --nproc-per-node N -m vllm_specvlm.cli train RECIPE.",
     )
     result.add_argument("recipe", metavar="RECIPE", type=Path, help="a TOML file, such as those in benchmarks/recipes")
@@ -71,10 +72,12 @@ def read(options: argparse.Namespace) -> tuple[Recipe, Path]:
 
 def trainer(
     options: argparse.Namespace, recipe: Recipe, out: Path, progress: Progress
-) -> Trainer[FeatureHead] | Trainer[EarlyExit]:
+) -> Trainer[FeatureHead] | Trainer[EarlyExit] | Trainer[SmallVLM]:
     """Target and data loaded, everything ready. Raises RecipeError."""
     import torch
 
+    from vllm_specvlm.train import draft_checkpoint
+    from vllm_specvlm.train.draft_student import DraftStudent
     from vllm_specvlm.train.exit_student import ExitStudent
     from vllm_specvlm.train.head_student import HeadStudent
     from vllm_specvlm.train.ranks import Ranks
@@ -95,7 +98,12 @@ def trainer(
     if recipe.exit is not None:
         target = Target(resolve(recipe.target), dtype, ranks.device, (recipe.exit.layers,), ahead=1)
         return Trainer(ExitStudent(), recipe, target, sources, out, ranks, folder=options.recipe.parent, **hears)
-    target = Target(resolve(recipe.target), dtype, ranks.device, recipe.head.feature_layers)
+    if recipe.draft is not None:
+        target = Target(resolve(recipe.target), dtype, ranks.device)
+        draft = DraftStudent(draft_checkpoint.folder_of(target.folder))
+        return Trainer(draft, recipe, target, sources, out, ranks, folder=options.recipe.parent, **hears)
+    settles = recipe.losses.intermediate > 0
+    target = Target(resolve(recipe.target), dtype, ranks.device, recipe.head.feature_layers, settles=settles)
     return Trainer(HeadStudent(), recipe, target, sources, out, ranks, folder=options.recipe.parent, **hears)
 
 

@@ -12,6 +12,7 @@ from vllm.config.utils import replace
 from vllm.model_executor.model_loader import get_model
 from vllm.model_executor.models.interfaces import supports_multimodal
 
+from vllm_specvlm.draft import picture_compressor
 from vllm_specvlm.engine.draft_pass import draft_pass
 from vllm_specvlm.engine.tree_step import TreeStep
 
@@ -23,7 +24,11 @@ class DraftNetwork:
     """A model that vLLM builds beside the target; its attention layers get KV cache from vLLM like any other."""
 
     def __init__(self, vllm_config: VllmConfig, model_config: ModelConfig) -> None:
-        """Load the weights."""
+        """Load the weights.
+
+        Raises:
+            ValueError: the draft has a compressor of pictures that cannot be read.
+        """
         self._config = vllm_config
         self.model_config = model_config
         layers = vllm_config.compilation_config.static_forward_context
@@ -47,11 +52,22 @@ class DraftNetwork:
             self._model: Any = get_model(vllm_config=config, prefix=PREFIX)
         self.layers = [name for name in layers if name not in before]
         self.sees = supports_multimodal(self._model)
+        compressor = picture_compressor.load(model_config.model, model_config.get_hidden_size())
+        device = vllm_config.device_config.device
+        self.compressor = None if compressor is None else compressor.to(device=device, dtype=model_config.dtype)
 
     def encode(self, **pixels: Any) -> Sequence[torch.Tensor]:
         """Visual tokens of pictures, [tokens, hidden] each: the model's own vision tower and projector."""
         encoded: Sequence[torch.Tensor] = self._model.embed_multimodal(**pixels)
         return encoded
+
+    def compress(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[k, hidden]: what the model reads of a picture's visual tokens [tokens, hidden]."""
+        if self.compressor is None:
+            return tokens
+        with torch.inference_mode():
+            few: torch.Tensor = self.compressor(tokens, tokens.new_zeros(tokens.shape[-1])).tokens
+        return few
 
     def forward(
         self,

@@ -10,6 +10,8 @@ import torch
 from vllm.config import VllmConfig
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
+from vllm_specvlm.compress.compressor import count
+from vllm_specvlm.compress.origins import origins
 from vllm_specvlm.engine.draft_cache import DraftCache
 from vllm_specvlm.engine.draft_choice import DraftChoice
 from vllm_specvlm.engine.draft_feed import Feed, complement, feed_rows
@@ -63,9 +65,23 @@ class DraftVLM(TokenDrafter[Feed]):
             return None
         if request_id not in self._fed:
             # Looked up once: what its blocks held when it came. Tokens since then are missing.
-            missing = self._cache.blocks.missing(self._cache.table(row), 0, root)
+            missing = self._missing(request_id, row, root)
             self._fed[request_id] = int(missing[0]) if len(missing) else root
-        return root - self._fed[request_id]
+        fed = self._fed[request_id]
+        return root - fed - sum(max(0, min(stop, root) - max(start, fed)) for start, stop in self._dropped(request_id))
+
+    def _missing(self, request_id: str, row: int, root: int) -> np.ndarray:
+        """int64, ascending: positions below the root that were not fed and are not dropped."""
+        missing = self._cache.blocks.missing(self._cache.table(row), self._fed.get(request_id, 0), root)
+        return _outside(missing, self._dropped(request_id))
+
+    def _dropped(self, request_id: str) -> list[tuple[int, int]]:
+        """The rests of pictures' places: their few tokens stand in the first ones."""
+        compressor = self._network.compressor
+        if compressor is None:
+            return []
+        places = [feature.mm_position for feature in self._runner.requests[request_id].mm_features]
+        return [(at.offset + count(compressor.config, at.length), at.offset + at.length) for at in places]
 
     def rehearse(self, rows: int, scored: int) -> None:
         """A pass without attention, and the likeliest tokens of some rows."""
@@ -80,14 +96,22 @@ class DraftVLM(TokenDrafter[Feed]):
         self._holes.pop(request_id, None)
 
     def sights(self, request_id: str) -> list[Sight]:
-        """All of a picture's tokens, from its own tower; none of one that is a hole."""
+        """All of a picture's tokens, from its own tower, or what its compressor leaves; none of one that is a hole."""
         holes = self._holes.get(request_id, [])
-        features = self._runner.requests[request_id].mm_features
-        places = [feature.mm_position for feature in features]
-        blind = [(place.offset, place.offset + place.length) in holes for place in places]
-        return [
-            Sight(place.get_num_embeds(), BLIND if hole else ALL) for place, hole in zip(places, blind, strict=True)
-        ]
+        return [self._sight(feature, holes) for feature in self._runner.requests[request_id].mm_features]
+
+    def _sight(self, feature: MultiModalFeatureSpec, holes: Sequence[tuple[int, int]]) -> Sight:
+        place, compressor = feature.mm_position, self._network.compressor
+        tokens = self._vision.embeddings([feature]).get(feature.identifier) if compressor is not None else None
+        if (place.offset, place.offset + place.length) in holes:
+            return Sight(place.get_num_embeds(), BLIND)
+        if compressor is None:
+            return Sight(place.get_num_embeds(), ALL)
+        if tokens is None:  # dropped since
+            return Sight(place.get_num_embeds(), compressor.config.kind)
+        with torch.inference_mode():
+            shares = origins(compressor, tokens, tokens.new_zeros(tokens.shape[-1]))
+        return Sight.compressed(compressor.config.kind, shares.tolist(), len(tokens))
 
     def observe_schedule(self, scheduled: SchedulerOutput) -> None:
         """Clear the marks of blocks handed out afresh; a resumed request starts from what its blocks hold."""
@@ -104,12 +128,11 @@ class DraftVLM(TokenDrafter[Feed]):
         root = int(self._runner.input_batch.num_tokens_no_spec[row]) - 1
         if root + self._depth >= self._model_config.max_model_len:
             return None
-        missing = self._cache.blocks.missing(self._cache.table(row), self._fed.get(request_id, 0), root)
+        missing = self._missing(request_id, row, root)
         written, later = missing[:room], missing[room:]
         pictures = self._look(request_id, state, written)
-        holes = self._holes.get(request_id, [])
-        for start, stop in holes:
-            written = written[(written < start) | (written >= stop)]
+        holes = [*self._holes.get(request_id, []), *self._dropped(request_id)]
+        written = _outside(written, holes)
         upto = int(later[0]) if len(later) else root
         caught_up = not len(later) and len(written) < room
         if not caught_up and not len(written):
@@ -137,7 +160,20 @@ class DraftVLM(TokenDrafter[Feed]):
         for feature, start, stop in wanted:
             if feature.identifier not in seen:
                 self._holes.setdefault(request_id, []).append((start, stop))
-        return [(feature, seen[feature.identifier]) for feature, _, _ in wanted if feature.identifier in seen]
+        return [
+            (feature, self._compressed(seen[feature.identifier]))
+            for feature, _, _ in wanted
+            if feature.identifier in seen
+        ]
+
+    def _compressed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the draft reads of a picture's tokens [n, hidden]."""
+        if self._network.compressor is None:
+            return tokens
+        kind = self._network.compressor.config.kind
+        self._tally.compressions[kind] = self._tally.compressions.get(kind, 0) + 1
+        with self._tally.clock("draft_model"):
+            return self._network.compress(tokens)
 
     def _run_feeds(self, feeds: Sequence[Feed]) -> None:
         """One forward pass over all feeds; keeps the roots' hidden states."""
@@ -215,3 +251,10 @@ class DraftVLM(TokenDrafter[Feed]):
         prompt = positions < state.num_prompt_tokens
         rotary[:, prompt] = state.mrope_positions.numpy()[:, positions[prompt]]
         return rotary
+
+
+def _outside(positions: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Those of `positions` that lie in none of the spans."""
+    for start, stop in spans:
+        positions = positions[(positions < start) | (positions >= stop)]
+    return positions

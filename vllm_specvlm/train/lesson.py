@@ -36,6 +36,10 @@ class Lesson:
     """float32 [m]: logsumexp of the target's logits there, over its whole vocabulary."""
     best: Tensor
     """int64 [m]: the token that the target likes best there."""
+    settled: Tensor | None = None
+    """[m, H]: what entered the target's settled layer at the slot after each drafted one (`attention_entropy`)."""
+    positions: Tensor | None = None
+    """int64 [3, T]: of a target with M-RoPE; None: the ids stand one after the other."""
 
     @property
     def tokens(self) -> int:

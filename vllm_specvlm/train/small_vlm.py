@@ -1,0 +1,98 @@
+"""A draft VLM while it is trained (Spec-LLaVA, arXiv 2509.11961; MASSV, arXiv 2505.10526): a small language model that
+reads the target's visual tokens through a linear map.
+
+The target's tower and projector stand in front of that map and stay as they are, so training needs no pixels: lessons
+hold what the projector gave. In the checkpoint the map is part of the projector's last layer (`draft_checkpoint`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel
+
+from vllm_specvlm.compress.compressor import CompressorConfig, build
+
+
+@dataclass(frozen=True, slots=True)
+class SmallVLMConfig:
+    """What it is made of."""
+
+    text: dict[str, Any]
+    """transformers' configuration of the language model, its `model_type` included."""
+    target_hidden: int
+    """Channels of the target's visual tokens."""
+    projector_bias: bool = True
+    """Whether the map has a bias, as the last layer of the target's projector has."""
+    train_tables: bool = False
+    """Whether embeddings and output layer learn."""
+    compressor: CompressorConfig = field(default_factory=lambda: CompressorConfig("none"))
+
+
+class SmallVLM(nn.Module):
+    """The network. Parameters are float32 but tables that do not learn, which may be of the target's dtype."""
+
+    vocabulary: Tensor
+
+    def __init__(self, config: SmallVLMConfig) -> None:
+        """Random weights."""
+        super().__init__()
+        self.config = config
+        text = AutoConfig.for_model(**config.text)
+        self.language: Any = AutoModel.from_config(text, dtype=torch.float32)
+        self.hidden_size: int = text.hidden_size
+        self.projector = nn.Linear(config.target_hidden, text.hidden_size, bias=config.projector_bias)
+        self.compressor = build(config.compressor, text.hidden_size)
+        if not text.tie_word_embeddings:
+            self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.register_buffer("vocabulary", torch.arange(text.vocab_size), persistent=False)
+        for table in self.tables:
+            table.requires_grad_(config.train_tables)
+
+    @property
+    def tables(self) -> list[nn.Parameter]:
+        """The embeddings [V, H], and the output layer [V, H], which may be the same."""
+        embeddings: nn.Parameter = self.language.embed_tokens.weight
+        return [embeddings, self.lm_head.weight] if hasattr(self, "lm_head") else [embeddings]
+
+    def look(self, visual: Tensor) -> Tensor:
+        """What it reads of one picture: [k, H] of the target's visual tokens float32 [n, target_hidden]."""
+        mapped: Tensor = self.projector(visual)
+        tokens: Tensor = self.compressor(mapped, mapped.new_zeros(mapped.shape[-1])).tokens
+        return tokens
+
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        seen: Tensor,
+        visual: Tensor | None = None,
+        is_visual: Tensor | None = None,
+    ) -> Tensor:
+        """States behind the final norm, [B, T, H].
+
+        Args:
+            ids: int64 [B, T], padded on the right.
+            positions: int64 [B, T], or [3, B, T] with M-RoPE.
+            seen: bool [B, T]: rows that are no padding.
+            visual: [n, H]: what `look` gave, for the rows marked in `is_visual`, in order.
+            is_visual: bool [B, T].
+        """
+        embeddings = self.language.embed_tokens(ids).float()
+        if visual is not None and is_visual is not None:
+            embeddings = embeddings.masked_scatter(is_visual[..., None], visual.to(embeddings.dtype))
+        # A mask, though right padding needs none: without one transformers takes gaps in positions for new texts.
+        found = self.language(
+            inputs_embeds=embeddings, attention_mask=seen.long(), position_ids=positions, use_cache=False
+        )
+        states: Tensor = found.last_hidden_state
+        return states
+
+    def logits(self, states: Tensor) -> Tensor:
+        """float32 [..., V] of states [..., H]."""
+        table = self.tables[-1]
+        return F.linear(states.to(table.dtype), table).float()
