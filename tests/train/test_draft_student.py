@@ -19,7 +19,7 @@ from tests.tiny.sizes import DRAFT
 from tests.train.test_trainer import SMALL
 from vllm_specvlm.compress.compressor import CompressorConfig
 from vllm_specvlm.draft import picture_compressor, target_id
-from vllm_specvlm.train import draft_checkpoint, draft_student, lesson_round
+from vllm_specvlm.train import draft_checkpoint, draft_student, lesson_round, provenance
 from vllm_specvlm.train.conversation import choose_asked
 from vllm_specvlm.train.draft_batch import lay_out
 from vllm_specvlm.train.draft_student import DraftStudent, drafting_states
@@ -182,6 +182,11 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
         make(tmp_path, other).run()
     with pytest.raises(ValueError, match=r"there are \[exit\] and \[draft\]"):
         dataclasses.replace(RECIPE, exit=ExitRecipe())
+
+
+def test_provenance_names_no_places() -> None:
+    recipe = dataclasses.replace(RECIPE, draft=DraftRecipe(start="/home/somebody/llama-68m"))
+    assert provenance.without_places(recipe)["draft"]["start"] == "llama-68m"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ _ROWS = 256
 
 
 class DraftStudent:
-    """See `Student`. Lessons hold what leaves the target's last layer, whatever the drafter: its visual tokens count."""
+    """See `Student`."""
 
     def __init__(self, target_folder: Path) -> None:
         """`target_folder`: of the target's checkpoint, whose tower, tokenizer and processor the draft shares."""

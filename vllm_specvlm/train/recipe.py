@@ -130,9 +130,10 @@ class DraftRecipe:
             bool(self.start) or self.layers != LayerChoice(),
             "a draft of the target's own language model needs 'layers'; write how many of them it has, or which.",
         )
+        kinds = picture_compressor.KINDS
         _check(
-            self.compressor.kind in picture_compressor.KINDS,
-            f"a draft VLM's compressor cannot be '{self.compressor.kind}'; write one of {', '.join(picture_compressor.KINDS)}.",
+            self.compressor.kind in kinds,
+            f"a draft VLM's compressor cannot be '{self.compressor.kind}'; write one of {', '.join(kinds)}.",
         )
 
 
