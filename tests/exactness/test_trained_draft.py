@@ -55,7 +55,9 @@ def test_a_few_steps_and_into_the_engine(family: str, tmp_path: Path) -> None:
         training=training,
     )
     student, sources = DraftStudent(build(family)), Sources(recipe.data, Path())
-    run = Trainer(student, recipe, trained_target(family), sources, tmp_path, Ranks(), say=lambda text: None)
+    run = Trainer(
+        student, recipe, trained_target(family, tower=True), sources, tmp_path, Ranks(), say=lambda text: None
+    )
     folder = run.run().folder
     llm = with_draft(family, folder, SCENARIOS[1])
     before = tally(llm)

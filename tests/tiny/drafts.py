@@ -22,15 +22,15 @@ from vllm_specvlm.train.target import Target
 
 
 @cache
-def trained_target(family: str) -> Target:
-    """The family's target as training sees it."""
-    return Target(str(build(family)), torch.float32, torch.device("cpu"))
+def trained_target(family: str, tower: bool = False) -> Target:
+    """The family's target as training sees it; `tower`: for drafts of another language model."""
+    return Target(str(build(family)), torch.float32, torch.device("cpu"), tower=tower)
 
 
 @cache
-def pictured(family: str) -> list[Lesson]:
+def pictured(family: str, tower: bool) -> list[Lesson]:
     """Two conversations about pictures."""
-    target = trained_target(family)
+    target = trained_target(family, tower)
     talks = [ReferenceSource().draw(random.Random(seed), "train") for seed in range(2)]
     return target.read([target.encoder.encode(each) for each in talks])
 
@@ -51,12 +51,13 @@ def language_model(family: str) -> Path:
 
 
 def small_vlm(family: str, recipe: DraftRecipe, *, moved: float = 0.0) -> SmallVLM:
-    """What a run with this recipe begins with; `moved`: how far its map of visual tokens is then moved at random."""
-    network = new_draft.create(recipe, trained_target(family), pictured(family), 0, Path()).eval()
+    """What a run with this recipe begins with; `moved`: how far its map or projector is then moved at random."""
+    tower = bool(recipe.start)
+    network = new_draft.create(recipe, trained_target(family, tower), pictured(family, tower), 0, Path()).eval()
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for weight in (network.projector.weight, network.projector.bias):
-            size = moved * network.projector.weight.std()
+        for weight in network.projector.parameters():
+            size = moved * weight.std() if weight.dim() == 2 else 0.1 * moved
             weight.add_(torch.randn(weight.shape, generator=noise) * size)
     return network
 

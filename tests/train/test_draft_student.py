@@ -96,7 +96,7 @@ def test_the_checkpoint_is_the_network(family: str, other: bool, tmp_path: Path)
         encoded = theirs.encoder.encode(choose_asked(sources.draw(rng, "train"), rng, 0.0))
         if encoded.asks:
             continue
-        ours, own = target(family).read([encoded])[0], theirs.read([encoded])[0]
+        ours, own = trained_target(family, other).read([encoded])[0], theirs.read([encoded])[0]
         with torch.no_grad():
             states = drafting_states(draft, target(family), [ours])
         torch.testing.assert_close(states, own.final, atol=1e-3, rtol=1e-3)
@@ -178,8 +178,10 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="is made of a Qwen2, not of a llama"):
         small_vlm("qwen2_5_vl", DraftRecipe(start=str(build("qwen2_5_vl", size=DRAFT, text_only=True))))
     other = dataclasses.replace(RECIPE, draft=DraftRecipe(start=str(language_model("llava"))))
+    run = make(tmp_path, other)
+    run.target = trained_target("llava", tower=True)
     with pytest.raises(RecipeError, match="64 wide and its target 128"):
-        make(tmp_path, other).run()
+        run.run()
     with pytest.raises(ValueError, match=r"there are \[exit\] and \[draft\]"):
         dataclasses.replace(RECIPE, exit=ExitRecipe())
 

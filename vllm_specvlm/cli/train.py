@@ -99,7 +99,7 @@ def trainer(
         target = Target(resolve(recipe.target), dtype, ranks.device, (recipe.exit.layers,), ahead=1)
         return Trainer(ExitStudent(), recipe, target, sources, out, ranks, folder=options.recipe.parent, **hears)
     if recipe.draft is not None:
-        target = Target(resolve(recipe.target), dtype, ranks.device)
+        target = Target(resolve(recipe.target), dtype, ranks.device, tower=bool(recipe.draft.start))
         draft = DraftStudent(draft_checkpoint.folder_of(target.folder))
         return Trainer(draft, recipe, target, sources, out, ranks, folder=options.recipe.parent, **hears)
     settles = recipe.losses.intermediate > 0

@@ -124,20 +124,38 @@ def serving_tensors(network: SmallVLM, target_folder: Path) -> dict[str, Tensor]
                     continue
                 kept[name] = file.get_tensor(name)
     kept = {name: value.to(dtype) if value.is_floating_point() else value for name, value in kept.items()}
-    map_ = network.projector.weight.detach().float().cpu()
-    shift = torch.zeros(len(map_)) if network.projector.bias is None else network.projector.bias.detach().float().cpu()
-    for name in list(kept):
-        stem, _, last = name.rpartition(".")
-        if stem.endswith(_LAST):
-            before = kept[name].float()
-            kept[name] = (map_ @ before + (shift if last == "bias" else 0.0)).to(dtype)
-        elif last == "image_newline":
-            kept[name] = (map_ @ kept[name].float() + shift).to(dtype)
+    if network.config.tower_hidden:
+        _exchange_projector(kept, network)
+    else:
+        _fold_map(kept, network)
     language = {start + name: value for name, value in network.language.state_dict().items()}
     if hasattr(network, "lm_head"):
         beside = start.removesuffix("model.") if start == "language_model.model." else ""
         language[head or f"{beside}lm_head.weight"] = network.lm_head.weight
     return kept | {name: value.detach().to("cpu", dtype) for name, value in language.items()}
+
+
+def _fold_map(kept: dict[str, Tensor], network: SmallVLM) -> None:
+    """Make the map part of the target's projector: of its last layer, and of what is put between its tokens."""
+    projector: Any = network.projector
+    map_ = projector.weight.detach().float().cpu()
+    shift = torch.zeros(len(map_)) if projector.bias is None else projector.bias.detach().float().cpu()
+    for name, before in kept.items():
+        stem, _, last = name.rpartition(".")
+        if stem.endswith(_LAST):
+            kept[name] = (map_ @ before.float() + (shift if last == "bias" else 0.0)).to(before.dtype)
+        elif last == "image_newline":
+            kept[name] = (map_ @ before.float() + shift).to(before.dtype)
+
+
+def _exchange_projector(kept: dict[str, Tensor], network: SmallVLM) -> None:
+    """Put the network's own projector in the place of the target's."""
+    own = network.projector.state_dict()
+    for name, before in kept.items():
+        stem, _, last = name.rpartition(".")
+        for layer, place in (("linear_1", "0"), ("linear_2", "2")):
+            if stem.endswith(f"multi_modal_projector.{layer}"):
+                kept[name] = own[f"{place}.{last}"].to("cpu", before.dtype)
 
 
 def _is_language(name: str) -> bool:

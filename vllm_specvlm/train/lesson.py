@@ -20,7 +20,8 @@ class Lesson:
     pictures: list[tuple[int, int]]
     """P placeholder ranges (start, length), ascending."""
     visual: list[Tensor]
-    """P times [V, H]: the visual tokens as the target's language model reads them."""
+    """P times [V, H]: the visual tokens as the target's language model reads them; of a target that shows its tower,
+    [V, C] as its projector does."""
     slots: Tensor
     """int64 [n], ascending: the slots outside pictures, up to the last that is drafted from."""
     features: Tensor

@@ -33,6 +33,11 @@ def create(recipe: DraftRecipe, target: Target, lessons: Sequence[Lesson], seed:
     torch.manual_seed(seed)
     own = not recipe.start
     decoder, output, text = _own(target) if own else _other(recipe.start, target, folder)
+    if target.config.model_type == "llava_next" and text["hidden_size"] != target.hidden_size:
+        raise RecipeError(
+            f"[draft] start: '{recipe.start}' is {text['hidden_size']} wide and the target {target.hidden_size}; a "
+            "LLaVA-NeXT puts its tiles together behind its projector, so give one as wide, or cut the target's own."
+        )
     try:
         layers = recipe.layers.of(text["num_hidden_layers"])
     except ValueError as error:
@@ -47,6 +52,8 @@ def create(recipe: DraftRecipe, target: Target, lessons: Sequence[Lesson], seed:
             target_hidden=target.hidden_size,
             projector_bias=getattr(target.config, "multimodal_projector_bias", True),
             train_tables=recipe.train_tables,
+            tower_hidden=target.config.vision_config.hidden_size if target.shows_tower else 0,
+            projector_act=getattr(target.config, "projector_hidden_act", "gelu"),
             compressor=recipe.compressor,
         )
     )
@@ -158,13 +165,20 @@ def _fill(network: SmallVLM, decoder: dict[str, Tensor], output: Tensor | None, 
 
 def _place(network: SmallVLM, lessons: Sequence[Lesson], own: bool) -> None:
     """Let the map pass the target's visual tokens on, or give another language model some of its embeddings' scale."""
-    map_ = network.projector
-    if map_.bias is not None:
-        map_.bias.zero_()
+    projector: Any = network.projector
+    last = projector[-1] if network.config.tower_hidden else projector
+    if last.bias is not None:
+        last.bias.zero_()
     if own:
-        torch.nn.init.eye_(map_.weight)
+        torch.nn.init.eye_(last.weight)
         return
-    visual = [tokens for lesson in lessons for tokens in lesson.visual]
-    size = torch.cat(visual).float().square().mean().sqrt().item() if visual else 1.0
+    pictures = [tokens for lesson in lessons for tokens in lesson.visual]
+    visual = (
+        torch.cat(pictures).float()
+        if pictures
+        else torch.ones(1, network.config.tower_hidden or network.config.target_hidden)
+    )
+    read = projector[:-1](visual) if network.config.tower_hidden else visual
+    size = read.square().mean().sqrt().item()
     scale = network.tables[0].float().std().item()
-    torch.nn.init.normal_(map_.weight, std=scale / max(size, 1e-6) / map_.in_features**0.5)
+    torch.nn.init.normal_(last.weight, std=scale / max(size, 1e-6) / last.in_features**0.5)

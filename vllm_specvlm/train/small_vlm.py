@@ -1,8 +1,9 @@
-"""A draft VLM while it is trained (Spec-LLaVA, arXiv 2509.11961; MASSV, arXiv 2505.10526): a small language model that
-reads the target's visual tokens through a linear map.
+"""A draft VLM while it is trained (Spec-LLaVA, arXiv 2509.11961; MASSV, arXiv 2505.10526): a small language model
+behind the target's vision tower.
 
-The target's tower and projector stand in front of that map and stay as they are, so training needs no pixels: lessons
-hold what the projector gave. In the checkpoint the map is part of the projector's last layer (`draft_checkpoint`).
+The tower stays as it is, so training needs no pixels: lessons hold what came of it. Either the target's projector
+stays, too, and a linear map behind it learns, which the checkpoint has in the projector's last layer
+(`draft_checkpoint`); or, where the class ties the projector's width to the language model's, one of its own learns.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
+from transformers.activations import ACT2FN
 
 from vllm_specvlm.compress.compressor import CompressorConfig, build
 
@@ -27,7 +29,11 @@ class SmallVLMConfig:
     target_hidden: int
     """Channels of the target's visual tokens."""
     projector_bias: bool = True
-    """Whether the map has a bias, as the last layer of the target's projector has."""
+    """Whether map or projector have biases, as the target's projector has."""
+    tower_hidden: int = 0
+    """Channels of what a projector of its own reads; 0: there is a map behind the target's."""
+    projector_act: str = "gelu"
+    """Of a projector of its own."""
     train_tables: bool = False
     """Whether embeddings and output layer learn."""
     compressor: CompressorConfig = field(default_factory=lambda: CompressorConfig("none"))
@@ -45,7 +51,16 @@ class SmallVLM(nn.Module):
         text = AutoConfig.for_model(**config.text)
         self.language: Any = AutoModel.from_config(text, dtype=torch.float32)
         self.hidden_size: int = text.hidden_size
-        self.projector = nn.Linear(config.target_hidden, text.hidden_size, bias=config.projector_bias)
+        bias = config.projector_bias
+        self.projector = (
+            nn.Sequential(
+                nn.Linear(config.tower_hidden, text.hidden_size, bias=bias),
+                ACT2FN[config.projector_act],
+                nn.Linear(text.hidden_size, text.hidden_size, bias=bias),
+            )
+            if config.tower_hidden
+            else nn.Linear(config.target_hidden, text.hidden_size, bias=bias)
+        )
         self.compressor = build(config.compressor, text.hidden_size)
         if not text.tie_word_embeddings:
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
@@ -60,7 +75,7 @@ class SmallVLM(nn.Module):
         return [embeddings, self.lm_head.weight] if hasattr(self, "lm_head") else [embeddings]
 
     def look(self, visual: Tensor) -> Tensor:
-        """What it reads of one picture: [k, H] of the target's visual tokens float32 [n, target_hidden]."""
+        """What it reads of one picture: [k, H] of `Lesson.visual`, float32 [n, target_hidden or tower_hidden]."""
         mapped: Tensor = self.projector(visual)
         tokens: Tensor = self.compressor(mapped, mapped.new_zeros(mapped.shape[-1])).tokens
         return tokens

@@ -32,6 +32,7 @@ class Target:
         layers: tuple[int, ...] = (),
         ahead: int = 0,
         settles: bool = False,
+        tower: bool = False,
     ) -> None:
         """Load it.
 
@@ -42,6 +43,7 @@ class Target:
             layers: the head's `feature_layers`.
             ahead: how many slots on its features are read: see `Lesson.features`.
             settles: whether lessons hold `settled`.
+            tower: whether they hold pictures as a LLaVA's projector reads them, not as it gives them.
 
         Raises:
             RecipeError: it is no model, of no family that can be trained for, or has no such layer.
@@ -70,6 +72,10 @@ class Target:
         self.device = device
         self.text_config: Any = self.config.get_text_config()
         self._layers, self._ahead = layers, ahead
+        self.shows_tower = tower and self.config.model_type == "llava"
+        self._tower: list[Tensor] = []
+        if self.shows_tower:
+            self.model.model.multi_modal_projector.register_forward_pre_hook(self._looked)
         self._decoder = self.model.get_decoder()
         outside = [layer for layer in layers if not 0 <= layer < self.text_config.num_hidden_layers]
         if outside:
@@ -113,9 +119,11 @@ class Target:
     @torch.inference_mode()
     def read(self, conversations: Sequence[Encoded]) -> list[Lesson]:
         """Lessons from conversations whose answers are given, in one padded forward pass."""
+        self._tower.clear()
         with Tap(self._decoder, self._layers, self._compared) as tap:
             self.model.model(**self._batch(conversations, left=False), use_cache=False)
         features, final, settled = tap.features(), tap.final[0], tap.settled()
+        towers = self._towers(conversations)
         return [
             self._lesson(
                 each,
@@ -124,6 +132,7 @@ class Target:
                 features[row],
                 final[row],
                 None if settled is None else settled[row],
+                towers[row],
             )
             for row, each in enumerate(conversations)
         ]
@@ -140,12 +149,23 @@ class Target:
             temperatures: of each answer; 0 for a greedy one.
             seed: of sampling.
         """
+        self._tower.clear()
         drawn = torch.tensor(temperatures, device=self.device)
         speeches = self._speaker.speak(self._batch(conversations, left=True), longest, drawn, seed)
         return [
-            self._lesson(each, speech.answer, speech.embeddings, speech.features, speech.final, speech.settled)
-            for each, speech in zip(conversations, speeches, strict=True)
+            self._lesson(each, speech.answer, speech.embeddings, speech.features, speech.final, speech.settled, tower)
+            for each, speech, tower in zip(conversations, speeches, self._towers(conversations), strict=True)
         ]
+
+    def _looked(self, projector: Any, given: tuple[Tensor, ...]) -> None:
+        self._tower += given[0].detach().unbind()
+
+    def _towers(self, conversations: Sequence[Encoded]) -> list[list[Tensor] | None]:
+        """Of each conversation: what the projector has just read of its pictures, [V, C] each."""
+        if not self.shows_tower:
+            return [None] * len(conversations)
+        looks = iter(self._tower)
+        return [[next(looks) for _ in each.pictures] for each in conversations]
 
     def _batch(self, conversations: Sequence[Encoded], left: bool) -> dict[str, Any]:
         """Model inputs, padded to the longest."""
@@ -175,6 +195,7 @@ class Target:
         features: Tensor,
         final: Tensor,
         settled: Tensor | None,
+        tower: list[Tensor] | None,
     ) -> Lesson:
         """Cut what a drafter reads out of one row: embeddings [>=P, H], features [>=T-1, F], the others [>=T-1, H]."""
         ids = torch.tensor([*asked.ids, *answer])
@@ -187,10 +208,11 @@ class Target:
         slots = text.nonzero().flatten()
         wanted = final[(drafted + 1).to(final.device)]
         normaliser, best = self._laws(wanted)
+        visual = [embeddings[start : start + length] for start, length in seen] if tower is None else tower[: len(seen)]
         return Lesson(
             ids=ids,
             pictures=seen,
-            visual=[embeddings[start : start + length].cpu().clone() for start, length in seen],
+            visual=[tokens.cpu().clone() for tokens in visual],
             slots=slots,
             features=features[(slots + self._ahead).to(features.device)].cpu(),
             drafted=torch.searchsorted(slots, drafted),
