@@ -84,10 +84,10 @@ def said_in_training(network: SmallVLM, family: str, said: Said, images: dict[st
     marks = torch.tensor([0, *(int(token == target.encoder._image_id) for token in said.text), 0]).diff()
     starts, stops = (marks == 1).nonzero().flatten().tolist(), (marks == -1).nonzero().flatten().tolist()
     shown = [dict(target.processor.image_processor(images=images[name], return_tensors="pt")) for name in said.shown]
-    each = (stops[0] - starts[0]) if starts else 0
-    spans = [(at, each) for start, stop in zip(starts, stops, strict=True) for at in range(start, stop, each)]
-    if len(spans) != len(shown):  # pictures of unequal size never touch
-        spans = [(start, stop - start) for start, stop in zip(starts, stops, strict=True)]
+    spans = [(start, stop - start) for start, stop in zip(starts, stops, strict=True)]
+    if len(spans) != len(shown):  # pictures that touch are of one size
+        each = sum(length for _, length in spans) // len(shown)
+        spans = [(at, each) for start, length in spans for at in range(start, start + length, each)]
     filler = [said.text[-1]] * 2
     spoken = [False] * (len(said.text) - 1) + [True] * 3
     encoded = Encoded([*said.text, *filler], spoken, spans, join_vision(shown))

@@ -71,8 +71,10 @@ class SmallVLM(nn.Module):
     @property
     def tables(self) -> list[nn.Parameter]:
         """The embeddings [V, H], and the output layer [V, H], which may be the same."""
-        embeddings: nn.Parameter = self.language.embed_tokens.weight
-        return [embeddings, self.lm_head.weight] if hasattr(self, "lm_head") else [embeddings]
+        found: list[nn.Parameter] = [self.language.embed_tokens.weight]
+        if hasattr(self, "lm_head"):
+            found.append(self.lm_head.weight)
+        return found
 
     def look(self, visual: Tensor) -> Tensor:
         """What it reads of one picture: [k, H] of `Lesson.visual`, float32 [n, target_hidden or tower_hidden]."""
