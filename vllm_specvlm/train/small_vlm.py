@@ -69,9 +69,9 @@ class SmallVLM(nn.Module):
             table.requires_grad_(config.train_tables)
 
     @property
-    def tables(self) -> list[nn.Parameter]:
+    def tables(self) -> list[Tensor]:
         """The embeddings [V, H], and the output layer [V, H], which may be the same."""
-        found: list[nn.Parameter] = [self.language.embed_tokens.weight]
+        found: list[Tensor] = [self.language.embed_tokens.weight]
         if hasattr(self, "lm_head"):
             found.append(self.lm_head.weight)
         return found
