@@ -27,7 +27,7 @@ from tests.tiny.sizes import DRAFT
 from vllm_specvlm.tree.tree_shape import TreeShape
 
 FAMILIES = ("llava", "qwen2_5_vl")
-OTHER_FAMILIES = ("idefics3", "internvl", "qwen3_vl")
+OTHER_FAMILIES = ("idefics3", "internvl", "llava_next", "llava_onevision", "mistral3", "qwen2_vl", "qwen3_vl")
 ORACLE_SHAPE = TreeShape(nodes=12, depth=5, width=3, top_k=3)
 
 
@@ -59,7 +59,9 @@ def with_oracle(family: str, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [*FAMILIES, *(pytest.param(family, marks=pytest.mark.nightly) for family in OTHER_FAMILIES)]
+)
 class TestScenarios:
     def test_oracle_trees(self, family: str, scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
         llm = with_oracle(family, scenario, monkeypatch)

@@ -120,7 +120,9 @@ def _with_checked_draft(options: SpecVLMOptions, target: ModelConfig) -> SpecVLM
     assert options.model is not None
     options = replace(options, model=zoo.resolve(options.model))
     assert options.model is not None
-    found = compat_pair.problems(target, options.model, text_only_draft=options.text_only_draft)
+    found = compat_pair.problems(
+        target, options.model, text_only_draft=options.text_only_draft, token_map=options.token_map
+    )
     if found:
         raise ValueError(" ".join(found))
     return options
@@ -182,6 +184,11 @@ def refuse_unsupported(args: EngineArgs, target: ModelConfig, parallel: Parallel
         ),
         (target.runner_type != "generate", f"with runner '{target.runner_type}'", "serve the model for generation"),
         (target.skip_tokenizer_init, "without a tokenizer", "leave --skip-tokenizer-init out"),
+        (
+            target.is_mm_prefix_lm,
+            f"for '{target.model}', whose picture tokens see each other, which vLLM's CPU attention leaves out",
+            "serve it without speculation",
+        ),
         (bool(window), f"for a model with a sliding window of {window}", "serve it without speculation"),
         (
             bool(other_layers),

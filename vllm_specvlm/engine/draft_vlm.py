@@ -16,7 +16,7 @@ from vllm_specvlm.engine.draft_feed import Feed, complement, feed_rows
 from vllm_specvlm.engine.draft_network import DraftNetwork
 from vllm_specvlm.engine.draft_vision import DraftVision, place
 from vllm_specvlm.engine.options import SpecVLMOptions
-from vllm_specvlm.engine.pair import draft_model_config
+from vllm_specvlm.engine.pair import draft_model_config, map_tokens
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.engine.token_drafter import TokenDrafter
 from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
@@ -33,9 +33,13 @@ class DraftVLM(TokenDrafter[Feed]):
     def __init__(self, vllm_config: VllmConfig, options: SpecVLMOptions, tally: Tally) -> None:
         """Read the draft's configuration; weights come with `load`."""
         assert options.model is not None
-        config = draft_model_config(options.model, vllm_config.model_config)
+        target = vllm_config.model_config
+        config = draft_model_config(options.model, target, token_map=options.token_map)
         super().__init__(vllm_config, options, tally, model_config=config)
-        self._vocabulary = min(self._model_config.get_vocab_size(), vllm_config.model_config.get_vocab_size())
+        self._map = map_tokens(target, config) if options.token_map else None
+        self._vocabulary = config.get_vocab_size()
+        if self._map is None:
+            self._vocabulary = min(self._vocabulary, target.get_vocab_size())
         self._fed: dict[str, int] = {}
         self._holes: dict[str, list[tuple[int, int]]] = {}
 
@@ -45,7 +49,11 @@ class DraftVLM(TokenDrafter[Feed]):
 
     def cache_allocated(self) -> None:
         """The KV cache exists: make the validity marks of its blocks."""
-        self._choice = DraftChoice(self._runner)
+        if self._map is None:
+            self._choice = DraftChoice(self._runner)
+        else:
+            self._choice = DraftChoice(self._runner, self._tensor(self._map.meant))
+            self._drafted = self._tensor(self._map.drafted)
         self._cache = DraftCache(self._runner, self._network.layers)
         encode = self._network.encode if self._network.sees else None
         capacity = self._options.vision_cache_mib << 20
@@ -175,7 +183,12 @@ class DraftVLM(TokenDrafter[Feed]):
         self._root_hidden = hidden[roots]
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._network.logits(hidden, self._vocabulary)
+        logits = self._network.logits(hidden, self._vocabulary)
+        return logits if self._map is None else logits[:, self._drafted]
+
+    def _ids(self, tokens: np.ndarray) -> torch.Tensor:
+        """int32: the draft's own ids of the target's tokens."""
+        return super()._ids(tokens if self._map is None else self._map.stand_ins[tokens.astype(np.int64)])
 
     def _run_level(self, rows: Sequence[TreeRows], tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
         return self._forward(rows, tokens, positions, np.full(len(tokens), -1, dtype=np.int64), (), None)

@@ -42,6 +42,8 @@ class SpecVLMOptions:
     """Children proposed under each expanded node."""
     text_only_draft: bool = False
     """Allow a draft that cannot see: the pictures are then holes in its context."""
+    token_map: bool = False
+    """Allow a draft with another tokenizer: tokens of the same text are each other's (`draft.token_map`)."""
     vision_cache_mib: int = 256
     """Bound on the draft's cache of encoded pictures, and again on that of pixels not encoded yet, MiB."""
     feature_cache_mib: int = 512
@@ -80,6 +82,8 @@ class SpecVLMOptions:
                 raise ValueError(f"Option '{name}' is {getattr(self, name)!r}; write true or false.")
         if self.model is not None and (not isinstance(self.model, str) or not self.model):
             raise ValueError(f"Option 'model' is {self.model!r}; write the draft's directory or name, or leave it out.")
+        if self.token_map and self.model is None:
+            raise ValueError("Option 'token_map' is for a draft 'model'; leave it out, or give one.")
         if self.tree not in ("dynamic", "chain"):
             raise ValueError(f"Option 'tree' is {self.tree!r}; write 'dynamic' or 'chain', or give 'paths'.")
         if self.paths is not None and self.tree == "chain":
