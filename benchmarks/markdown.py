@@ -140,6 +140,47 @@ def server(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+FAMILIES = {
+    "llava": "LLaVA-1.5",
+    "llava_next": "LLaVA-NeXT (any resolution)",
+    "llava_onevision": "LLaVA-OneVision",
+    "qwen2_vl": "Qwen2-VL",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL",
+    "idefics3": "Idefics3",
+    "smolvlm": "SmolVLM",
+    "internvl": "InternVL 3",
+    "mistral3": "Mistral 3",
+}
+
+
+def support(report: dict[str, Any]) -> str:
+    """A row per family, a column per drafter: whether all cases passed, and how many there are."""
+    cases = report["cases"]
+    drafters = list(dict.fromkeys(sorted(case["drafter"] for case in cases)))
+    families = sorted(
+        {case["family"] for case in cases}, key=lambda name: (list(FAMILIES).index(name.split(",")[0]), name)
+    )
+    lines = ["| | " + " | ".join(drafters) + " |", "|---|" + "---|" * len(drafters)]
+    for family in families:
+        name, comma, more = family.partition(",")
+        cells = []
+        for drafter in drafters:
+            mine = [
+                case["outcome"] == "passed" for case in cases if (case["family"], case["drafter"]) == (family, drafter)
+            ]
+            cells.append(f"{'yes' if all(mine) else 'no'}, {len(mine)}" if mine else "not tested")
+        lines.append(f"| {FAMILIES[name]}{comma}{more} | " + " | ".join(cells) + " |")
+    passed = sum(case["outcome"] == "passed" for case in cases)
+    axes = (
+        (title, sorted({case[axis] for case in cases}))
+        for title, axis in (("sampling", "sampling"), ("way", "scenario"))
+    )
+    shown = "; ".join(f"{title}: {', '.join(values)}" for title, values in axes)
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    return "\n".join(lines) + f"\n\n{passed} of {len(cases)} cases passed ({shown}); {versions}, {report['date']}."
+
+
 def accuracy(report: dict[str, Any]) -> str:
     """A row per task of the scenes: share of the facts asked for that the target states."""
     lines = [
@@ -177,6 +218,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "compressors": _placed(compressors, "compressors-float32"),
     "compressors_576": _placed(compressors, "compressors-576-float32"),
     "server": _placed(server, "server-float32"),
+    "support": lambda: support(_read("support")),
     "accuracy": lambda: accuracy(json.loads(EVALUATION.read_text())),
 }
 PAGES = ("README.md", "docs/scenes.md")
