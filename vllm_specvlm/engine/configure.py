@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from vllm_specvlm import ops
 from vllm_specvlm.draft import exit_config, head_config
 from vllm_specvlm.engine import exporter
+from vllm_specvlm.engine.log import logger_for
 from vllm_specvlm.engine.options import METHOD, PROPOSER, SpecVLMOptions
 from vllm_specvlm.schedule.profile import Profile
 
@@ -18,6 +21,16 @@ if TYPE_CHECKING:
     from vllm.engine.arg_utils import EngineArgs
 
 WORKER = "vllm_specvlm.engine.worker.TreeCPUWorker"
+GPU_WORKER = "vllm_specvlm.engine.worker.TreeGPUWorker"
+GPU_BACKEND = "FLASH_ATTN"
+"""vLLM's attention backend that ours is built upon."""
+
+UNPROVEN = (
+    "Method 'specvlm' on NVIDIA GPUs was compiled, emulated, sanitised and statically checked, but not yet run on a "
+    "GPU by the project; `specvlm selftest` checks it on yours and writes a report that you can send."
+)
+
+logger = logger_for(__name__)
 
 
 def install() -> None:
@@ -56,8 +69,16 @@ def translate(args: EngineArgs, target: ModelConfig, parallel: ParallelConfig) -
         ValueError: an option is wrong, the draft does not fit the target, or the engine asks for something that
             speculation with trees does not support.
     """
+    from vllm.platforms import current_platform
+
     options = SpecVLMOptions.parse(_given(args))
     refuse_unsupported(args, target, parallel)
+    worker = WORKER
+    if current_platform.is_cuda():
+        worker = GPU_WORKER
+        if args.attention_config.backend is None:
+            args.attention_backend = GPU_BACKEND
+        logger.warning_once(UNPROVEN)
     ops.load()
     if options.profile is not None:
         options = replace(options, profile=_checked_profile(options.profile))
@@ -79,7 +100,7 @@ def translate(args: EngineArgs, target: ModelConfig, parallel: ParallelConfig) -
     # vLLM's compiled graphs are kept by this: one that shows hidden states of some layers must not serve other ones.
     shown = {"specvlm_feature_layers": _feature_layers(options)}
     args.additional_config = {**args.additional_config, METHOD: options.as_dict(), **shown}
-    args.worker_cls = parallel.worker_cls = WORKER
+    args.worker_cls = parallel.worker_cls = worker
     exporter.export(target.served_model_name)
 
 
@@ -139,9 +160,29 @@ def refuse_unsupported(args: EngineArgs, target: ModelConfig, parallel: Parallel
     cap = getattr(text, "attn_logit_softcapping", None)
     other_layers = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
     pictures = target.multimodal_config
+    chosen = args.attention_backend or args.attention_config.backend
+    backend = str(getattr(chosen, "name", chosen)).upper()
     checks: list[tuple[bool, str, str]] = [
-        (not current_platform.is_cpu(), f"on device '{current_platform.device_name}'", "use vLLM's CPU backend"),
-        (args.worker_cls not in ("auto", WORKER), f"with worker class '{args.worker_cls}'", "leave --worker-cls out"),
+        (
+            not (current_platform.is_cpu() or current_platform.is_cuda()),
+            f"on device '{current_platform.device_name}'",
+            "use an NVIDIA GPU, or vLLM's CPU backend",
+        ),
+        (
+            args.worker_cls not in ("auto", WORKER, GPU_WORKER),
+            f"with worker class '{args.worker_cls}'",
+            "leave --worker-cls out",
+        ),
+        (
+            current_platform.is_cuda() and backend not in ("NONE", "AUTO", GPU_BACKEND),
+            f"on GPUs with attention backend '{backend}'",
+            f"set --attention-backend {GPU_BACKEND}, or leave it out",
+        ),
+        (
+            current_platform.is_cuda() and target.dtype not in (torch.float16, torch.bfloat16),
+            f"on GPUs in {str(target.dtype).removeprefix('torch.')}, which FlashAttention has not",
+            "set --dtype bfloat16 or float16",
+        ),
         (
             parallel.pipeline_parallel_size > 1,
             f"with pipeline parallelism {parallel.pipeline_parallel_size}",

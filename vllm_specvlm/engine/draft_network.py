@@ -12,6 +12,7 @@ from vllm.config.utils import replace
 from vllm.model_executor.model_loader import get_model
 from vllm.model_executor.models.interfaces import supports_multimodal
 
+from vllm_specvlm.engine.draft_graphs import DraftGraphs
 from vllm_specvlm.engine.draft_pass import draft_pass
 from vllm_specvlm.engine.tree_step import TreeStep
 
@@ -47,6 +48,7 @@ class DraftNetwork:
             self._model: Any = get_model(vllm_config=config, prefix=PREFIX)
         self.layers = [name for name in layers if name not in before]
         self.sees = supports_multimodal(self._model)
+        self._graphs = DraftGraphs()
 
     def encode(self, **pixels: Any) -> Sequence[torch.Tensor]:
         """Visual tokens of pictures, [tokens, hidden] each: the model's own vision tower and projector."""
@@ -77,15 +79,59 @@ class DraftNetwork:
         Returns:
             [rows, hidden].
         """
-        with draft_pass(self._config, self.layers, len(ids), step, block_table, slots):
-            if not self.sees:
+        graph = self._graphs.fitting(len(ids))
+        return self._pass(ids, positions, step, block_table, slots, pictures, is_picture, graph)[: len(ids)]
+
+    def capture(self, descriptor: Any, mrope: int | None, device: torch.device) -> None:
+        """Capture a CUDA graph of a pass; to be called while vLLM captures its own.
+
+        Args:
+            descriptor: vLLM's `BatchDescriptor`.
+            mrope: axes of positions, None for one.
+            device: of the model.
+        """
+        rows = descriptor.num_tokens
+        self._graphs.add(descriptor)
+        ids = torch.zeros(rows, dtype=torch.int32, device=device)
+        positions = torch.zeros((mrope, rows) if mrope else rows, dtype=torch.int64, device=device)
+        # What is captured must have run before: libraries set themselves up then.
+        for graph in (None, None, descriptor):
+            self._pass(ids, positions, None, None, None, (), None, graph)
+
+    def _pass(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        step: TreeStep | None,
+        block_table: torch.Tensor | None,
+        slots: torch.Tensor | None,
+        pictures: Sequence[torch.Tensor],
+        is_picture: torch.Tensor | None,
+        graph: Any | None,
+    ) -> torch.Tensor:
+        """As `forward`, in a CUDA graph or without; with one, rows behind the inputs' mean nothing."""
+        embeds = None
+        with torch.inference_mode():
+            if self.sees and len(pictures):
+                embeds = self._model.embed_input_ids(
+                    ids, multimodal_embeddings=list(pictures), is_multimodal=is_picture
+                )
+            elif self.sees:
+                embeds = self._model.embed_input_ids(ids)
+        rows = len(ids)
+        if graph is not None:
+            rows = graph.num_tokens
+            positions = self._graphs.place("positions", positions, positions.dim() - 1, rows)
+            if embeds is None:
+                ids = self._graphs.place("ids", ids, 0, rows)
+            else:
+                embeds = self._graphs.place("embeds", embeds, 0, rows)
+            if slots is not None:
+                slots = self._graphs.place("slots", slots, 0, rows, padding=-1)
+        with draft_pass(self._config, self.layers, rows, step, block_table, slots, graph):
+            if embeds is None:
                 hidden = self._model(input_ids=ids, positions=positions)
             else:
-                embeds = (
-                    self._model.embed_input_ids(ids, multimodal_embeddings=list(pictures), is_multimodal=is_picture)
-                    if len(pictures)
-                    else self._model.embed_input_ids(ids)
-                )
                 hidden = self._model(input_ids=None, positions=positions, inputs_embeds=embeds)
         assert isinstance(hidden, torch.Tensor)
         return hidden

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,13 +43,35 @@ class DraftVLM(TokenDrafter[Feed]):
         """Load the draft's weights; of the `target` it shares nothing."""
         self._network = DraftNetwork(self._config, self._model_config)
 
+    @property
+    def layers(self) -> list[str]:
+        """As described there."""
+        return self._network.layers
+
+    def profile_run(self, pictures: Mapping[str, Any] | None) -> None:
+        """The tower too, if there are pictures for it."""
+        if pictures is not None and self._network.sees:
+            self._network.encode(**pictures)
+        super().profile_run(pictures)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Encoded pictures."""
+        return self._options.vision_cache_mib << 20 if self._network.sees else 0
+
+    def capture(self, descriptor: Any) -> None:
+        """As described there."""
+        mrope = self._model_config.mrope_num_dims if self._model_config.uses_mrope else None
+        self._network.capture(descriptor, mrope, self._device)
+
     def cache_allocated(self) -> None:
         """The KV cache exists: make the validity marks of its blocks."""
         self._choice = DraftChoice(self._runner)
         self._cache = DraftCache(self._runner, self._network.layers)
         encode = self._network.encode if self._network.sees else None
         capacity = self._options.vision_cache_mib << 20
-        self._vision = DraftVision(encode, capacity, self._device, may_miss=self._peers.alone)
+        at_once = self._config.scheduler_config.max_num_encoder_input_tokens
+        self._vision = DraftVision(encode, capacity, self._device, may_miss=self._peers.alone, at_once=at_once)
 
     def warm_up(self) -> None:
         """One pass without attention, which compiles the draft when compilation is on."""
@@ -172,7 +194,7 @@ class DraftVLM(TokenDrafter[Feed]):
         for feed in feeds:
             self._cache.blocks.mark(self._cache.table(feed.row), feed.written)
             self._fed[feed.request_id] = feed.upto
-        self._root_hidden = hidden[roots]
+        self._root_hidden = hidden[self._tensor(np.asarray(roots, dtype=np.int64))]
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._network.logits(hidden, self._vocabulary)

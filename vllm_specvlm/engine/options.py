@@ -46,6 +46,8 @@ class SpecVLMOptions:
     """Bound on the draft's cache of encoded pictures, and again on that of pixels not encoded yet, MiB."""
     feature_cache_mib: int = 512
     """Bound on the target's features that a feature head has not been fed with yet, MiB."""
+    tree_memory_mib: int = 1024
+    """Bound on the keys and values of tree nodes in the target's layers, and again in the draft's, MiB of a rank."""
     lookup_min_match: int = 2
     """Shortest suffix the lookup drafter matches, tokens."""
     lookup_max_match: int = 16
@@ -63,6 +65,7 @@ class SpecVLMOptions:
             _require_int(name, getattr(self, name), 1, MAX_NODES)
         _require_int("vision_cache_mib", self.vision_cache_mib, 0, 1 << 20)
         _require_int("feature_cache_mib", self.feature_cache_mib, 0, 1 << 20)
+        _require_int("tree_memory_mib", self.tree_memory_mib, 1, 1 << 20)
         _require_int("lookup_shared_tokens", self.lookup_shared_tokens, 0, 1 << 24)
         if 0 < self.lookup_shared_tokens <= self.lookup_min_match:
             raise ValueError(
