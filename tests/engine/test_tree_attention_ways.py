@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,14 +62,18 @@ def test_a_prefix_is_attended_by_flash_attention(monkeypatch: pytest.MonkeyPatch
 
 
 class _Wrong(GatheredAttention):
-    """Sees a node too many."""
+    """The last node of a tree sees the first one if it should not, and does not if it should."""
 
     name = "wrong"
 
     def attend(self, step: Any, *arguments: Any) -> None:
+        rows = []
         for request in step.rows:
-            request.ancestors[-1] |= np.uint64(1)
-        super().attend(step, *arguments)
+            ancestors = request.ancestors.copy()
+            if len(ancestors) > 2 and (request.dense_at >= 0).any():
+                ancestors[-1, 0] ^= np.uint64(1)
+            rows.append(replace(request, ancestors=ancestors))
+        super().attend(replace(step, rows=tuple(rows)), *arguments)
 
 
 def test_the_first_that_passes_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

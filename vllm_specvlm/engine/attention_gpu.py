@@ -71,7 +71,7 @@ def adopt(layers: Mapping[str, Any], device: torch.device) -> None:
         kind = LayerKind(impl.num_heads, impl.num_kv_heads, impl.head_size, layer.kv_cache_torch_dtype)
         version: int | None = impl.vllm_flash_attn_version
         if (kind, version) not in ways:
-            candidates = [KernelAttention(), PrefixAttention(_flash(version)), GatheredAttention()]
+            candidates: list[TreeAttention] = [KernelAttention(), PrefixAttention(_flash(version)), GatheredAttention()]
             ways[kind, version] = attention_choice.choose(kind, device, candidates)
         impl.__class__ = TreeFlashAttentionImpl
         impl.tree_attention = ways[kind, version]
@@ -103,7 +103,7 @@ def _flash(version: int | None) -> Flash:
     return attend
 
 
-def _trouble(layer: object) -> str | None:
+def _trouble(layer: Any) -> str | None:
     impl: Any = getattr(layer, "impl", None)
     if type(layer) is not Attention or type(impl) is not FlashAttentionImpl:
         return (

@@ -94,9 +94,10 @@ class DraftNetwork:
         self._graphs.add(descriptor)
         ids = torch.zeros(rows, dtype=torch.int32, device=device)
         positions = torch.zeros((mrope, rows) if mrope else rows, dtype=torch.int64, device=device)
+        slots = torch.full((rows,), -1, dtype=torch.int64, device=device)
         # What is captured must have run before: libraries set themselves up then.
         for graph in (None, None, descriptor):
-            self._pass(ids, positions, None, None, None, (), None, graph)
+            self._pass(ids, positions, None, None, slots, (), None, graph)
 
     def _pass(
         self,
@@ -110,24 +111,22 @@ class DraftNetwork:
         graph: Any | None,
     ) -> torch.Tensor:
         """As `forward`, in a CUDA graph or without; with one, rows behind the inputs' mean nothing."""
-        embeds = None
+        embeds, rows = None, len(ids)
         with torch.inference_mode():
             if self.sees and len(pictures):
-                embeds = self._model.embed_input_ids(
-                    ids, multimodal_embeddings=list(pictures), is_multimodal=is_picture
-                )
+                found = list(pictures)
+                embeds = self._model.embed_input_ids(ids, multimodal_embeddings=found, is_multimodal=is_picture)
             elif self.sees:
                 embeds = self._model.embed_input_ids(ids)
-        rows = len(ids)
-        if graph is not None:
-            rows = graph.num_tokens
-            positions = self._graphs.place("positions", positions, positions.dim() - 1, rows)
-            if embeds is None:
-                ids = self._graphs.place("ids", ids, 0, rows)
-            else:
-                embeds = self._graphs.place("embeds", embeds, 0, rows)
-            if slots is not None:
-                slots = self._graphs.place("slots", slots, 0, rows, padding=-1)
+            if graph is not None:
+                rows = graph.num_tokens
+                positions = self._graphs.place("positions", positions, positions.dim() - 1, rows)
+                if embeds is None:
+                    ids = self._graphs.place("ids", ids, 0, rows)
+                else:
+                    embeds = self._graphs.place("embeds", embeds, 0, rows)
+                if slots is not None:
+                    slots = self._graphs.place("slots", slots, 0, rows, padding=-1)
         with draft_pass(self._config, self.layers, rows, step, block_table, slots, graph):
             if embeds is None:
                 hidden = self._model(input_ids=ids, positions=positions)

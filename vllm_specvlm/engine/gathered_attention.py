@@ -71,7 +71,7 @@ def _seen(
     spans = [np.arange(start, min(end, upto), dtype=np.int64) for start, end in request.spans]
     positions = np.concatenate([*spans, np.empty(0, dtype=np.int64)])
     bits = node_bits(request.ancestors)
-    nodes = int(bits.any(axis=0).nonzero()[0].max(initial=-1)) + 1
+    nodes = int(np.flatnonzero(bits.any(axis=0)).max(initial=-1)) + 1
     blocks = block_table[request.block_row].index_select(0, upload(positions // page, device)).long()
     paged = kv_cache[blocks, :, upload(positions % page, device)]
     dense = slice(request.dense_start, request.dense_start + nodes)

@@ -165,7 +165,8 @@ class TreeModelRunner(GPUModelRunner):
         output, accepted = self.tree_sampler.sample(logits, verification, ours)
         if verification is not None:
             with self.drafter.tally.clock("verify"):
-                self._commit(verification.commit_slots(accepted))
+                if verification.dense_rows:
+                    self._commit(verification.commit_slots(accepted))
                 self._kept_rows = verification.kept_rows(accepted)
                 self.drafter.observe_accepted(verification.places, accepted)
         return output

@@ -11,6 +11,7 @@ from vllm.config import CUDAGraphMode
 from vllm_specvlm import ops
 from vllm_specvlm.engine import attention_gpu
 from vllm_specvlm.engine.runner import TreeModelRunner
+from vllm_specvlm.engine.sampling import greedy_tokens
 from vllm_specvlm.engine.tree_attention import KernelAttention
 from vllm_specvlm.engine.tree_dispatcher import TreeDispatcher
 from vllm_specvlm.engine.tree_memory import TreeMemory
@@ -51,7 +52,7 @@ class TreeGPUModelRunner(TreeModelRunner):
         rows = min(self.max_num_tokens, self.max_num_reqs + (self.tree_store.limit or 0))
         hidden, _ = self._dummy_run(rows)
         logits = self.model.compute_logits(hidden[:rows])
-        self.sampler.greedy_sample(logits.float())
+        greedy_tokens(logits)
 
     def _largest_pictures(self) -> Mapping[str, Any] | None:
         """Pixels of as many pictures of the largest size as vLLM encodes at once; None for a text model."""

@@ -18,6 +18,7 @@ from vllm_specvlm.tree.race import race
 # vLLM's own bound between greedy and sampled requests (vllm/v1/sample/sampler.py).
 GREEDY_BELOW = 1e-5
 _CHUNK_ELEMENTS = 1 << 23
+_GREEDY_ELEMENTS = 1 << 26
 
 
 def plain_reason(params: SamplingParams, logprobs_mode: str, *, grammars: bool) -> str | None:
@@ -76,7 +77,7 @@ def target_tokens(
     Returns:
         int64 [rows].
     """
-    tokens = Sampler.greedy_sample(logits.float()).long()
+    tokens = greedy_tokens(logits)
     if metadata.all_greedy:
         return tokens
     assert metadata.temperature is not None
@@ -98,6 +99,12 @@ def target_tokens(
         chosen = chunk[drawable]
         tokens[chosen] = race(probabilities[drawable], position_keys(seeds[chosen], positions[chosen]))
     return tokens
+
+
+def greedy_tokens(logits: torch.Tensor) -> torch.Tensor:
+    """int64 [rows]: vLLM's arg-max, in float32, of logits [rows, vocabulary]; some rows at a time, to save memory."""
+    size = max(1, _GREEDY_ELEMENTS // logits.shape[1])
+    return torch.cat([Sampler.greedy_sample(part.float()).long() for part in logits.split(size)])
 
 
 def _above_min_p(scaled: torch.Tensor, requests: torch.Tensor, metadata: SamplingMetadata) -> torch.Tensor:

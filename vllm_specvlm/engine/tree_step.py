@@ -67,7 +67,7 @@ class TreeStep:
             )
             spans.extend(request.spans)
 
-        tensors = upload_all(
+        tables, span_table, upto, dense_at, ancestors = upload_all(
             [
                 requests,
                 np.asarray(spans, dtype=np.int32).reshape(-1, 2),
@@ -77,4 +77,14 @@ class TreeStep:
             ],
             device,
         )
-        return cls(tuple(rows), *tensors, store=store, covers_batch=covers_batch, fast=fast)
+        return cls(
+            rows=tuple(rows),
+            requests=tables,
+            spans=span_table,
+            visible_upto=upto,
+            dense_at=dense_at,
+            ancestors=ancestors,
+            store=store,
+            covers_batch=covers_batch,
+            fast=fast,
+        )

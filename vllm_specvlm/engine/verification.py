@@ -92,7 +92,7 @@ class Verification:
 
         With a prompt chunk in the batch the stock attention runs first and tree rows are computed over it.
         """
-        store.reserve(self.dense_rows)
+        store.reserve(max(1, self.dense_rows))
         lengths = np.diff(self._query_start)
         trees = {place.request: place for place in self.places}
         covers = all(

@@ -39,8 +39,8 @@ def try_wrappers(left: Tensor, right: Tensor, exponents: Tensor) -> Wrapped:
         RuntimeError: a tensor is not as described, or the package was built without CUDA kernels.
     """
     load()
-    words = [torch.zeros(32, 4, dtype=torch.int32, device=left.device) for _ in range(3)]
-    found = Wrapped(*words, exponents.new_zeros(2, 32, 4), torch.zeros_like(exponents))
+    plain, transposed, zeroed = torch.zeros(3, 32, 4, dtype=torch.int32, device=left.device)
+    found = Wrapped(plain, transposed, zeroed, exponents.new_zeros(2, 32, 4), torch.zeros_like(exponents))
     torch.ops.vllm_specvlm.try_wrappers(left, right, exponents, *found)
     return found
 

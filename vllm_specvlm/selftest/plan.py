@@ -50,7 +50,7 @@ class Plan:
         on = device if ops.has_cuda_kernels() else None
         if on is None:
             why = "there is no GPU" if device is None else "the package was built without CUDA kernels"
-            for name in ("PTX instructions", "CUDA kernels", "commit of accepted rows"):
+            for name in ("PTX instructions", "CUDA kernels", "commit of accepted rows", "decisions on the GPU"):
                 # Kernels that are missing where a GPU is there are no success.
                 yield Check.not_run(name, why) if device is None else Check.judged(name, False, why)
         else:
