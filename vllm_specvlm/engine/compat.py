@@ -208,6 +208,9 @@ LEDGER: tuple[Symbol, ...] = (
     ),
     Symbol("vllm.model_executor.layers.linear:ReplicatedLinear", "called", "a feature head's matrices"),
     Symbol("vllm.config:set_current_vllm_config", "called", "a feature head's attention layer reads the configuration"),
+    Symbol(
+        "vllm.utils.torch_utils:set_default_torch_dtype", "called", "its layer is made as vLLM makes others", ("dtype",)
+    ),
     Symbol("vllm.model_executor.models.interfaces:supports_eagle3", "called", "whether a target shows deeper layers"),
     Symbol(
         "vllm.model_executor.models.interfaces:SupportsEagle3.set_aux_hidden_state_layers",
