@@ -16,7 +16,8 @@ from vllm_specvlm.engine.runner_cpu import TreeCPUModelRunner
 from vllm_specvlm.engine.runner_gpu import TreeGPUModelRunner
 from vllm_specvlm.engine.tree_dispatcher import TreeDispatcher
 from vllm_specvlm.engine.tree_grammars import TreeGrammars
-from vllm_specvlm.engine.worker import TreeCPUWorker, TreeGPUWorker
+from vllm_specvlm.engine.worker_cpu import TreeCPUWorker
+from vllm_specvlm.engine.worker_gpu import TreeGPUWorker
 
 
 def test_installed_vllm_fits() -> None:

@@ -7,7 +7,7 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from vllm_specvlm.engine.runner_gpu import TreeGPUModelRunner
-from vllm_specvlm.engine.worker import TreeCPUWorker
+from vllm_specvlm.engine.worker_cpu import TreeCPUWorker
 
 GRAPHS = (64, 16, 4)
 """Sizes of the draft's passes, the largest first. Nothing is captured on a CPU, but passes are padded as for graphs."""

@@ -139,7 +139,7 @@ def test_translation() -> None:
     config = configure({"num_speculative_tokens": 16})
     assert config.speculative_config.method == "custom_class"
     assert config.speculative_config.num_speculative_tokens == 16
-    assert config.parallel_config.worker_cls == "vllm_specvlm.engine.worker.TreeCPUWorker"
+    assert config.parallel_config.worker_cls == "vllm_specvlm.engine.worker_cpu.TreeCPUWorker"
     assert config.additional_config["specvlm"]["model"] is None
 
 

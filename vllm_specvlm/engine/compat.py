@@ -390,7 +390,15 @@ def check() -> list[Finding]:
 
     trouble = version_problem(vllm.__version__)
     findings = [Finding("vllm", "vllm", "supported version", trouble is None, trouble or f"is {vllm.__version__}")]
-    return findings + [_check(symbol) for symbol in LEDGER]
+    return findings + [_check(symbol) for symbol in LEDGER if not _elsewhere(symbol)]
+
+
+def _elsewhere(symbol: Symbol) -> bool:
+    """Whether it belongs to vLLM's CPU backend, and this is another one: importing its worker breaks torch's CUDA."""
+    from vllm.platforms import current_platform
+
+    module = symbol.where.partition(":")[0]
+    return not current_platform.is_cpu() and module.rpartition(".")[2].startswith("cpu_")
 
 
 def _check(symbol: Symbol) -> Finding:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig
     from vllm.engine.arg_utils import EngineArgs
 
-WORKER = "vllm_specvlm.engine.worker.TreeCPUWorker"
-GPU_WORKER = "vllm_specvlm.engine.worker.TreeGPUWorker"
+WORKER = "vllm_specvlm.engine.worker_cpu.TreeCPUWorker"
+GPU_WORKER = "vllm_specvlm.engine.worker_gpu.TreeGPUWorker"
 GPU_BACKEND = "FLASH_ATTN"
 """vLLM's attention backend that ours is built upon."""
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from vllm.config import ModelConfig, VllmConfig
 from vllm.platforms import current_platform
-from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend
 
 from vllm_specvlm.draft import exit_config, head_config, target_id
@@ -32,6 +31,8 @@ def head_problems(target: ModelConfig, folder: str, *, text_only_draft: bool) ->
     if current_platform.is_cuda():
         attends, taken = FlashAttentionBackend.supports_head_size(head.head_dim), "FlashAttention takes multiples of 8"
     else:
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
         sizes = CPUAttentionBackend.get_supported_head_sizes()
         attends, taken = head.head_dim in sizes, f"CPU attention takes {sizes}"
     if not attends:

@@ -1,18 +1,13 @@
-"""vLLM's workers with our runners in them, one for CPUs and one for NVIDIA GPUs."""
+"""What our workers have in common; those themselves are in `worker_cpu.py` and `worker_gpu.py`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from vllm.utils.torch_utils import set_random_seed
-from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
-from vllm.v1.worker.worker_base import CompilationTimes
 
 from vllm_specvlm import ops
-from vllm_specvlm.engine import admission, compat
-from vllm_specvlm.engine.runner_cpu import TreeCPUModelRunner
-from vllm_specvlm.engine.runner_gpu import TreeGPUModelRunner
+from vllm_specvlm.engine import compat
 from vllm_specvlm.engine.tracing_runner import TracingRunner
 
 
@@ -76,48 +71,3 @@ class TreeWorker(Worker):
         if not isinstance(self.model_runner, TracingRunner):
             raise RuntimeError("Nothing was traced; call 'specvlm_trace' first.")
         return [request.as_dict() for request in self.model_runner.stop()]
-
-
-class TreeCPUWorker(TreeWorker, CPUWorker):
-    """The CPU worker, whose model runner verifies trees."""
-
-    def init_device(self) -> None:
-        """Build the stock runner, then make it ours.
-
-        The stock worker names its runner class inside the method that also sets up the process; exchanging the class
-        of the finished object keeps that method vLLM's own.
-        """
-        self.check_configuration()
-        with admission.all_processors():
-            super().init_device()
-        self.model_runner.__class__ = TreeCPUModelRunner
-        self.model_runner.adopt()
-
-    def compile_or_warm_up_model(self) -> CompilationTimes:
-        """The last call before requests: measure what passes cost (vLLM then resets the random seed)."""
-        self.model_runner.start_planning()
-        return super().compile_or_warm_up_model()
-
-
-class TreeGPUWorker(TreeWorker):
-    """The worker for NVIDIA GPUs, whose model runner verifies trees."""
-
-    def init_device(self) -> None:
-        """As vLLM's."""
-        self.check_configuration()
-        super().init_device()
-
-    def _make_model_runner(self) -> Any:
-        """The stock runner, made ours (see `TreeCPUWorker.init_device`)."""
-        with admission.all_processors():
-            runner: Any = super()._make_model_runner()
-        runner.__class__ = TreeGPUModelRunner
-        runner.adopt()
-        return runner
-
-    def compile_or_warm_up_model(self) -> CompilationTimes:
-        """The last call before requests: graphs are captured, then passes are measured as requests will run them."""
-        times = super().compile_or_warm_up_model()
-        self.model_runner.start_planning()
-        set_random_seed(self.model_config.seed)
-        return times
