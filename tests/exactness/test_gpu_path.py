@@ -11,25 +11,33 @@ import pytest
 import torch
 from vllm.v1.attention.backends import flash_attn
 
-from tests.exactness.engines import Scenario, answers, engine, runner, tally, tokens
+from tests.exactness.engines import SCENARIOS, Scenario, answers, engine, runner, tally, tokens
 from tests.exactness.gpu_engines import flash_attention, gpu_engine, ways
 from tests.exactness.gpu_stand_ins import Kernels
 from tests.exactness.oracle import OracleDrafter
 from tests.tiny.checkpoints import build
+from tests.tiny.exits import build_exit
+from tests.tiny.heads import build_head
 from tests.tiny.prompts import prompts
 from tests.tiny.sizes import DRAFT, TARGET
+from vllm_specvlm.compress.compressor import CompressorConfig
 from vllm_specvlm.engine.runner_gpu import TreeGPUModelRunner
 from vllm_specvlm.tree.tree_shape import TreeShape
 
+(CHUNKS,) = (scenario for scenario in SCENARIOS if scenario.name == "chunked prefill and prefix hits")
 SCENARIO = Scenario("batch", {"num_gpu_blocks_override": 62, "max_num_batched_tokens": 200})
 
 
-def speculative(drafter: str, **options: Any) -> dict[str, Any]:
-    given: dict[str, Any] = {"num_speculative_tokens": 12, **options}
+def speculative(drafter: str, family: str = "llava") -> dict[str, Any]:
+    given: dict[str, Any] = {"num_speculative_tokens": 12}
     if drafter == "draft":
         given["model"] = str(build("llava", seed=7, size=DRAFT))
     elif drafter == "itself":
-        given["model"] = str(build("llava", size=TARGET))
+        given["model"] = str(build(family, size=TARGET))
+    elif drafter == "head":
+        given["model"] = str(build_head(family, CompressorConfig()))
+    elif drafter == "exit":
+        given["model"] = str(build_exit(family))
     return given
 
 
@@ -66,6 +74,29 @@ def test_with_our_kernels(drafter: str, plain: Any, monkeypatch: pytest.MonkeyPa
     assert counted["accepted"] > counted["trees"]
     assert kernels.attended - attended > 20
     assert 0 < kernels.committed - committed <= counted["trees"]
+
+
+@pytest.mark.parametrize(
+    ("family", "drafter", "scenario"),
+    [("llava", "head", SCENARIO), ("llava", "exit", SCENARIO), ("qwen2_5_vl", "itself", CHUNKS)],
+)
+def test_other_drafters_and_families(
+    family: str, drafter: str, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads and exits, M-RoPE, prompts in chunks beside trees, prefixes found in the cache."""
+    target, batch = build(family), prompts(family)
+    plain = [
+        tokens(answers(engine(target, **scenario.options), batch, scenario.params())) for _ in range(scenario.rounds)
+    ]
+    Kernels().install(monkeypatch)
+    with flash_attention(monkeypatch):
+        llm = gpu_engine(target, speculative(drafter, family), monkeypatch, **scenario.options)
+        before = tally(llm)
+        found = [tokens(answers(llm, batch, scenario.params())) for _ in range(scenario.rounds)]
+        after = tally(llm)
+    assert found == plain
+    assert after["trees"] - before["trees"] > 10
+    assert after["drafter_failures"] == 0
 
 
 @pytest.mark.parametrize("way", ["FlashAttention for the prefix, merged with the nodes", "plain torch"])

@@ -11,10 +11,11 @@ from vllm.config import CUDAGraphMode
 from vllm_specvlm import ops
 from vllm_specvlm.engine import attention_gpu
 from vllm_specvlm.engine.runner import TreeModelRunner
-from vllm_specvlm.engine.sampling import greedy_tokens
+from vllm_specvlm.engine.sampling import greedy_tokens, sampled_at_once
 from vllm_specvlm.engine.tree_attention import KernelAttention
 from vllm_specvlm.engine.tree_dispatcher import TreeDispatcher
 from vllm_specvlm.engine.tree_memory import TreeMemory
+from vllm_specvlm.tree.race import race
 
 
 class TreeGPUModelRunner(TreeModelRunner):
@@ -53,6 +54,8 @@ class TreeGPUModelRunner(TreeModelRunner):
         hidden, _ = self._dummy_run(rows)
         logits = self.model.compute_logits(hidden[:rows])
         greedy_tokens(logits)
+        law = logits[: sampled_at_once(logits)].float().softmax(dim=-1)
+        race(law, torch.zeros(len(law), dtype=torch.int64, device=law.device))
 
     def _largest_pictures(self) -> Mapping[str, Any] | None:
         """Pixels of as many pictures of the largest size as vLLM encodes at once; None for a text model."""

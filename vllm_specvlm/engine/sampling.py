@@ -82,11 +82,13 @@ def target_tokens(
         return tokens
     assert metadata.temperature is not None
     temperature = metadata.temperature[request_of_row]
-    rows = (temperature >= GREEDY_BELOW).nonzero().flatten()
+    # Finding them makes the CPU wait for a GPU.
+    everyone = torch.arange(len(logits), device=logits.device)
+    rows = everyone if metadata.all_random else everyone[temperature >= GREEDY_BELOW]
     if not len(rows):
         return tokens
     # A few rows at a time: a batch of large trees has thousands, each with a copy of the vocabulary per operation.
-    for chunk in rows.split(max(1, _CHUNK_ELEMENTS // logits.shape[1])):
+    for chunk in rows.split(sampled_at_once(logits)):
         requests = request_of_row[chunk]
         scaled = apply_top_k_top_p(
             _above_min_p(logits[chunk].float() / temperature[chunk].unsqueeze(-1), requests, metadata),
@@ -96,9 +98,16 @@ def target_tokens(
         probabilities = scaled.softmax(dim=-1)
         # A row of overflowed logits has no law to draw from; it keeps its arg-max, and its neighbours their draws.
         drawable = probabilities.isfinite().all(dim=-1)
-        chosen = chunk[drawable]
-        tokens[chosen] = race(probabilities[drawable], position_keys(seeds[chosen], positions[chosen]))
+        laws = torch.where(drawable[:, None], probabilities, 1.0)
+        drawn = race(laws, position_keys(seeds[chunk], positions[chunk]))
+        tokens[chunk] = torch.where(drawable, drawn, tokens[chunk])
     return tokens
+
+
+def sampled_at_once(logits: torch.Tensor) -> int:
+    """Rows of [rows, vocabulary] that are drawn for together: few where memory is small, more where launches cost."""
+    elements = _CHUNK_ELEMENTS if logits.device.type == "cpu" else 2 * _CHUNK_ELEMENTS
+    return max(1, elements // logits.shape[1])
 
 
 def greedy_tokens(logits: torch.Tensor) -> torch.Tensor:
