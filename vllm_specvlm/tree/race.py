@@ -24,9 +24,9 @@ def race(probs: Tensor, keys: Tensor) -> Tensor:
     noise; which law it has does not matter to this one.
 
     A token of probability 0 never wins. Each row depends on its own law and key only. Temporary memory is bounded (five
-    times 4 MiB, or five rows; on other devices five times 64 MiB) by working on some rows at a time; rows of one key are worked on together, since they
-    share their noise. On the CPU a row without positive, finite mass raises ValueError; on other devices, where
-    looking would cost a synchronisation, such a row's token is undefined.
+    times 4 MiB, or five rows; on other devices than the CPU five times 64 MiB) by working on some rows at a time; rows
+    of one key are worked on together, since they share their noise. On the CPU a row without positive, finite mass
+    raises ValueError; on other devices, where looking would cost a synchronisation, such a row's token is undefined.
     """
     count, vocabulary = probs.shape
     winners = torch.empty(count, dtype=torch.int64, device=probs.device)
