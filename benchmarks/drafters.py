@@ -9,6 +9,8 @@ computes for a prompt before its first tree.
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,19 +36,32 @@ def methods(drafts: Sequence[str], shape: dict[str, Any]) -> list[Method]:
 
 
 def _name(draft: str) -> str:
-    return draft.rstrip("/").rpartition("/")[2]
+    """The folder's; of a run's checkpoint the run's."""
+    *above, last = draft.rstrip("/").split("/")
+    return above[-1] if above and last.startswith("step-") else last
 
 
-def compressor(draft: str) -> dict[str, Any]:
-    """`compressor` and `ratio` of a feature head; None for other drafts."""
+def compressor(draft: str, visual: int) -> dict[str, Any]:
+    """`compressor`, `ratio` and the `visual_tokens` that it leaves of `visual` ones; None for other drafts than heads.
+
+    Of a gate that selects, the tokens are those of its greatest branch.
+    """
     from vllm_specvlm import zoo
+    from vllm_specvlm.compress import count
     from vllm_specvlm.draft import head_config
 
     folder = zoo.resolve(draft)
     if not head_config.is_head(folder):
-        return {"compressor": None, "ratio": None}
+        return {"compressor": None, "ratio": None, "visual_tokens": None}
     config = head_config.read_config(folder)[0].compressor
-    return {"compressor": config.kind, "ratio": config.ratio or None}
+    side = math.isqrt(visual)
+    left = count.count(config, visual, (side, side) if side * side == visual else None)
+    return {"compressor": config.kind, "ratio": config.ratio or None, "visual_tokens": left}
+
+
+def visual_tokens(target: str) -> int:
+    """Visual tokens of a picture, for targets that have a fixed number: LLaVA's."""
+    return int(json.loads((Path(target) / "config.json").read_text())["image_seq_length"])
 
 
 def ask(engine: Engine, questions: Sequence[Question]) -> list[Round]:
@@ -54,12 +69,13 @@ def ask(engine: Engine, questions: Sequence[Question]) -> list[Round]:
     return [engine.ask([question], 1) for question in questions]
 
 
-def prefill_ms(engine: Engine, questions: Sequence[Question]) -> float | None:
+def prefill_ms(engine: Engine, questions: Sequence[Question], planned: bool) -> float | None:
     """Milliseconds in the drafter's passes between the first token and the first tree; None without a drafter."""
     if engine.tally() is None:
         return None
     engine.call(show, "right")
-    engine.call("specvlm_force", 1)  # the planner would not draft for so short an answer
+    if planned:
+        engine.call("specvlm_force", 1)  # the planner would not draft for so short an answer
     spent = []
     for question in questions:
         first = engine.tally()
@@ -114,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vllm_specvlm import zoo
 
     target = zoo.resolve(arguments.target)
+    visual = visual_tokens(target)
     shape = {} if arguments.nodes is None else {"num_speculative_tokens": arguments.nodes, "planner": False}
     settings = {
         "model": target,
@@ -144,11 +161,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             mine = rounds[_name(draft)]
             for task in (*sorted(set(kinds)), "all"):
                 at = [i for i, kind in enumerate(kinds) if task in (kind, "all")]
-                setting = {"drafter": _name(draft), **compressor(draft), "task": task, "picture": pictures}
+                setting = {"drafter": _name(draft), **compressor(draft, visual), "task": task, "picture": pictures}
                 table.append(row([mine[i] for i in at], [rounds["plain"][i] for i in at], setting))
         print_rows([r for r in table if r["picture"] == pictures])
     planned = arguments.nodes is None
-    prefills = {name: prefill_ms(engine, questions[:16]) for name, engine in engines.items()} if planned else {}
+    prefills = {name: prefill_ms(engine, questions[:16], planned) for name, engine in engines.items()}
     print("drafter's prefill, ms:", prefills, flush=True)
     tallies = {name: tally for name, engine in engines.items() if (tally := engine.tally()) is not None}
     for engine in engines.values():

@@ -101,6 +101,33 @@ def by_task(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def compressors(report: dict[str, Any]) -> str:
+    """A row per head: what its compressor leaves of a picture, what that costs in acceptance, what it saves."""
+    rows = [row for row in report["rows"] if row["task"] != "all" and row["picture"] == "right"]
+    heads = {}
+    for row in rows:
+        heads.setdefault(row["drafter"], []).append(row)
+    means = {
+        name: [statistics.mean(row[key] for row in mine) for key in ("acceptance_length", "tpot_speedup")]
+        for name, mine in heads.items()
+    }
+    (whole,) = [name for name, mine in heads.items() if mine[0]["compressor"] == "none"]
+    prefill = report["prefill_ms"]
+    lines = [
+        "| compressor | visual tokens | tokens a check | against all tokens | draft's prefill | TPOT |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, mine in sorted(heads.items(), key=lambda item: -item[1][0]["visual_tokens"]):
+        kind, ratio = mine[0]["compressor"], mine[0]["ratio"]
+        accepted, speed = means[name]
+        lines.append(
+            f"| {kind}{f', {ratio:g}x' if ratio else ''} | {mine[0]['visual_tokens']} | {accepted:.2f} "
+            f"| {accepted / means[whole][0] - 1:+.1%} | {prefill[name]:.1f} ms ({prefill[whole] / prefill[name]:.1f}x "
+            f"cheaper) | {speed:.2f}x |"
+        )
+    return "\n".join(lines)
+
+
 def server(report: dict[str, Any]) -> str:
     """A row per method: what a streaming client sees."""
     lines = ["| | time to first token | time per token | whole answers | same text |", "|---|---|---|---|---|"]
@@ -147,6 +174,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "drafters": _placed(drafters, "drafters-float32"),
     "load": _placed(load, "load-float32"),
     "scenes": _placed(by_task, "scenes-float32"),
+    "compressors": _placed(compressors, "compressors-float32"),
+    "compressors_576": _placed(compressors, "compressors-576-float32"),
     "server": _placed(server, "server-float32"),
     "accuracy": lambda: accuracy(json.loads(EVALUATION.read_text())),
 }

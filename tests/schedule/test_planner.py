@@ -215,3 +215,23 @@ def test_trust_comes_back() -> None:
     keep(planned, 16, 1.0, 40)
     assert Mode.PLAIN in keep(planned, 16, 0.6, 60)[40:]
     assert keep(planned, 16, 1.0, 400)[-20:].count(Mode.TREES) > 15
+
+
+def test_promises_that_are_exceeded_are_believed_too() -> None:
+    """Some batch is just too large for what is promised, and not for what comes."""
+
+    def speculates(share: float) -> list[bool]:
+        planned = planner(IDLE_SHAPE)
+        keep(planned, 16, share, 100)
+        return [planned.plan(many, [READY] * many).mode is Mode.TREES for many in range(16, 128)]
+
+    assert sum(speculates(1.3)) > sum(speculates(1.0)) > 0
+
+
+def test_what_plain_steps_cost_is_asked_once_for_neighbouring_batches() -> None:
+    """Requests come and go: 12 and 13 of them need no measurement each."""
+    planned = planner(IDLE_SHAPE)
+    keep(planned, 12, 1.0, 200)
+    asked = [mode for many in (10, 11, 13, 14) for mode in keep(planned, many, 1.0, 16)]
+    assert asked.count(Mode.PLAIN) == 0
+    assert Mode.PLAIN in keep(planned, 1, 1.0, 16)

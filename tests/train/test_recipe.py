@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from vllm_specvlm.train import recipe as recipes
 from vllm_specvlm.train.errors import RecipeError
 
 MINIMAL = 'target = "t"\n[[data]]\nsource = "specvlm/reference"\n'
+COMPRESSORS = runpy.run_path("benchmarks/compressors.py")
 
 
 def load(tmp_path: Path, text: str) -> recipes.Recipe:
@@ -27,6 +29,13 @@ def test_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(Path("benchmarks/recipes").glob("*.toml")), ids=lambda path: path.name)
 def test_the_recipes_that_come_along(path: Path) -> None:
     recipes.load(path)
+
+
+@pytest.mark.parametrize("name", COMPRESSORS["COMPRESSORS"])
+def test_the_recipes_that_the_benchmark_of_compressors_writes(name: str, tmp_path: Path) -> None:
+    said = {"name": name, "target": "t", "images": "i", "start": "h", "steps": 3}
+    text = COMPRESSORS["RECIPE"].format(compressor=COMPRESSORS["COMPRESSORS"][name], **said)
+    assert load(tmp_path, text).head.compressor.kind == name.partition("-")[0]
 
 
 @pytest.mark.parametrize(

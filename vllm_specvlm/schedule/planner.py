@@ -36,14 +36,15 @@ _PLAIN_EVERY = 128
 """Steps with trees after which a plain step refreshes what plain decoding costs here."""
 _PLAIN_SEEN = 3
 _PLAIN_SOON = 8
-"""The same while fewer than three plain steps of about this many requests were seen, or asked for in vain: steps with
-prompts in them cannot be told apart."""
+"""The same while fewer than three plain steps of half to twice as many requests were seen, or asked for in vain: steps
+with prompts in them cannot be told apart."""
 _PROBE_NODES = 4
 _TRUST_WEIGHT = 0.1
-"""Weight of one step in how far promises are trusted, from 16 requests on; fewer say proportionally less, as one
+"""Weight of one step in what promises are worth, from 16 requests on; fewer say proportionally less, as one
 request's accepted tokens vary by half their mean."""
 _FORGIVEN = 1 / 64
-"""Share of lost trust that a plain step gives back: what did not pay is tried again, for some ten steps in eighty."""
+"""Share of its distance from 1 that trust loses in a plain step: what did not pay is tried again, for some ten steps in
+eighty."""
 _REMEMBER_FOR = 8
 """Steps an expectation is used before it is computed anew."""
 
@@ -95,13 +96,13 @@ class Planner:
         plain = requests / self.costs.plain.at(requests)
         chosen = self._worth_feeding(requests, candidates, plain)
         promised = self._expect(requests, len(chosen)) if chosen else 0.0
-        # The best of many estimates is too good on average, and not all that a step costs is in them.
-        expected = promised * min(self._trust, 1.0)
+        expected = promised * self._trust
         self._promised = 0.0
         self._speculating = bool(chosen) and expected > plain * (1.0 if self._speculating else _MARGIN)
         if self._speculating:
             self._since_plain += 1
-            known = max(self.costs.plain.seen(requests), self._refreshed.get(requests, 0)) >= _PLAIN_SEEN
+            asked = sum(times for many, times in self._refreshed.items() if requests <= 2 * many <= 4 * requests)
+            known = max(self.costs.plain.seen_near(requests), asked) >= _PLAIN_SEEN
             if self._since_plain < (_PLAIN_EVERY if known else _PLAIN_SOON):
                 self._promised = promised
                 return self._draft(Mode.TREES, expected, chosen, candidates)
@@ -122,7 +123,10 @@ class Planner:
         """Candidates whose answer is expected to repay what the drafter must compute first."""
         if len(self._memory) < _LEARNING:
             return []
-        saved = requests / plain - requests / max(self._expect(requests, len(candidates)), 1e-9) if candidates else 0.0
+        if not candidates:
+            return []
+        expected = self._expect(requests, len(candidates)) * self._trust
+        saved = requests / plain - requests / max(expected, 1e-9)
         rows = sum(c.backlog for c in candidates)
         row = self.costs.feed.at(rows) / rows if rows else 0.0
         # `saved` is seconds per token of every request; one request's share of the batch's time is 1 / requests.
