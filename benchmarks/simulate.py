@@ -28,7 +28,7 @@ from vllm_specvlm.schedule.simulator import Prediction, simulate
 from vllm_specvlm.schedule.trace import TracedRequest
 from vllm_specvlm.tree.tree_shape import TreeShape
 
-POLICIES = ("plain", "tree-8", "planned")
+POLICIES = ("plain", "chain-5", "tree-8", "planned")
 SHAPE = TreeShape(nodes=32, depth=6, width=4, top_k=4)
 """Of the planned trees and of the recorded ones."""
 
@@ -38,6 +38,7 @@ def methods(draft: str, profile: Path) -> list[Method]:
     ours = {"method": "specvlm", "model": draft, "depth": SHAPE.depth, "width": SHAPE.width, "top_k": SHAPE.top_k}
     return [
         Method("plain", None),
+        Method("chain-5", {**ours, "num_speculative_tokens": 5, "tree": "chain", "depth": 5}),
         Method("tree-8", {**ours, "num_speculative_tokens": 8, "planner": False}),
         Method("planned", {**ours, "num_speculative_tokens": SHAPE.nodes, "profile": str(profile)}),
     ]
@@ -47,7 +48,7 @@ def calibrated(arguments: argparse.Namespace, path: Path) -> Path:
     """A profile at `path`, measured in a process of its own."""
     command = [sys.executable, "-m", "vllm_specvlm.cli", "calibrate", "--target", arguments.target]
     command += ["--draft", arguments.draft, "--dtype", arguments.dtype, "--batch", str(max(arguments.concurrency))]
-    command += ["--out", str(path), *(["--quick"] if arguments.quick else [])]
+    command += ["--contexts", *map(str, arguments.contexts), "--out", str(path), *(["--quick"] if arguments.quick else [])]
     subprocess.run(command, env={"VLLM_CPU_OMP_THREADS_BIND": "nobind", **os.environ}, check=True)
     return path
 
@@ -102,6 +103,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument(
+        "--contexts", type=int, nargs="+", default=[96], help="to calibrate at: prompts and half the answers"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument(

@@ -190,3 +190,9 @@ def test_ctrl_c_in_the_middle(tmp_path: Path) -> None:
         assert process.wait(60) == 130, words.read_text()[-2000:]
     assert "nothing was written" in words.read_text()
     assert [file.name for file in tmp_path.iterdir()] == ["stderr.txt"]
+
+
+def test_contexts_may_be_those_of_the_traffic() -> None:
+    assert tuple(calibrate.grid(4, quick=False).contexts) == (128, 768)
+    assert list(calibrate.grid(4, quick=False, contexts=[300, 96, 300]).contexts) == [96, 300]
+    assert list(calibrate.grid(4, quick=True, contexts=[300, 96]).contexts) == [96]

@@ -194,7 +194,7 @@ def keep(planned: Planner, requests: int, share: float, steps: int) -> list[Mode
         if plan.mode is Mode.PLAIN:
             planned.spent(planned.costs.plain.at(requests))
             continue
-        planned.cut([(np.log([0.3, 0.05]).tolist(), [1, 1])] * len(plan.chosen), [True] * len(plan.chosen))
+        planned.cut([(np.log([0.4, 0.05]).tolist(), [1, 1])] * len(plan.chosen), [True] * len(plan.chosen))
         if plan.mode is Mode.TREES:
             planned.achieved(requests, 1000, 1000 / (share * planned._promised))
     return modes

@@ -48,6 +48,13 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--tensor-parallel", metavar="N", type=_count, default=1, help="ranks")
     result.add_argument("--batch", metavar="N", type=_count, default=16, help="most requests at a time (default: 16)")
+    result.add_argument(
+        "--contexts",
+        metavar="N",
+        type=_count,
+        nargs="+",
+        help="prompt tokens to calibrate at, such as your traffic's (default: 128 768)",
+    )
     result.add_argument("--kv-gib", metavar="N", type=_count, default=1, help="KV cache, GiB (default: 1)")
     result.add_argument("--out", metavar="FILE", type=Path, default=Path(DEFAULT_FILE), help=f"default: {DEFAULT_FILE}")
     result.add_argument("--quick", action="store_true", help="fewer sizes and steps: a rough profile")
@@ -91,14 +98,15 @@ def _model(option: str, name: str) -> str:
     return found
 
 
-def grid(batch: int, quick: bool) -> Grid:
+def grid(batch: int, quick: bool, contexts: Sequence[int] | None = None) -> Grid:
     """The sizes to go through, up to so many requests."""
     from vllm_specvlm.cli import calibration
 
     batches = [*(size for size in calibration.BATCHES if size < batch), batch]
+    chosen = sorted(set(contexts or calibration.CONTEXTS))
     if quick:
-        return calibration.Grid((calibration.CONTEXTS[0],), sorted({1, *batches[::-2]}), (0, 1, 4, 16), steps=3)
-    return calibration.Grid(calibration.CONTEXTS, batches, calibration.NODES)
+        return calibration.Grid(chosen[:1], sorted({1, *batches[::-2]}), (0, 1, 4, 16), steps=3)
+    return calibration.Grid(chosen, batches, calibration.NODES)
 
 
 def measure(options: argparse.Namespace) -> Profile:
@@ -111,7 +119,7 @@ def measure(options: argparse.Namespace) -> Profile:
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for the table
     if not options.verbose:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    sizes = grid(options.batch, options.quick)
+    sizes = grid(options.batch, options.quick, options.contexts)
     say("starting the engine")
     from vllm import LLM
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from vllm_specvlm.zoo import parts
 
 NAMES = {"specvlm/reference-target": "target", "specvlm/reference-draft": "draft"}
-HEADS = {"specvlm/reference-head": "reference-head"}  # feature heads ship whole
+HEADS = {f"specvlm/{name}": name for name in ("reference-head", "scenes-head")}  # feature heads ship whole
 SCENES = ("specvlm/scenes-target", "specvlm/scenes-target-576")
 MODELS = (*NAMES, *HEADS, *SCENES)
 
