@@ -12,13 +12,13 @@ def show(worker: Any, pictures: str) -> None:
     sees the right ones.
 
     Raises:
-        ValueError: it is an early exit, which sees what its target sees.
+        ValueError: it is an early exit, which sees what its target sees, or lookup, which sees nothing.
     """
     drafter = worker.model_runner.drafter._model
     source = getattr(drafter, "_pictures", None) or getattr(drafter, "_vision", None)
     if source is None:
         if pictures != "right":
-            raise ValueError("An early exit sees the pictures its target sees; ask for --pictures right.")
+            raise ValueError("This drafter looks at no pictures of its own; ask for --pictures right.")
         return
     vars(source).pop("get", None)
     vars(source).pop("embeddings", None)

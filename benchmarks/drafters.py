@@ -3,7 +3,8 @@
 Greedy, one request at a time; every drafter in an engine of its own, taking turns with plain vLLM. `picture` is what
 the *drafter* sees, the target always sees the right one. `tpot_speedup` compares the median time per token after the
 first, `e2e_speedup` whole answers, `ttft_ratio` the median time to the first token; `prefill_ms` is what the drafter
-computes for a prompt before its first tree.
+computes for a prompt before its first tree. A draft called `lookup` is the drafter without a model, `NAME+lookup` is
+NAME with lookup merged into its trees.
 """
 
 from __future__ import annotations
@@ -28,17 +29,26 @@ def methods(drafts: Sequence[str], shape: dict[str, Any]) -> list[Method]:
     Raises:
         ValueError: two drafts have one name.
     """
-    names = [_name(draft) for draft in drafts]
+    names = [draft_name(draft) for draft in drafts]
     if len(set(names)) < len(names):
         raise ValueError(f"Two drafts are called the same ({', '.join(names)}); rename a folder.")
-    ours = [Method(_name(draft), {"method": "specvlm", "model": draft, **shape}) for draft in drafts]
+    ours = [Method(draft_name(draft), {"method": "specvlm", **drafting(draft), **shape}) for draft in drafts]
     return [Method("plain", None), *ours]
 
 
-def _name(draft: str) -> str:
+def draft_name(draft: str) -> str:
     """The folder's; of a run's checkpoint the run's."""
-    *above, last = draft.rstrip("/").split("/")
-    return above[-1] if above and last.startswith("step-") else last
+    mixed = "+lookup" if draft.endswith("+lookup") else ""
+    *above, last = draft.removesuffix(mixed).rstrip("/").split("/")
+    return (above[-1] if above and last.startswith("step-") else last) + mixed
+
+
+def drafting(draft: str) -> dict[str, Any]:
+    """The options that make a draft of this name."""
+    if draft == "lookup":
+        return {}
+    model = draft.removesuffix("+lookup")
+    return {"model": model, "with_lookup": True} if model != draft else {"model": model}
 
 
 def compressor(draft: str, visual: int) -> dict[str, Any]:
@@ -50,7 +60,7 @@ def compressor(draft: str, visual: int) -> dict[str, Any]:
     from vllm_specvlm.compress import count
     from vllm_specvlm.draft import head_config
 
-    folder = zoo.resolve(draft)
+    folder = zoo.resolve(drafting(draft).get("model", ""))
     if not head_config.is_head(folder):
         return {"compressor": None, "ratio": None, "visual_tokens": None}
     config = head_config.read_config(folder)[0].compressor
@@ -158,10 +168,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                     rounds[name].append(engine.ask([question], 1))
         kinds = [each.kind for each in asked] * arguments.repeats
         for draft in arguments.drafts:
-            mine = rounds[_name(draft)]
+            mine = rounds[draft_name(draft)]
             for task in (*sorted(set(kinds)), "all"):
                 at = [i for i, kind in enumerate(kinds) if task in (kind, "all")]
-                setting = {"drafter": _name(draft), **compressor(draft, visual), "task": task, "picture": pictures}
+                setting = {"drafter": draft_name(draft), **compressor(draft, visual), "task": task, "picture": pictures}
                 table.append(row([mine[i] for i in at], [rounds["plain"][i] for i in at], setting))
         print_rows([r for r in table if r["picture"] == pictures])
     planned = arguments.nodes is None

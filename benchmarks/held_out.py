@@ -22,13 +22,14 @@ class Asked:
     """The same for `LLM.generate`."""
 
 
-def questions(target: str, count: int, seed: int) -> list[Asked]:
+def questions(target: str, count: int, seed: int, of: str | None = None) -> list[Asked]:
     """`count` held-out questions about pictures, kinds mixed.
 
     Args:
         target: name or folder; its chat template is used. `specvlm/scenes-*` is asked the six tasks of its committed
             test set, in dialogues after right answers to the questions before; any other what `zoo.prompts` asks.
         count: at most so many; the scenes' test set ends.
+        of: another target, whose questions are asked in the place of the target's own.
         seed: of `zoo.prompts`, and of the order of the scenes.
     """
     from transformers import AutoTokenizer
@@ -37,7 +38,7 @@ def questions(target: str, count: int, seed: int) -> list[Asked]:
 
     tokenizer = AutoTokenizer.from_pretrained(zoo.resolve(target))
     made = []
-    for messages, picture, kind in (_scenes if target.startswith("specvlm/scenes-") else _shapes)(count, seed):
+    for messages, picture, kind in (_scenes if (of or target).startswith("specvlm/scenes-") else _shapes)(count, seed):
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         made.append(Asked(messages, picture, kind, {"prompt": text, "multi_modal_data": {"image": picture}}))
     return made

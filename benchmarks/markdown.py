@@ -104,7 +104,7 @@ def by_task(report: dict[str, Any]) -> str:
 def compressors(report: dict[str, Any]) -> str:
     """A row per head: what its compressor leaves of a picture, what that costs in acceptance, what it saves."""
     rows = [row for row in report["rows"] if row["task"] != "all" and row["picture"] == "right"]
-    heads = {}
+    heads: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         heads.setdefault(row["drafter"], []).append(row)
     means = {
@@ -140,6 +140,47 @@ def server(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+FAMILIES = {
+    "llava": "LLaVA-1.5",
+    "llava_next": "LLaVA-NeXT (any resolution)",
+    "llava_onevision": "LLaVA-OneVision",
+    "qwen2_vl": "Qwen2-VL",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL",
+    "idefics3": "Idefics3",
+    "smolvlm": "SmolVLM",
+    "internvl": "InternVL 3",
+    "mistral3": "Mistral 3",
+}
+
+
+def support(report: dict[str, Any]) -> str:
+    """A row per family, a column per drafter: whether all cases passed, and how many there are."""
+    cases = report["cases"]
+    drafters = list(dict.fromkeys(sorted(case["drafter"] for case in cases)))
+    families = sorted(
+        {case["family"] for case in cases}, key=lambda name: (list(FAMILIES).index(name.split(",")[0]), name)
+    )
+    lines = ["| | " + " | ".join(drafters) + " |", "|---|" + "---|" * len(drafters)]
+    for family in families:
+        name, comma, more = family.partition(",")
+        cells = []
+        for drafter in drafters:
+            mine = [
+                case["outcome"] == "passed" for case in cases if (case["family"], case["drafter"]) == (family, drafter)
+            ]
+            cells.append(f"{'yes' if all(mine) else 'no'}, {len(mine)}" if mine else "not tested")
+        lines.append(f"| {FAMILIES[name]}{comma}{more} | " + " | ".join(cells) + " |")
+    passed = sum(case["outcome"] == "passed" for case in cases)
+    axes = (
+        (title, sorted({case[axis] for case in cases}))
+        for title, axis in (("sampling", "sampling"), ("way", "scenario"))
+    )
+    shown = "; ".join(f"{title}: {', '.join(values)}" for title, values in axes)
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    return "\n".join(lines) + f"\n\n{passed} of {len(cases)} cases passed ({shown}); {versions}, {report['date']}."
+
+
 def accuracy(report: dict[str, Any]) -> str:
     """A row per task of the scenes: share of the facts asked for that the target states."""
     lines = [
@@ -151,6 +192,19 @@ def accuracy(report: dict[str, Any]) -> str:
         lines.append(
             f"| `{task}` | {row['answers']} | " + " | ".join(shares) + f" | {row['right_picture']['tokens']:.0f} |"
         )
+    return "\n".join(lines)
+
+
+def traffic(report: dict[str, Any]) -> str:
+    """A row per drafter: tokens a check on the traffic and on the target's own tasks, and against the first drafter."""
+    rows = report["rows"]
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    tasks = ["traffic", "elsewhere", *(task for task in tasks if task not in ("traffic", "elsewhere"))]
+    lines = ["| drafter | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
+    for drafter in dict.fromkeys(row["drafter"] for row in rows):
+        mine = {row["task"]: row for row in rows if row["drafter"] == drafter}
+        cells = [f"{mine[task]['acceptance_length']:.2f} ({mine[task]['against_first']:.2f}x)" for task in tasks]
+        lines.append(f"| {drafter} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -174,12 +228,14 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "drafters": _placed(drafters, "drafters-float32"),
     "load": _placed(load, "load-float32"),
     "scenes": _placed(by_task, "scenes-float32"),
+    "traffic": _placed(traffic, "traffic-float32"),
     "compressors": _placed(compressors, "compressors-float32"),
     "compressors_576": _placed(compressors, "compressors-576-float32"),
     "server": _placed(server, "server-float32"),
+    "support": lambda: support(_read("support")),
     "accuracy": lambda: accuracy(json.loads(EVALUATION.read_text())),
 }
-PAGES = ("README.md", "docs/scenes.md")
+PAGES = ("README.md", "docs/scenes.md", "docs/training.md")
 
 
 def with_blocks(text: str) -> str:

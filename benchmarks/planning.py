@@ -61,6 +61,10 @@ class Stopwatch:
         self.seconds += time.perf_counter() - started
         return flags
 
+    def admit_free(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
+        """Never asked: nothing is known without a pass here."""
+        return [False] * len(scores)
+
 
 def planned_ms(requests: int, concentration: float, repeats: int) -> tuple[float, float]:
     """Median milliseconds that a step with trees spends in planner and calibration; mean levels of its trees."""
@@ -80,7 +84,7 @@ def planned_ms(requests: int, concentration: float, repeats: int) -> tuple[float
         roots = len(plan.chosen)
         grown = grow_scored(watch, SHAPE, [SHAPE.nodes] * roots, range(roots), gate=watch)
         started = time.perf_counter()
-        planner.cut([(g.log_probs, g.tree.depths) for g in grown.values()], [True] * roots)
+        planner.cut([(g.log_probs, g.passes) for g in grown.values()], [True] * roots)
         watch.seconds += time.perf_counter() - started
         if plan.mode is Mode.TREES:
             taken.append(1e3 * watch.seconds)

@@ -45,14 +45,16 @@ class Answer:
 class Server:
     """`specvlm serve` on a free port of this machine."""
 
-    def __init__(self, target: str, dtype: str, speculative: dict[str, Any] | None, log: Path) -> None:
+    def __init__(
+        self, target: str, dtype: str, speculative: dict[str, Any] | None, log: Path, options: Sequence[str] = ()
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         command = [sys.executable, "-m", "vllm_specvlm.cli", "serve", target, "--port", str(self.port)]
         command += ["--host", "127.0.0.1", "--served-model-name", "model", "--dtype", dtype, "--enforce-eager"]
         command += ["--max-model-len", "1024", "--max-num-seqs", "8", "--kv-cache-memory-bytes", str(256 << 20)]
-        command += ["--no-enable-prefix-caching"]
+        command += ["--no-enable-prefix-caching", *options]
         if speculative is not None:
             command += ["--speculative-config", json.dumps(speculative)]
         environment = {**os.environ, "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}

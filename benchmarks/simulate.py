@@ -48,7 +48,13 @@ def calibrated(arguments: argparse.Namespace, path: Path) -> Path:
     """A profile at `path`, measured in a process of its own."""
     command = [sys.executable, "-m", "vllm_specvlm.cli", "calibrate", "--target", arguments.target]
     command += ["--draft", arguments.draft, "--dtype", arguments.dtype, "--batch", str(max(arguments.concurrency))]
-    command += ["--contexts", *map(str, arguments.contexts), "--out", str(path), *(["--quick"] if arguments.quick else [])]
+    command += [
+        "--contexts",
+        *map(str, arguments.contexts),
+        "--out",
+        str(path),
+        *(["--quick"] if arguments.quick else []),
+    ]
     subprocess.run(command, env={"VLLM_CPU_OMP_THREADS_BIND": "nobind", **os.environ}, check=True)
     return path
 

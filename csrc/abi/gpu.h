@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-enum { SPECVLM_GPU_ABI = 1, SPECVLM_GPU_MOST_SPLITS = 16, SPECVLM_GPU_MOST_LAYERS = 128 };
+enum { SPECVLM_GPU_ABI = 2, SPECVLM_GPU_MOST_SPLITS = 16, SPECVLM_GPU_MOST_LAYERS = 128 };
 
 typedef struct {
   int32_t dtype;                 // SPECVLM_FLOAT, ...
@@ -55,6 +55,17 @@ typedef struct {
   const void* dense_value[SPECVLM_GPU_MOST_LAYERS];
 } specvlm_gpu_commit;
 
+// Every PTX wrapper run once by one warp (see gpu/wrappers.cu); numbers of 16 bits, each result as the lanes hold it.
+typedef struct {
+  int32_t bf16;                     // else half
+  const uint16_t *left, *right;     // [16, 16]
+  const float* exponents;           // [32]
+  uint32_t *plain, *transposed;     // [32, 4]: left by ldmatrix, right by ldmatrix.trans
+  uint32_t* zeroed;                 // [32, 4]: what a copy without a source leaves
+  float* product;                   // [2, 32, 4]: 1 + left right, in halves of eight columns
+  float* powers;                    // [32]
+} specvlm_gpu_wrappers;
+
 int specvlm_gpu_abi(void);
 int specvlm_gpu_has_head_size(int32_t head_size);
 // How many splits fill the current device (1 .. SPECVLM_GPU_MOST_SPLITS); requests, listed and heads must be set.
@@ -67,6 +78,7 @@ int specvlm_gpu_walk_trees(const specvlm_walk*, void* stream);
 int specvlm_gpu_race(const specvlm_race*, void* stream);
 int specvlm_gpu_grow_level(const specvlm_growth*, void* stream);
 int specvlm_gpu_describe_trees(const specvlm_tree_tables*, void* stream);
+int specvlm_gpu_try_wrappers(const specvlm_gpu_wrappers*, void* stream);
 const char* specvlm_gpu_message(int error);
 
 #ifdef __cplusplus

@@ -30,6 +30,9 @@
 #define SPECVLM_DESCRIBE_SCHEMA                                                                              \
   "describe_trees(Tensor counts, Tensor tokens, Tensor parents, int bits, Tensor(a!) codes, "                \
   "Tensor(b!) ancestors, Tensor(c!) depths) -> ()"
+#define SPECVLM_WRAPPERS_SCHEMA                                                                      \
+  "try_wrappers(Tensor left, Tensor right, Tensor exponents, Tensor(a!) plain, Tensor(b!) transposed, " \
+  "Tensor(c!) zeroed, Tensor(d!) product, Tensor(e!) powers) -> ()"
 
 namespace {
 

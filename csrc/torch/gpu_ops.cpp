@@ -25,6 +25,7 @@ struct Kernels {
   decltype(&specvlm_gpu_race) race;
   decltype(&specvlm_gpu_grow_level) grow_level;
   decltype(&specvlm_gpu_describe_trees) describe_trees;
+  decltype(&specvlm_gpu_try_wrappers) try_wrappers;
   decltype(&specvlm_gpu_message) message;
 };
 
@@ -35,7 +36,8 @@ void* current_stream(int32_t) { return nullptr; }
 const Kernels& kernels() {
   static const Kernels all = {specvlm_gpu_has_head_size, specvlm_gpu_splits,         specvlm_gpu_attend,
                               specvlm_gpu_commit_rows,   specvlm_gpu_walk_trees,     specvlm_gpu_race,
-                              specvlm_gpu_grow_level,    specvlm_gpu_describe_trees, specvlm_gpu_message};
+                              specvlm_gpu_grow_level,    specvlm_gpu_describe_trees, specvlm_gpu_try_wrappers,
+                              specvlm_gpu_message};
   return all;
 }
 struct OnDevice {
@@ -79,6 +81,7 @@ Kernels load_kernels() {
           reinterpret_cast<decltype(&specvlm_gpu_race)>(find("specvlm_gpu_race")),
           reinterpret_cast<decltype(&specvlm_gpu_grow_level)>(find("specvlm_gpu_grow_level")),
           reinterpret_cast<decltype(&specvlm_gpu_describe_trees)>(find("specvlm_gpu_describe_trees")),
+          reinterpret_cast<decltype(&specvlm_gpu_try_wrappers)>(find("specvlm_gpu_try_wrappers")),
           reinterpret_cast<decltype(&specvlm_gpu_message)>(find("specvlm_gpu_message"))};
 }
 const Kernels& kernels() {
@@ -262,6 +265,35 @@ void describe_trees(const Tensor counts, const Tensor tokens, const Tensor paren
   check_result("describe_trees", kernels().describe_trees(&p, current_stream(tokens.get_device_index())));
 }
 
+void try_wrappers(const Tensor left, const Tensor right, const Tensor exponents, Tensor plain, Tensor transposed,
+                  Tensor zeroed, Tensor product, Tensor powers) {
+  constexpr const char* kName = "try_wrappers";
+  STD_TORCH_CHECK(on_gpu(left), "try_wrappers: left is not on a GPU.");
+  const ScalarType dtype = left.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Half || dtype == ScalarType::BFloat16, "try_wrappers: left must be float16 or "
+                  "bfloat16.");
+  const struct { const Tensor& tensor; ScalarType dtype; int64_t count; } all[] = {
+      {left, dtype, 256},          {right, dtype, 256},          {exponents, ScalarType::Float, 32},
+      {plain, ScalarType::Int, 128},  {transposed, ScalarType::Int, 128}, {zeroed, ScalarType::Int, 128},
+      {product, ScalarType::Float, 256}, {powers, ScalarType::Float, 32}};
+  for (const auto& one : all)
+    STD_TORCH_CHECK(one.tensor.scalar_type() == one.dtype && one.tensor.numel() == one.count &&
+                        one.tensor.is_contiguous() && one.tensor.is_cpu() == left.is_cpu() &&
+                        one.tensor.get_device_index() == left.get_device_index(),
+                    "try_wrappers: a tensor is not of the shape, dtype or device that belongs to it.");
+  check_aligned(left, kName, "left", 1);
+  check_aligned(right, kName, "right", 1);
+  const OnDevice guard(left);
+  specvlm_gpu_wrappers p{};
+  p.bf16 = dtype == ScalarType::BFloat16;
+  p.left = static_cast<const uint16_t*>(left.data_ptr()), p.right = static_cast<const uint16_t*>(right.data_ptr());
+  p.exponents = static_cast<const float*>(exponents.data_ptr());
+  p.plain = static_cast<uint32_t*>(plain.data_ptr()), p.transposed = static_cast<uint32_t*>(transposed.data_ptr());
+  p.zeroed = static_cast<uint32_t*>(zeroed.data_ptr());
+  p.product = static_cast<float*>(product.data_ptr()), p.powers = static_cast<float*>(powers.data_ptr());
+  check_result(kName, kernels().try_wrappers(&p, current_stream(left.get_device_index())));
+}
+
 }  // namespace
 
 #if defined(SPECVLM_EMULATED)
@@ -272,6 +304,7 @@ STABLE_TORCH_LIBRARY(vllm_specvlm_emulated, m) {
   m.def(SPECVLM_RACE_SCHEMA);
   m.def(SPECVLM_GROW_SCHEMA);
   m.def(SPECVLM_DESCRIBE_SCHEMA);
+  m.def(SPECVLM_WRAPPERS_SCHEMA);
 }
 STABLE_TORCH_LIBRARY_IMPL(vllm_specvlm_emulated, CPU, m) {
 #else
@@ -283,4 +316,5 @@ STABLE_TORCH_LIBRARY_IMPL(vllm_specvlm, CUDA, m) {
   m.impl("race", TORCH_BOX(&race));
   m.impl("grow_level", TORCH_BOX(&grow_level));
   m.impl("describe_trees", TORCH_BOX(&describe_trees));
+  m.impl("try_wrappers", TORCH_BOX(&try_wrappers));
 }

@@ -32,6 +32,22 @@ def install(monkeypatch: pytest.MonkeyPatch, package: ModuleType, name: str, **c
     monkeypatch.setattr(package, name, module, raising=False)
 
 
+def test_a_gpu_without_kernels_is_a_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    assert checkup.CHECKS["GPU"] is checkup.check_gpu
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert checkup.check_gpu() == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "some GPU")
+    monkeypatch.setattr(ops, "has_cuda_kernels", lambda: False)
+    (found,) = checkup.check_gpu()
+    assert not found.ok and "nvcc" in found.remedy
+    monkeypatch.setattr(ops, "has_cuda_kernels", lambda: True)
+    (found,) = checkup.check_gpu()
+    assert found.ok and "specvlm selftest" in found.detail
+
+
 def test_all_well_is_status_0(healthy: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main([]) == 0
     assert "All is well." in capsys.readouterr().out

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vllm_specvlm.cli import serve
 from vllm_specvlm.cli.console import UserError
+from vllm_specvlm.traffic.recording import MIDDLEWARE, VARIABLE, Recording
 
 TARGET, DRAFT = "specvlm/reference-target", "specvlm/reference-draft"
 
@@ -110,3 +113,42 @@ def test_an_engine_that_refuses_ends_in_one_sentence(
     assert serve.main(["some/model"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "specvlm serve: pipeline parallelism is not supported: use --tensor-parallel-size."
+
+
+def test_nothing_is_recorded_unless_it_is_asked_for(
+    served: list[argparse.Namespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert serve.main(["some/model", "--middleware", "mine.Own"]) == 0
+    assert served[0].middleware == ["mine.Own"]
+    assert VARIABLE not in os.environ
+
+
+def test_recording_is_announced_to_the_servers_processes(
+    served: list[argparse.Namespace], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(VARIABLE, "")  # is put back afterwards
+    line = ["some/model", "--record", str(tmp_path / "log"), "--record-mib", "7", "--middleware", "mine.Own"]
+    assert serve.main([*line, "--served-model-name", "eyes", "look", "--record-redact", "json:loads"]) == 0
+    assert served[0].middleware == ["mine.Own", MIDDLEWARE]
+    assert Recording.announced() == Recording(str(tmp_path / "log"), "some/model", ("eyes", "look"), 7, "json:loads")
+    assert {path.name for path in (tmp_path / "log").iterdir()} == {"exchanges", "pictures"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--record", "/dev/null/log"], "Nothing can be recorded to '/dev/null/log'"),
+        (["--record", "{tmp}", "--record-redact", "no.such:thing"], "There is no redaction function 'no.such:thing'"),
+        (["--record", "{tmp}", "--record-redact", "json"], "There is no redaction function 'json'"),
+        (["--record", "{tmp}", "--record-redact", "json:__name__"], "'json:__name__' is no function"),
+        (["--record-redact", "json:loads"], "give --record DIR as well"),
+    ],
+)
+def test_recording_that_cannot_work_is_a_mistake(
+    options: list[str], told: str, served: list[argparse.Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+    with pytest.raises(UserError, match=told):
+        serve.main(["some/model", *(option.format(tmp=tmp_path) for option in options)])
+    assert not served

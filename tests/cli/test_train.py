@@ -57,12 +57,21 @@ def test_a_run_and_going_on(recipe: Path, tmp_path: Path, capsys: pytest.Capture
     assert f"the drafter is in {out}/step-000006" in capsys.readouterr().err
 
 
+def test_a_draft_of_the_targets_own_layers(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe.write_text(recipe.read_text().replace("[head]\nvocabulary = 64", "[draft]\nlayers = 1"))
+    assert cli.main(["train", str(recipe), "--out", str(tmp_path / "out"), "--json"]) == 0
+    folder = Path(json.loads(capsys.readouterr().out)["checkpoint"])
+    assert json.loads((folder / "config.json").read_text())["text_config"]["num_hidden_layers"] == 1
+    assert (folder / "tokenizer.json").is_file() and (folder / "processor_config.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("[training]\nspeed = 1\n", "has no key 'speed'"),
         ("[[data]]\nsource = 'none.jsonl'\n", "none.jsonl' cannot be read"),
         ("[head]\nfeature_layers = [7]\n", "reads layer 7"),
+        ("[draft]\nlayers = [1, 0]\n", "write a number above 0, or a list of layers"),
     ],
 )
 def test_mistakes(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
 import pytest
+
+from tests.exactness.support_cases import AXES, CASES
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKDOWN = runpy.run_path(str(ROOT / "benchmarks" / "markdown.py"))
@@ -23,3 +26,16 @@ def test_control_another_figure_is_noticed() -> None:
     at = text.index("x", text.index("| planner |"))
     changed = text[:at] + "1" + text[at:]
     assert MARKDOWN["with_blocks"](changed) == text != changed
+
+
+def test_the_table_of_what_is_supported_holds_the_cases_that_are_tested() -> None:
+    """All of them, and no other ones."""
+    cases = json.loads((ROOT / "benchmarks" / "results" / "support.json").read_text())["cases"]
+    assert sorted(tuple(case[axis] for axis in AXES) for case in cases) == sorted(CASES)
+
+
+def test_a_case_that_failed_is_shown() -> None:
+    report = json.loads((ROOT / "benchmarks" / "results" / "support.json").read_text())
+    report["cases"][0]["outcome"] = "failed"
+    assert "| no, " in MARKDOWN["support"](report)
+    assert "| no, " not in (ROOT / "README.md").read_text()

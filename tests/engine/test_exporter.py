@@ -92,6 +92,30 @@ def test_another_process_counts() -> None:
     assert _value("specvlm_plans_total", {**ENGINE, "mode": "probe"}) == 1
 
 
+def test_several_front_ends(tmp_path: Path) -> None:
+    """Each shows what the process that started them shares with the worker, beside what they gather from files."""
+    exporter.export("tiny")
+    exporter.metrics().plan("probe")
+    program = (
+        "from prometheus_client import CollectorRegistry, Counter, multiprocess, generate_latest\n"
+        "from vllm_specvlm.engine import exporter\n"
+        "Counter('others', 'of vLLM').inc()\n"
+        "exporter.export('tiny', beside_others=True)\n"
+        "for _ in range(2):\n"
+        "    registry = CollectorRegistry()\n"
+        "    multiprocess.MultiProcessCollector(registry)\n"
+        "    print(generate_latest(registry).decode())\n"
+    )
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True, timeout=120
+    )
+    lines = done.stdout.splitlines()
+    assert lines.count('specvlm_plans_total{engine="0",mode="probe",model_name="tiny"} 1.0') == 2
+    assert lines.count("others_total 1.0") == 2
+    assert _value("specvlm_plans_total", {**ENGINE, "mode": "probe"}) == 1
+
+
 def test_the_newest_engine_is_shown() -> None:
     exporter.export("tiny")
     older = exporter.metrics()

@@ -9,10 +9,15 @@ import pytest
 from tests.engine import vllm_sources
 from vllm_specvlm.engine import compat
 from vllm_specvlm.engine.attention_cpu import TreeCPUAttentionImpl
+from vllm_specvlm.engine.attention_gpu import TreeFlashAttentionImpl
 from vllm_specvlm.engine.compat import Symbol
 from vllm_specvlm.engine.runner import TreeModelRunner
+from vllm_specvlm.engine.runner_cpu import TreeCPUModelRunner
+from vllm_specvlm.engine.runner_gpu import TreeGPUModelRunner
+from vllm_specvlm.engine.tree_dispatcher import TreeDispatcher
 from vllm_specvlm.engine.tree_grammars import TreeGrammars
-from vllm_specvlm.engine.worker import TreeCPUWorker
+from vllm_specvlm.engine.worker_cpu import TreeCPUWorker
+from vllm_specvlm.engine.worker_gpu import TreeGPUWorker
 
 
 def test_installed_vllm_fits() -> None:
@@ -46,15 +51,30 @@ def test_a_missing_or_changed_symbol_is_found(symbol: Symbol, says: str, monkeyp
     assert len(vllm_sources.problems(Path(vllm.__file__).parents[1])) == 1
 
 
-@pytest.mark.parametrize("ours", [TreeModelRunner, TreeCPUWorker, TreeCPUAttentionImpl, TreeGrammars])
+OURS = [
+    TreeModelRunner,
+    TreeCPUModelRunner,
+    TreeGPUModelRunner,
+    TreeCPUWorker,
+    TreeGPUWorker,
+    TreeCPUAttentionImpl,
+    TreeFlashAttentionImpl,
+    TreeDispatcher,
+    TreeGrammars,
+]
+
+
+@pytest.mark.parametrize("ours", OURS)
 def test_every_override_is_in_the_ledger(ours: type) -> None:
     """A method of ours that hides one of vLLM's is one that vLLM may change."""
     listed = {symbol.where.rpartition(".")[2] for symbol in compat.LEDGER if symbol.use == "overridden"}
-    stock = ours.__mro__[1]
+    stock = [base for base in ours.__mro__ if base.__module__.startswith("vllm.")]
     hidden = {
         name
         for name in vars(ours)
-        if inspect.isroutine(vars(ours)[name]) and not name.startswith("__") and hasattr(stock, name)
+        if inspect.isroutine(vars(ours)[name])
+        and not name.startswith("__")
+        and any(hasattr(base, name) for base in stock)
     }
     assert hidden and hidden <= listed
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from vllm_specvlm.engine.peers import PeerFailedError
 from vllm_specvlm.engine.rehearsal import rehearse
@@ -56,7 +57,7 @@ def both(runs: tuple[Callable[[int], object], Callable[[int], object]]) -> list[
     def work(number: int) -> None:
         peers: Any = Rank(meeting, number)
         try:
-            found[number] = rehearse(runs[number], 64, peers)
+            found[number] = rehearse(runs[number], 64, peers, torch.device("cpu"))
         except PeerFailedError as error:
             found[number] = error
         except Exception as error:

@@ -17,7 +17,7 @@ from tests.tiny.heads import build_head
 from tests.tiny.prompts import Prompt, many, prompt
 from tests.tiny.sizes import DRAFT
 from vllm_specvlm.compress.compressor import CompressorConfig
-from vllm_specvlm.engine.runner import TreeModelRunner
+from vllm_specvlm.engine.runner_cpu import TreeCPUModelRunner
 from vllm_specvlm.engine.tracing_runner import TracingRunner
 from vllm_specvlm.timeline.sight import Patch, Sight
 from vllm_specvlm.timeline.step import Step
@@ -139,7 +139,7 @@ def test_off_is_off() -> None:
     found = runner(llm)
     drafter = found.drafter._drafter
     traced(llm, [ONE])
-    assert type(found) is TreeModelRunner
+    assert type(found) is TreeCPUModelRunner
     assert found.drafter._drafter is drafter
     assert not hasattr(found, "recorder")
     llm.collective_rpc("specvlm_trace")
@@ -279,4 +279,4 @@ def test_a_drafter_that_fails_leaves_a_record(monkeypatch: pytest.MonkeyPatch) -
     assert joined(steps)[: len(plain[0])] == list(plain[0])
     assert tally(llm)["drafter_failures"] == 1
     assert {step.mode for step in steps[-5:]} == {"none"}
-    assert type(runner(llm)) is TreeModelRunner
+    assert type(runner(llm)) is TreeCPUModelRunner

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from vllm import LLM, SamplingParams
 
 from tests.exactness.engines import answers, runner, target_of
-from tests.tiny.prompts import prompts
+from tests.tiny.prompts import Prompt, prompts
 from vllm_specvlm.draft.feature_head import FeatureHead
 from vllm_specvlm.engine.feature_drafter import FeatureDrafter
 
@@ -108,15 +108,30 @@ class Reference:
         self.embedded = torch.empty(0)
         """What the language model read last: [tokens, hidden], visual tokens in their places."""
 
-    def features(self, text: tuple[int, ...], images: list[Any]) -> torch.Tensor:
-        """float32 [tokens, features] of the target, placeholders in `text` expanded already."""
+    def features(self, text: tuple[int, ...], shown: Sequence[Any]) -> torch.Tensor:
+        """float32 [tokens, features] of the target, placeholders in `text` expanded already.
+
+        What is shown are pictures, and videos as arrays.
+        """
         inputs: dict[str, Any] = {"input_ids": torch.tensor([text]), "attention_mask": torch.ones(1, len(text)).long()}
+        images = [each for each in shown if not isinstance(each, np.ndarray)]
+        videos = [each for each in shown if isinstance(each, np.ndarray)]
         if images:
             inputs |= dict(self.processor.image_processor(images=images, return_tensors="pt"))
-            image_token = self.model.config.image_token_id
-            inputs["mm_token_type_ids"] = (inputs["input_ids"] == image_token).int()
-        if self.family == "llava":
-            inputs.pop("mm_token_type_ids", None)
+        if videos:
+            inputs |= dict(
+                self.processor.video_processor(
+                    videos=[torch.from_numpy(video).permute(0, 3, 1, 2) for video in videos],
+                    do_sample_frames=False,
+                    return_tensors="pt",
+                )
+            )
+            inputs["second_per_grid_ts"] = torch.ones(len(videos))  # as vLLM has it, which hands over no times
+        if shown and "qwen" in self.family:
+            is_image, is_video = self._visual(inputs["input_ids"])
+            inputs["mm_token_type_ids"] = is_image.int() + 2 * is_video.int()
+        if self.family != "qwen2_5_vl":
+            inputs.pop("second_per_grid_ts", None)
 
         def listen(module: Any, arguments: Any, more: dict[str, Any]) -> None:
             self.embedded = more["inputs_embeds"][0]
@@ -131,14 +146,20 @@ class Reference:
         found: torch.Tensor = output.last_hidden_state[0]
         return found
 
+    def _visual(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """bool: which tokens stand for parts of pictures, and of videos."""
+        config = self.model.config
+        return ids == config.image_token_id, ids == (getattr(config, "video_token_id", None) or -1)
+
     def check_pictures(self, seen: Seen) -> None:
         """The compressed tokens are those of this text's pictures, in the latest `features`."""
         pictured = torch.zeros(len(seen.text), dtype=torch.bool)
         for start, stop, compressed, _ in seen.pictures:
             text = self.embedded[:start][~pictured[:start]]
             before = text.mean(dim=0) if len(text) else torch.zeros(self.embedded.shape[-1])
+            is_image, is_video = self._visual(torch.tensor(seen.text[start:stop]))
             with torch.inference_mode():
-                expected = self.head.compressor(self.embedded[start:stop], before)
+                expected = self.head.compressor(self.embedded[start:stop][is_image | is_video], before)
             torch.testing.assert_close(compressed, expected.tokens, atol=2e-3, rtol=1e-3)
             pictured[start:stop] = True
 
@@ -228,12 +249,17 @@ def check(recorder: Recorder, family: str, images: dict[str, Any], *, whole: boo
 
 def pictures_by_hash(llm: LLM, family: str) -> dict[str, Any]:
     """The test prompts' pictures by the hashes that vLLM gives them."""
+    return shown_by_hash(llm, prompts(family))
+
+
+def shown_by_hash(llm: LLM, asked: Sequence[Prompt]) -> dict[str, Any]:
+    """The same of prompts whose videos stand before their pictures."""
     drafter = runner(llm).drafter._model
     assert isinstance(drafter, FeatureDrafter)
     found: dict[str, Any] = {}
-    for prompt in prompts(family):
+    for prompt in asked:
         answers(llm, [prompt], SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True))
         (context,) = drafter._contexts.values()
-        found.update(zip((span.identifier for span in context.pictures), prompt.images, strict=True))
+        found.update(zip((s.identifier for s in context.pictures), (*prompt.videos, *prompt.images), strict=True))
     assert llm.reset_prefix_cache()
     return found

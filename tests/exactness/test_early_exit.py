@@ -23,6 +23,7 @@ from tests.tiny.prompts import prompts
 from vllm_specvlm.draft import exit_checkpoint
 from vllm_specvlm.engine.exit_drafter import ExitDrafter
 from vllm_specvlm.engine.exit_network import decoder_of
+from vllm_specvlm.engine.token_drafter import TokenDrafter
 
 
 def with_exit(family: str, scenario: Scenario, **more: Any) -> LLM:
@@ -66,14 +67,14 @@ def test_sampled_answers_do_not_depend_on_the_drafter() -> None:
 
 @dataclass(frozen=True)
 class Said:
-    """What the exit said about one request: after which text and drafted tokens."""
+    """What a drafter said about one request: after which text and drafted tokens."""
 
     text: tuple[int, ...]
     shown: tuple[str, ...]
     logits: torch.Tensor
 
 
-def listen(drafter: ExitDrafter, patch: pytest.MonkeyPatch) -> list[Said]:
+def listen(drafter: TokenDrafter[Any], patch: pytest.MonkeyPatch) -> list[Said]:
     """Everything said from now on, by a drafter that grows chains."""
     said: list[Said] = []
     now: list[Any] = []
@@ -87,10 +88,11 @@ def listen(drafter: ExitDrafter, patch: pytest.MonkeyPatch) -> list[Said]:
             return taken, hidden
 
         patch.setattr(drafter, name, rows)
-    logits = drafter._network.logits
+    network: Any = drafter._network  # type: ignore[attr-defined]
+    logits = network.logits
 
-    def heard(hidden: torch.Tensor) -> torch.Tensor:
-        found = logits(hidden)
+    def heard(hidden: torch.Tensor, *more: Any) -> torch.Tensor:
+        found: torch.Tensor = logits(hidden, *more)
         frontier, taken = now
         batch = drafter._runner.input_batch
         for row, scores in zip(taken, found, strict=True):
@@ -104,7 +106,7 @@ def listen(drafter: ExitDrafter, patch: pytest.MonkeyPatch) -> list[Said]:
             said.append(Said((*text, *path), shown, scores.clone()))
         return found
 
-    patch.setattr(drafter._network, "logits", heard)
+    patch.setattr(network, "logits", heard)
     return said
 
 

@@ -41,7 +41,7 @@ OWN = {
         *("_choice._calibration.learn", "_features.keep"),
     ),
     "exit": ("observe_schedule", "_network.forward", "_choice.learn", "_choice._calibration.learn"),
-    "lookup": ("_root", "_plain"),
+    "lookup": ("_found", "_plain"),
 }
 """Calls of one kind alone."""
 PLANNING = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from tests.tiny.sizes import DRAFT
 from vllm_specvlm.tree.tree_shape import TreeShape
 
 FAMILIES = ("llava", "qwen2_5_vl")
-OTHER_FAMILIES = ("idefics3", "internvl", "qwen3_vl")
+OTHER_FAMILIES = ("idefics3", "internvl", "llava_next", "llava_onevision", "mistral3", "qwen2_vl", "qwen3_vl")
 ORACLE_SHAPE = TreeShape(nodes=12, depth=5, width=3, top_k=3)
 
 
@@ -59,7 +60,9 @@ def with_oracle(family: str, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [*FAMILIES, *(pytest.param(family, marks=pytest.mark.nightly) for family in OTHER_FAMILIES)]
+)
 class TestScenarios:
     def test_oracle_trees(self, family: str, scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
         llm = with_oracle(family, scenario, monkeypatch)
@@ -117,6 +120,19 @@ def test_other_families(family: str) -> None:
     draft = build(family, seed=7, size=DRAFT)
     tree = engine(target, {"model": str(draft), "num_speculative_tokens": 12}, **scenario.options)
     assert play(tree, scenario, family) == reference
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("llava", {"kv_heads": 1}), ("qwen2_5_vl", {"kv_heads": 1}), ("llava", {"head_dim": 64})]
+)
+def test_a_draft_with_other_heads(family: str, changes: dict[str, int]) -> None:
+    """Its K/V take less or more room a token than the target's, as with Qwen2.5-VL-3B beside 7B, in the same blocks."""
+    scenario = SCENARIOS[1]
+    draft = build(family, seed=7, size=replace(DRAFT, **changes))
+    speculative = {"model": str(draft), "num_speculative_tokens": 12}
+    llm = engine(target_of(family), speculative, **scenario.options)
+    assert play(llm, scenario, family) == plain(family, scenario)
+    assert tally(llm)["trees"] > 0 and tally(llm)["drafter_failures"] == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -20,6 +20,7 @@ from tests.tiny.heads import build_head
 from tests.tiny.prompts import Prompt, many, prompts
 from tests.tiny.sizes import DRAFT
 from vllm_specvlm.compress.compressor import CompressorConfig
+from vllm_specvlm.engine.mixed_drafter import MixedDrafter
 
 POOL = prompts("llava") + many("llava", 13)
 LONGEST = 60
@@ -148,6 +149,8 @@ def speculative(kind: str) -> dict[str, Any]:
         return {**given, "model": str(build("llava", seed=7, size=DRAFT))}
     if kind == "exit":
         return {**given, "model": str(build_exit("llava"))}
+    if kind == "mixed":
+        return {**given, "model": str(build_exit("llava")), "with_lookup": True, "lookup_shared_tokens": 300}
     return {**given, "model": str(build_head("llava", CompressorConfig(kind="global"))), "feature_cache_mib": 1}
 
 
@@ -160,7 +163,7 @@ def check_answers(answered: Mapping[str, tuple[Prompt, SamplingParams, tuple[int
         assert got == plain[prompt][: params.max_tokens], prompt.name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, pytest.param("mixed", marks=pytest.mark.slow)])
 def test_nothing_is_kept_of_requests_that_are_over(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = engine(target_of("llava"), speculative(kind), **ROOM)
     planner = with_random_plans(llm, 5, monkeypatch)
@@ -182,6 +185,9 @@ def _check_bounds(drafter: Any) -> None:
     """Caches count what they hold, and hold no more than they may."""
     vision, features = getattr(drafter, "_vision", None), getattr(drafter, "_features", None)
     pictures, ring = getattr(drafter, "_pictures", None), getattr(drafter, "_ring", None)
+    if isinstance(drafter, MixedDrafter):
+        assert not drafter._said and not drafter._habits
+        _check_bounds(drafter._lookup)
     if vision is not None:
         assert vision._bytes == sum(tensor.nbytes for tensor in vision._cache.values()) <= 1 << 20
         assert vision._pixel_bytes <= 1 << 20 and bool(vision._pixels) == bool(vision._pixel_bytes)

@@ -115,7 +115,7 @@ def test_it_learns_what_the_drafter_is_worth(monkeypatch: pytest.MonkeyPatch) ->
         answers(llm, prompts("llava") * 3)
         model = runner(llm).drafter._planned.acceptance
         assert model.observed > 64 and planner.plans
-        inputs, accepted = model._inputs[: model.observed, :-1], model._accepted[: model.observed]
+        inputs, accepted = model._law._inputs[: model.observed, :-1], model._law._outcomes[: model.observed]
         believed[name] = float(np.exp(model.log_probs(inputs[:, None, :])).mean())
         assert believed[name] == pytest.approx(accepted.mean(), abs=0.1)
     assert believed["right"] > 0.9 > 0.6 > believed["wrong"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +46,8 @@ def configure(speculative: dict[str, Any], **options: Any) -> Any:
         ({"paths": [[0.7]]}, "Option 'paths' is [[0.7]]"),
         ({"paths": "0"}, "Option 'paths' is '0'"),
         ({"paths": [[0], [1]], "num_speculative_tokens": 9}, "leave 'num_speculative_tokens' out"),
+        ({"with_lookup": True}, "'with_lookup' merges lookup into a draft's trees; name a 'model'"),
+        ({"with_lookup": 1, "model": "x"}, "'with_lookup' is 1; write true or false"),
         ({"lookup_shared_tokens": 1}, "'lookup_shared_tokens' is 1, too few"),
         ({"lookup_shared_tokens": 1 << 40}, "write a whole number from 0 to"),
         ({"paths": [[0]], "tree": "chain"}, "exclude each other"),
@@ -106,6 +111,14 @@ def test_model_features(override: dict[str, Any], says: str) -> None:
     assert says in str(caught.value)
 
 
+def test_picture_tokens_that_see_each_other() -> None:
+    """Said of Gemma 3 before its sliding windows, since without them it could not run either."""
+    with pytest.raises(ValueError, match=r"for '.*gemma3.*', whose picture tokens see each other"):
+        configure({}, model=str(build("gemma3")))
+    with pytest.raises(ValueError, match="sliding"):
+        configure({}, model=str(build("gemma3")), hf_overrides={"is_mm_prefix_lm": False})
+
+
 def test_draft_with_another_tokenizer() -> None:
     with pytest.raises(ValueError, match=r"another tokenizer than the target: \d+ tokens differ"):
         configure({"model": str(build("llava", seed=3, tokenizer="other"))})
@@ -131,6 +144,25 @@ def test_engines_without_pictures() -> None:
     configure({"model": draft}, limit_mm_per_prompt={"image": 0})
 
 
+def test_drafts_that_see_videos_otherwise(tmp_path: Path) -> None:
+    target, draft = str(target_of("qwen2_5_vl")), tmp_path / "draft"
+    shutil.copytree(build("qwen2_5_vl", seed=3), draft)
+    settings = draft / "processor_config.json"
+    parsed = json.loads(settings.read_text())
+    parsed["video_processor"]["size"] = {"shortest_edge": 3136, "longest_edge": 3136}
+    settings.write_text(json.dumps(parsed))
+    with pytest.raises(ValueError, match=r"gives a video \d+ visual tokens and the target \d+"):
+        configure({"model": str(draft)}, model=target)
+    configure({"model": str(draft)}, model=target, limit_mm_per_prompt={"video": 0})
+
+
+def test_drafts_that_see_no_videos() -> None:
+    options = {"model": str(target_of("llava_onevision")), "limit_mm_per_prompt": {"image": 0}}
+    draft = {"model": str(build("llava_next", seed=3)), "token_map": True}
+    with pytest.raises(ValueError, match="takes no videos and the target does"):
+        configure(draft, **options)
+
+
 def test_padded_vocabulary_is_accepted() -> None:
     configure({"model": str(build("llava", seed=3, vocab_padding=64))})
 
@@ -139,7 +171,7 @@ def test_translation() -> None:
     config = configure({"num_speculative_tokens": 16})
     assert config.speculative_config.method == "custom_class"
     assert config.speculative_config.num_speculative_tokens == 16
-    assert config.parallel_config.worker_cls == "vllm_specvlm.engine.worker.TreeCPUWorker"
+    assert config.parallel_config.worker_cls == "vllm_specvlm.engine.worker_cpu.TreeCPUWorker"
     assert config.additional_config["specvlm"]["model"] is None
 
 

@@ -24,7 +24,7 @@ from vllm_specvlm.ops.library import register_fakes
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 CXX = shutil.which(os.environ.get("CXX", "g++"))
-KERNELS = ("launch", "attention_float", "attention_half", "attention_bfloat16")
+KERNELS = ("launch", "attention_float", "attention_half", "attention_bfloat16", "wrappers")
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 
 

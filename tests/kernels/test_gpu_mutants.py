@@ -101,6 +101,17 @@ MUTANTS = [
         "heap-buffer-overflow",
     ),
     Mutant(
+        "wrappers: a copy is not waited for", "wrappers.cu", "  wait_copies<1>();\n", "", PLAIN, "try_wrappers: wrong"
+    ),
+    Mutant(
+        "wrappers: lanes do not meet",
+        "wrappers.cu",
+        "  wait_copies<0>();\n  __syncwarp();\n",
+        "  wait_copies<0>();\n",
+        THREADS,
+        "data race",
+    ),
+    Mutant(
         "shared memory too small",
         MMA,
         "kBytes = 4 * static_cast",
@@ -167,7 +178,13 @@ def test_mutants(workshop: Workshop, tmp_path: Path, mutant: Mutant) -> None:
     text = file.read_text()
     assert mutant.right in text, "the mistake's place is gone: change the mutant with the kernel"
     file.write_text(text.replace(mutant.right, mutant.wrong, 1))
-    changed = {MMA: ["attention_bfloat16"], CORES: ["attention_float"], "merge.cuh": ["launch"], "rows.cuh": ["launch"]}
+    changed = {
+        MMA: ["attention_bfloat16"],
+        CORES: ["attention_float"],
+        "merge.cuh": ["launch"],
+        "rows.cuh": ["launch"],
+        "wrappers.cu": ["wrappers"],
+    }
     kernels = changed.get(mutant.file, ["launch", "attention_float", "attention_bfloat16"])
     objects = tmp_path / "objects"
     objects.mkdir()

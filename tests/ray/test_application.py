@@ -29,6 +29,16 @@ def test_arguments_reach_the_replicas() -> None:
     assert config.deployment_config["graceful_shutdown_timeout_s"] == 600
 
 
+def test_autoscaling_and_shares_of_cpus() -> None:
+    given = Arguments(model="folder", max_replicas=2, autoscaling={"downscale_delay_s": 5}, cpus=0.5, process_cpus=0.1)
+    options = given.llm_config().deployment_config
+    assert (
+        options["autoscaling_config"]["downscale_delay_s"] == 5 and options["autoscaling_config"]["max_replicas"] == 2
+    )
+    assert options["ray_actor_options"]["num_cpus"] == 0.1
+    assert application(given)._bound_deployment.ray_actor_options["num_cpus"] == 0.1
+
+
 def test_a_gpu_for_each_worker() -> None:
     config = Arguments(model="folder", gpu=True, engine={"tensor_parallel_size": 2}).llm_config()
     assert [bundle["GPU"] for bundle in config.get_engine_config().placement_bundles] == [1, 1]

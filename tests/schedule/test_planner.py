@@ -217,6 +217,34 @@ def test_trust_comes_back() -> None:
     assert keep(planned, 16, 1.0, 400)[-20:].count(Mode.TREES) > 15
 
 
+def test_what_is_known_is_checked_where_a_row_is_worth_it() -> None:
+    """Each further row takes 1/64 of the time that is worth 1.9 tokens: free nodes below that are left out."""
+    linear = {1: 0.010, 65: 0.020}
+    planned = planner(linear)
+    play(planned, 1, 0.9, 40)
+    while planned.plan(1, [READY]).mode is not Mode.TREES:
+        planned.spent(planned.costs.plain.at(1))
+    price = planned._goal * (0.010 / 64)
+    assert 0.005 < price < 0.2
+    scores = [np.log(2 * price), np.log(0.5 * price), np.log(0.99)]
+    assert planned.admit_free(3, scores) == [True, False, True]
+
+
+def test_levels_that_were_free_cost_no_passes() -> None:
+    """The same nodes, foreseen from the first pass on, are expected to be worth more than if each level was drafted."""
+    scores, deep = [np.log(0.9) * d for d in range(1, 7)], [1, 2, 3, 4, 5, 6]
+    expected = []
+    for passes in (deep, [1] * 6):
+        planned = planner(IDLE_SHAPE, {1: 0.004, 64: 0.008})
+        for _ in range(40):
+            if planned.plan(1, [READY]).mode is not Mode.PLAIN:
+                for depth in sorted(set(passes))[:-1]:
+                    planned.admit(depth, [-1e-3])
+                planned.cut([(scores, passes)], [True])
+        expected.append(planned._expect(1, 1))
+    assert expected[1] > 1.2 * expected[0]
+
+
 def test_promises_that_are_exceeded_are_believed_too() -> None:
     """Some batch is just too large for what is promised, and not for what comes."""
 

@@ -60,13 +60,14 @@ class Server:
         *,
         port: int | None = None,
         variables: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         self.log = log
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                command(model, speculative, self.port),
+                command(model, speculative, self.port, options),
                 env=environment(variables),
                 stdin=subprocess.DEVNULL,
                 stdout=output,

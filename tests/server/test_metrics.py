@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.server.client import ask, metric_types, metrics
-from tests.server.hall import Reference
+from tests.server.hall import Hall, Reference
 from tests.server.process import Server
 from tests.server.questions import good
+from tests.tiny.checkpoints import DRAFT, build
 from vllm_specvlm.engine.metric import METRICS
 
 pytestmark = pytest.mark.slow  # two servers of three processes
@@ -119,3 +121,22 @@ def test_vllms_own_metrics_are_untouched(always_server: Server, reference: Refer
     shown = metrics(always_server)
     assert shown["vllm:num_requests_running"] == shown["vllm:num_requests_waiting"] == 0
     assert shown["process_resident_memory_bytes"] > 0
+
+
+def test_several_front_ends(hall: Hall, tmp_path: Path) -> None:
+    """Whichever of them answers `/metrics` shows what the one worker counts, beside what vLLM gathers of all."""
+    hall.clear()  # one engine at a time
+    speculative = {"model": str(build("llava", seed=7, size=DRAFT)), "num_speculative_tokens": 8, "planner": False}
+    server = Server(build("llava"), speculative, tmp_path / "log", options=("--api-server-count", "2"))
+    try:
+        server.wait_until_healthy()
+        questions = list(good().values())
+        assert {answer.status for answer in ask(server, *questions, *questions)} == {200}
+        time.sleep(1)
+        for _ in range(20):  # each from a new connection
+            shown = metrics(server)
+            trees = shown[f"{_SPEC}drafts_total"]
+            assert _total(shown, "specvlm_tree_nodes_count") == trees > 0
+        assert "cache miss" not in server.log.read_text(errors="replace")
+    finally:
+        server.stop()

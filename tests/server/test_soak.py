@@ -92,7 +92,7 @@ def test_the_judge_compares_sampled_answers(soak: Any) -> None:
 
 def test_what_makes_a_row_fail(soak: Any) -> None:
     judged = soak.Judge([]).row()
-    judged["vllm_picture_cache_misses"] = 0
+    judged |= {"method": "draft", "picture_cache_misses": 1}
     sound = {**judged, "drafter_off": 0, "running_at_the_end": 0, "kv_cache_used_at_the_end": 0.0, "preemptions": 3}
     assert soak.faults({**sound, "private_memory_mib": [900, 1000, 1010, 1020]}) == []
     assert len(soak.faults({**sound, "private_memory_mib": [900, 1000, 1100, 1200]})) == 1  # as much in every round
@@ -106,6 +106,7 @@ def test_what_makes_a_row_fail(soak: Any) -> None:
         "retries",
     ):
         assert len(soak.faults({**sound, name: 1, "private_memory_mib": [900]})) == 1
+    assert soak.faults({**sound, "method": "plain", "retries": 1, "private_memory_mib": [900]}) == []
     assert len(soak.faults({**sound, "preemptions": 0, "private_memory_mib": [900]})) == 1
 
 

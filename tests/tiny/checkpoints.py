@@ -6,6 +6,7 @@ A target, a drafter for it, and bad drafters for it:
     draft = build("llava", seed=1, size=DRAFT)
     padded = build("llava", seed=1, size=DRAFT, vocab_padding=64)
     strange = build("llava", seed=1, size=DRAFT, tokenizer="other")
+    renumbered = build("llava", tokenizer="renumbered")
     blind = build("llava", seed=1, size=DRAFT, text_only=True)
 """
 
@@ -20,10 +21,10 @@ from pathlib import Path
 
 import transformers as tf
 
-from tests.tiny.families import FAMILIES, TEXT_ONLY
+from tests.tiny.families import FAMILIES, REFUSED, TEXT_ONLY
 from tests.tiny.sizes import DRAFT, TARGET, Size
 from tests.tiny.tokenizers import ENTRIES, make_tokenizer
-from tests.tiny.weights import randomize, restore_names
+from tests.tiny.weights import randomize, renumber, restore_names
 
 # Read together with the code itself: a process that outlives an edit must not file old weights under the new name.
 _SOURCE = b"".join(
@@ -54,11 +55,12 @@ def build(
 ) -> Path:
     """The folder of a checkpoint, inside `out` (default: `cache_folder()`), made unless it is there already.
 
-    family: a key of FAMILIES. seed, scale, echo: see `weights.randomize`; checkpoints of one family that differ in
-    these and in size have the same tokenizer and the same number of tokens for a picture. vocab_padding: rows of the
-    vocabulary beyond the tokenizer's 512. tokenizer: "usual", or "other" for one that does not match. text_only: a
-    Llama with the family's tokenizer. The same arguments give the same weights, byte by byte. The folder is named
-    after the arguments and the builder's source, and appears at once when complete: several processes may build.
+    family: a key of FAMILIES or REFUSED. seed, scale, echo: see `weights.randomize`; checkpoints of one family that
+    differ in these and in size have the same tokenizer and the same number of tokens for a picture. vocab_padding: rows
+    of the vocabulary beyond the tokenizer's 512. tokenizer: "usual", "other" for one that does not match, "renumbered"
+    for the usual one's tokens under other ids, with weights to match. text_only: a Llama with the family's tokenizer.
+    The same arguments give the same weights, byte by byte. The folder is named after the arguments and the builder's
+    source, and appears at once when complete: several processes may build.
     """
     arguments: dict[str, object] = {
         "family": family,
@@ -103,13 +105,15 @@ def _make(
     tokenizer_kind: str,
     text_only: bool,
 ) -> None:
-    facts = FAMILIES[family]
+    facts = (FAMILIES | REFUSED)[family]
     tokenizer = make_tokenizer(facts.specials, facts.attributes, tokenizer_kind)
     make = TEXT_ONLY.make if text_only else facts.make
     model, processor = make(tokenizer, ENTRIES + vocab_padding, size, facts.chat_template)
     model = model.float().eval()
     specials = set(tokenizer.added_tokens_decoder)
     randomize(model, seed=facts.first_seed + seed, scale=scale, echo=echo, entries=ENTRIES, specials=specials)
+    if tokenizer_kind == "renumbered":
+        renumber(model, make_tokenizer(facts.specials, facts.attributes).get_vocab(), tokenizer.get_vocab())
     model.generation_config = tf.GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )

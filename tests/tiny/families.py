@@ -32,11 +32,22 @@ class Family:
     clip_names: bool = False
     mrope: bool = False
     first_seed: int = 0
+    video: str | None = None
+    """What stands for a video in a prompt; None: the family takes none."""
 
     @property
     def chat_template(self) -> str:
         """A chat template that writes the placeholder for each picture."""
         return _CHAT.replace("PLACEHOLDER", self.placeholder)
+
+
+_CLIP_IMAGES: dict[str, Any] = {
+    "size": {"shortest_edge": 56},
+    "crop_size": {"height": 56, "width": 56},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+}
+_OBLONG = [[56, 112], [112, 56]]
 
 
 def _llava(tokenizer: Any, vocab_size: int, size: Size, chat: str) -> tuple[Any, Any]:
@@ -52,11 +63,8 @@ def _llava(tokenizer: Any, vocab_size: int, size: Size, chat: str) -> tuple[Any,
         vision_feature_select_strategy="default",
         tie_word_embeddings=False,
     )
-    images = tf.CLIPImageProcessor(
-        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, do_center_crop=True, do_convert_rgb=True
-    )
     processor = tf.LlavaProcessor(
-        image_processor=images,
+        image_processor=tf.CLIPImageProcessor(**_CLIP_IMAGES),
         tokenizer=tokenizer,
         patch_size=14,
         vision_feature_select_strategy="default",
@@ -65,6 +73,106 @@ def _llava(tokenizer: Any, vocab_size: int, size: Size, chat: str) -> tuple[Any,
         chat_template=chat,
     )
     return tf.LlavaForConditionalGeneration(config), processor
+
+
+def _llava_next(tokenizer: Any, vocab_size: int, size: Size, chat: str) -> tuple[Any, Any]:
+    """LLaVA-NeXT: a base view and tiles after the picture's shape, a separator behind each row."""
+    vision = size.vision(num_hidden_layers=size.vision_layers + 1, projection_dim=size.vision_hidden)
+    config = tf.LlavaNextConfig(
+        vision_config=tf.CLIPVisionConfig(**vision),
+        text_config=tf.LlamaConfig(**size.text(tokenizer, vocab_size)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=[*_OBLONG, [112, 112]],
+        image_seq_length=16,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=False,
+    )
+    processor = tf.LlavaNextProcessor(
+        image_processor=tf.LlavaNextImageProcessor(image_grid_pinpoints=[*_OBLONG, [112, 112]], **_CLIP_IMAGES),
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+        chat_template=chat,
+    )
+    return tf.LlavaNextForConditionalGeneration(config), processor
+
+
+def _llava_onevision(tokenizer: Any, vocab_size: int, size: Size, chat: str) -> tuple[Any, Any]:
+    """LLaVA-OneVision: SigLIP and Qwen2, tiles with a cap, and videos of four tokens a frame."""
+    config = tf.LlavaOnevisionConfig(
+        vision_config=tf.SiglipVisionConfig(**size.vision(vision_use_head=False)),
+        text_config=tf.Qwen2Config(**size.text(tokenizer, vocab_size)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=_OBLONG,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_9",
+        tie_word_embeddings=False,
+    )
+    square = {"height": 56, "width": 56}
+    processor = tf.LlavaOnevisionProcessor(
+        image_processor=tf.LlavaOnevisionImageProcessor(size=square, image_grid_pinpoints=_OBLONG),
+        tokenizer=tokenizer,
+        video_processor=tf.LlavaOnevisionVideoProcessor(size=square),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_9",
+        chat_template=chat,
+    )
+    return tf.LlavaOnevisionForConditionalGeneration(config), processor
+
+
+def _mistral3(tokenizer: Any, vocab_size: int, size: Size, chat: str) -> tuple[Any, Any]:
+    """Mistral 3: Pixtral's tower in the picture's own shape, four patches a token, a separator behind each row."""
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    config = tf.Mistral3Config(
+        vision_config=tf.PixtralVisionConfig(**size.vision(image_size=112, rope_parameters=rope)),
+        text_config=tf.MistralConfig(**size.text(tokenizer, vocab_size), sliding_window=None),
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+        vision_feature_layer=-1,
+        spatial_merge_size=2,
+        tie_word_embeddings=False,
+    )
+    images = tf.PixtralImageProcessor(size={"longest_edge": 112}, patch_size={"height": 14, "width": 14})
+    processor = tf.PixtralProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=14,
+        spatial_merge_size=2,
+        image_token="[IMG]",
+        chat_template=chat,
+    )
+    return tf.Mistral3ForConditionalGeneration(config), processor
+
+
+def _gemma3(tokenizer: Any, vocab_size: int, size: Size, chat: str) -> tuple[Any, Any]:
+    """Gemma 3: four tokens a picture, which see each other; a layer with a sliding window and one without."""
+    text = {
+        **size.text(tokenizer, vocab_size),
+        "query_pre_attn_scalar": size.head_dim,
+        "sliding_window": 32,
+        "layer_types": ["sliding_attention", *["full_attention"] * (size.layers - 1)],
+    }
+    config = tf.Gemma3Config(
+        vision_config=size.vision(vision_use_head=False),
+        text_config=tf.Gemma3TextConfig(**text),
+        mm_tokens_per_image=4,
+        image_token_index=tokenizer.image_token_id,
+        boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=tokenizer.eoi_token_id,
+        tie_word_embeddings=False,
+    )
+    processor = tf.Gemma3Processor(
+        image_processor=tf.Gemma3ImageProcessor(size={"height": 56, "width": 56}),
+        tokenizer=tokenizer,
+        image_seq_length=4,
+        chat_template=chat,
+    )
+    return tf.Gemma3ForConditionalGeneration(config), processor
 
 
 def _qwen(
@@ -97,6 +205,21 @@ def _qwen(
         chat_template=chat,
     )
     return getattr(tf, f"{version}VLForConditionalGeneration")(config), processor
+
+
+def _qwen2_vl(tokenizer: Any, vocab_size: int, size: Size, chat: str) -> tuple[Any, Any]:
+    """Qwen2-VL: full attention in the tower."""
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": size.mrope()}
+    vision = {
+        "depth": size.vision_layers,
+        "embed_dim": size.vision_hidden,
+        "hidden_size": size.hidden,
+        "num_heads": size.vision_heads,
+        "mlp_ratio": size.vision_mlp // size.vision_hidden,
+        "patch_size": 14,
+    }
+    text = {**size.text(tokenizer, vocab_size), "rope_parameters": rope}
+    return _qwen("Qwen2", tokenizer, size, chat, text, vision)
 
 
 def _qwen2_5_vl(tokenizer: Any, vocab_size: int, size: Size, chat: str) -> tuple[Any, Any]:
@@ -197,6 +320,7 @@ def _llama(tokenizer: Any, vocab_size: int, size: Size, chat: str) -> tuple[Any,
 
 _QWEN = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 _QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+_QWEN_VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 _IDEFICS = (
     "<fake_token_around_image>",
     "<global-img>",
@@ -210,15 +334,23 @@ _INTERN = {
     "context_image_token": "<IMG_CONTEXT>",
     "video_token": "<video>",
 }
+_GEMMA = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
 
 FAMILIES: dict[str, Family] = {
     "llava": Family(_llava, "<image>", ["<image>"], clip_names=True, first_seed=200),
-    "qwen2_5_vl": Family(_qwen2_5_vl, _QWEN_IMAGE, _QWEN, mrope=True, first_seed=100),
-    "qwen3_vl": Family(_qwen3_vl, _QWEN_IMAGE, _QWEN, mrope=True),
+    "llava_next": Family(_llava_next, "<image>", ["<image>"], clip_names=True),
+    "llava_onevision": Family(_llava_onevision, "<image>", ["<image>", "<video>"], clip_names=True, video="<video>"),
+    "qwen2_vl": Family(_qwen2_vl, _QWEN_IMAGE, _QWEN, mrope=True, first_seed=100, video=_QWEN_VIDEO),
+    "qwen2_5_vl": Family(_qwen2_5_vl, _QWEN_IMAGE, _QWEN, mrope=True, first_seed=100, video=_QWEN_VIDEO),
+    "qwen3_vl": Family(_qwen3_vl, _QWEN_IMAGE, _QWEN, mrope=True, video=_QWEN_VIDEO),
     "idefics3": Family(_idefics3, "<image>", _IDEFICS, first_seed=100),
     "smolvlm": Family(_smolvlm, "<image>", _IDEFICS, first_seed=100),
     "internvl": Family(_internvl, "<IMG_CONTEXT>", attributes=_INTERN),
+    "mistral3": Family(_mistral3, "[IMG]", ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]),
 }
+
+REFUSED: dict[str, Family] = {"gemma3": Family(_gemma3, "<start_of_image>", attributes=_GEMMA, clip_names=True)}
+"""Families that method 'specvlm' does not run: good for configurations only, their tokenizers are not like theirs."""
 
 TEXT_ONLY = Family(_llama, "")
 """A language model without eyes, which borrows the tokenizer of one of the families."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,14 @@ def randomize(model: Any, *, seed: int, scale: float, echo: float, entries: int,
         output[list(specials)] *= 0.1
         output[following[plain]] += 2 * echo * embedding[plain] / embedding.shape[1] ** 0.5
         output[entries:] = 0.0
+
+
+def renumber(model: Any, old: Mapping[str, int], new: Mapping[str, int]) -> None:
+    """Exchange rows of the vocabulary, so that each token that had an `old` id means the same under its `new` one."""
+    before, after = torch.tensor(list(old.values())), torch.tensor([new[token] for token in old])
+    with torch.no_grad():
+        for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            table[after] = table[before].clone()
 
 
 def restore_names(folder: Path) -> None:

@@ -107,6 +107,8 @@ from tests.train.test_checkpoints import save
 from vllm_specvlm.train import checkpoints
 folder, moment = Path(sys.argv[1]), sys.argv[2]
 save(folder, 1)
+if moment == "exchange":
+    (save(folder, 2) / checkpoints.STATE).write_bytes(b"damaged")
 write = checkpoints.write_state
 
 def half(path, state):
@@ -141,3 +143,40 @@ def test_killed_in_a_save(tmp_path: Path, moment: str) -> None:
     assert names(tmp_path) == ["step-000001"]
     saved, damaged = mine.last()
     assert saved is not None and saved.step == 1 and not damaged
+
+
+def test_killed_in_the_place_of_a_damaged_one(tmp_path: Path) -> None:
+    """Between two renames, when neither the damaged one nor its successor has the name: the successor gets it."""
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(tmp_path), "exchange"], check=False, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == -9
+    assert names(tmp_path) == [".step-000002.old", ".step-000002.partial", "step-000001"]
+    mine = Checkpoints(tmp_path, 3, HeadStudent())
+    mine.clean()
+    assert names(tmp_path) == ["step-000001", "step-000002"]
+    saved, damaged = mine.last()
+    assert saved is not None and saved.step == 2 and not damaged
+    assert torch.equal(saved.network.q_proj.weight, head(seed=2).q_proj.weight)
+
+
+def test_killed_while_a_drafter_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has its folder to itself: the old one is there again when the next writing begins, and if that fails."""
+
+    def write(seed: int) -> None:
+        head_checkpoint.save(tmp_path / "drafter", head(seed=seed), TARGET, {})
+
+    write(1)
+    (tmp_path / "drafter").rename(tmp_path / ".drafter.old")  # what a kill between the renames leaves
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_folder, "save_file", full)
+        with pytest.raises(OSError, match="No space"):
+            write(2)
+    loaded, _ = head_checkpoint.load(tmp_path / "drafter")
+    assert torch.equal(loaded.q_proj.weight, head(seed=1).q_proj.weight)
+    write(3)
+    assert names(tmp_path) == ["drafter"]

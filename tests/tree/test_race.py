@@ -165,3 +165,12 @@ def test_control_other_keys_agree_less_than_proved() -> None:
     same = (race(p, keys(4000, 0)) == race(p, keys(4000, 1))).float().mean().item()
     assert same == pytest.approx(float((p[0] ** 2).sum()), abs=0.04)
     assert same < 0.9
+
+
+def test_shared_noise_is_the_same_noise() -> None:
+    """Rows of one key share it on the CPU, and have it each on a GPU."""
+    from vllm_specvlm.tree.race import _noise
+
+    keys = position_keys(torch.tensor([3, 3, 9, 3]), torch.tensor([5, 5, 5, 6]))
+    tokens = torch.arange(1000)
+    assert torch.equal(_noise(keys, tokens, share=True), _noise(keys, tokens, share=False))

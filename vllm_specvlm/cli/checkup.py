@@ -161,6 +161,23 @@ def _kernel_difference() -> float:
     return float((results[0] - results[1]).abs().max())
 
 
+def check_gpu() -> list[Check]:
+    """A GPU, if torch sees one, and whether there are kernels for it."""
+    import torch
+
+    from vllm_specvlm import ops
+
+    if not torch.cuda.is_available():
+        return []
+    name = torch.cuda.get_device_name()
+    if not ops.has_cuda_kernels():
+        remedy = (
+            "install the package where nvcc and a CUDA build of torch are found; until then trees are attended slowly"
+        )
+        return [Check("GPU", False, f"{name}, and the package was built without CUDA kernels", remedy)]
+    return [Check("GPU", True, f"{name}; `specvlm selftest` runs the kernels on it")]
+
+
 def check_symbols() -> list[Check]:
     """Everything of vLLM that the plugin uses, as the ledger lists it."""
     from vllm_specvlm.engine import compat
@@ -198,6 +215,7 @@ CHECKS: dict[str, Callable[[], list[Check]]] = {
     "media packages": check_media,
     "plugin": check_plugin,
     "kernels": check_kernels,
+    "GPU": check_gpu,
     "vLLM's symbols": check_symbols,
 }
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": "turn a public draft head (EAGLE-1, -2, -3, speculators, ViSpec) into one for this plugin",
     "trace": "answer a question about a picture and write down every step, as a page to look at",
     "doctor": "check this installation, and a pair of models, and say what to do",
+    "selftest": "check kernels and answers on this machine, above all on a GPU, and write a report to send",
 }
 
 

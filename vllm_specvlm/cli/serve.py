@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from vllm_specvlm.cli.console import UserError, say
@@ -25,6 +26,14 @@ def parser_and_command() -> tuple[Any, Any]:
     subparsers = parser.add_subparsers(required=True, dest="subparser")
     serve = command.subparser_init(subparsers)
     serve.usage = "specvlm serve [model_tag] [options]"
+    recording = serve.add_argument_group(
+        title="Recording", description="Write chats and their pictures to a folder, for `specvlm train --from-log`."
+    )
+    recording.add_argument("--record", metavar="DIR", help="record to this folder (default: record nothing)")
+    recording.add_argument("--record-mib", metavar="N", type=_mib, default=1024, help="until it holds N MiB (1024)")
+    recording.add_argument(
+        "--record-redact", metavar="MODULE:FUNCTION", help="what may be kept of a chat: see docs/serving.md"
+    )
     for action in serve._actions:
         if action.dest == "spec_method":  # a closed list of vLLM's own methods; --speculative-config takes any
             action.choices = [*action.choices, "specvlm"]
@@ -45,6 +54,42 @@ def resolve_models(arguments: argparse.Namespace) -> None:
         arguments.spec_model = resolve(arguments.spec_model)
 
 
+def record(arguments: argparse.Namespace) -> None:
+    """Have the server record, if that is asked for. Raises UserError for a folder or function that is none."""
+    if arguments.record is None:
+        if arguments.record_redact is not None:
+            raise UserError("--record-redact redacts what is recorded, and nothing is: give --record DIR as well.")
+        return
+    from vllm_specvlm.traffic.log_folder import LogFolder
+    from vllm_specvlm.traffic.recording import MIDDLEWARE, Recording
+
+    model = arguments.model_tag or arguments.model
+    names = arguments.served_model_name or [model]
+    folder = Path(arguments.record).expanduser().absolute()
+    recording = Recording(
+        str(folder),
+        model,
+        tuple([names] if isinstance(names, str) else names),
+        arguments.record_mib,
+        arguments.record_redact,
+    )
+    try:
+        recording.hook()
+        LogFolder(folder).prepare()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"Nothing can be recorded to '{folder}' ({error.strerror}): name another --record.") from error
+    recording.announce()
+    arguments.middleware = [*(arguments.middleware or []), MIDDLEWARE]
+
+
+def _mib(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 up")
+    return int(text)
+
+
 def main(argv: Sequence[str]) -> int:
     """Parse `argv` as `vllm serve` does and serve until stopped."""
     try:
@@ -60,6 +105,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         command.validate(arguments)
         resolve_models(arguments)
+        record(arguments)
         command.cmd(arguments)
     except (ValueError, RuntimeError) as error:  # a refused setting, or an engine that did not start
         if os.environ.get("VLLM_LOGGING_LEVEL") == "DEBUG":

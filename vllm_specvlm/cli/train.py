@@ -1,4 +1,4 @@
-"""`specvlm train`: a feature head or an early exit for a target, from a recipe."""
+"""`specvlm train`: a feature head, an early exit or a draft VLM for a target, from a recipe."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vllm_specvlm.draft.early_exit import EarlyExit
     from vllm_specvlm.draft.feature_head import FeatureHead
     from vllm_specvlm.train.recipe import Recipe
+    from vllm_specvlm.train.small_vlm import SmallVLM
     from vllm_specvlm.train.trainer import Outcome, Trainer
 
 
@@ -31,12 +32,18 @@ def parser() -> argparse.ArgumentParser:
     """The command line of `specvlm train`."""
     result = argparse.ArgumentParser(
         prog="specvlm train",
-        description="Train a feature head or an early exit on the target's own features and laws, computed on the fly."
-        " A run that was stopped, however, goes on with --resume as if it had not been. Several processes:"
+        description="Train a feature head, an early exit or a draft VLM on the target's own features and laws, computed"
+        " on the fly. A run that was stopped, however, goes on with --resume as if it had not been. Several processes:"
         " torchrun --nproc-per-node N -m vllm_specvlm.cli train RECIPE.",
     )
     result.add_argument("recipe", metavar="RECIPE", type=Path, help="a TOML file, such as those in benchmarks/recipes")
     result.add_argument("--out", metavar="DIR", type=Path, help="folder of the run (default: the recipe's)")
+    result.add_argument(
+        "--from-log",
+        metavar="LOG",
+        type=Path,
+        help="a folder that a server recorded to: half of the conversations are from it, half from the recipe's data",
+    )
     result.add_argument("--resume", action="store_true", help="go on from the newest sound checkpoint in DIR, if any")
     result.add_argument("--steps", metavar="N", type=_count, help="steps in all (default: the recipe's)")
     result.add_argument("--threads", metavar="N", type=_count, help="of a process on the CPU (default: all cores)")
@@ -56,6 +63,9 @@ def read(options: argparse.Namespace) -> tuple[Recipe, Path]:
         raise UserError(str(error)) from error
     if options.steps is not None:
         recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, steps=options.steps))
+    if options.from_log is not None:
+        log = recipes.DataRecipe(str(options.from_log.absolute()), weight=sum(each.weight for each in recipe.data))
+        recipe = dataclasses.replace(recipe, data=(*recipe.data, log))
     if options.out is None and not recipe.out:
         raise UserError(f"Neither --out nor 'out' of the recipe '{options.recipe}' says where the run goes: name it.")
     out = options.out if options.out is not None else options.recipe.parent / Path(recipe.out).expanduser()
@@ -71,10 +81,12 @@ def read(options: argparse.Namespace) -> tuple[Recipe, Path]:
 
 def trainer(
     options: argparse.Namespace, recipe: Recipe, out: Path, progress: Progress
-) -> Trainer[FeatureHead] | Trainer[EarlyExit]:
+) -> Trainer[FeatureHead] | Trainer[EarlyExit] | Trainer[SmallVLM]:
     """Target and data loaded, everything ready. Raises RecipeError."""
     import torch
 
+    from vllm_specvlm.train import draft_checkpoint
+    from vllm_specvlm.train.draft_student import DraftStudent
     from vllm_specvlm.train.exit_student import ExitStudent
     from vllm_specvlm.train.head_student import HeadStudent
     from vllm_specvlm.train.ranks import Ranks
@@ -95,7 +107,12 @@ def trainer(
     if recipe.exit is not None:
         target = Target(resolve(recipe.target), dtype, ranks.device, (recipe.exit.layers,), ahead=1)
         return Trainer(ExitStudent(), recipe, target, sources, out, ranks, folder=options.recipe.parent, **hears)
-    target = Target(resolve(recipe.target), dtype, ranks.device, recipe.head.feature_layers)
+    if recipe.draft is not None:
+        target = Target(resolve(recipe.target), dtype, ranks.device, tower=bool(recipe.draft.start))
+        draft = DraftStudent(draft_checkpoint.folder_of(target.folder))
+        return Trainer(draft, recipe, target, sources, out, ranks, folder=options.recipe.parent, **hears)
+    settles = recipe.losses.intermediate > 0
+    target = Target(resolve(recipe.target), dtype, ranks.device, recipe.head.feature_layers, settles=settles)
     return Trainer(HeadStudent(), recipe, target, sources, out, ranks, folder=options.recipe.parent, **hears)
 
 

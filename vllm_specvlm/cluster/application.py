@@ -33,8 +33,12 @@ class Arguments(BaseModel):
     """Requests of a replica at which Ray adds another: as many as an engine answers well at once."""
     ingress_replicas: int = Field(2, ge=1)
     """Processes that speak HTTP. A request is lost to its client with the process that holds it."""
+    autoscaling: dict[str, Any] = Field(default_factory=dict)
+    """More of Ray's `AutoscalingConfig`, such as upscale_delay_s and downscale_delay_s."""
     cpus: float = Field(1, gt=0)
     """CPUs that Ray sets aside for each worker of an engine without GPUs."""
+    process_cpus: float = Field(1, ge=0)
+    """CPUs that Ray sets aside for each process that only passes requests on: an engine's replica, an ingress."""
     gpu: bool = False
     """Whether each worker of an engine takes a GPU; the tensor_parallel_size says how many workers there are."""
     patience_s: float = Field(600, gt=0)
@@ -58,7 +62,9 @@ class Arguments(BaseModel):
                     "min_replicas": self.min_replicas,
                     "max_replicas": self.max_replicas,
                     "target_ongoing_requests": self.target_ongoing_requests,
+                    **self.autoscaling,
                 },
+                "ray_actor_options": {"num_cpus": self.process_cpus},
                 "graceful_shutdown_timeout_s": self.patience_s,
             },
             **hardware,
@@ -86,6 +92,7 @@ def application(arguments: Arguments | Mapping[str, Any]) -> Application:
                     "min_replicas": arguments.ingress_replicas,
                     "max_replicas": arguments.ingress_replicas,
                 },
+                "ray_actor_options": {"num_cpus": arguments.process_cpus},
                 "graceful_shutdown_timeout_s": arguments.patience_s,
             },
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,18 @@ class Compressed:
         share = tokens.shape[0] / visual_tokens
         cost = torch.full((), share, dtype=torch.float32, device=tokens.device)
         return cls(tokens=tokens, cost=cost, global_vector=global_vector)
+
+    def to(self, device: torch.device) -> Compressed:
+        """The same on another device."""
+        probabilities = None if self.probabilities is None else self.probabilities.to(device)
+        vector = None if self.global_vector is None else self.global_vector.to(device)
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            cost=self.cost.to(device),
+            probabilities=probabilities,
+            global_vector=vector,
+        )
 
     @property
     def log_probability(self) -> Tensor | None:

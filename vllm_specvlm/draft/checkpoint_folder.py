@@ -86,13 +86,16 @@ def write(
     """Write a checkpoint; a kill at any moment leaves the old one whole, or the new one.
 
     Args:
-        folder: replaced if it is there.
+        folder: replaced if it is there. (A kill between two renames leaves the old one as `.NAME.old`; it is put
+            back when the next writing begins.)
         tensors: saved in their own dtypes.
         config: of its `config.json`.
         provenance: how it came about; plain JSON values.
     """
     folder = Path(folder).expanduser().absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
+    if _old(folder).exists() and not folder.exists():
+        _old(folder).rename(folder)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -118,8 +121,12 @@ def _exchange(fresh: Path, folder: Path) -> None:
     if not folder.exists():
         fresh.rename(folder)
         return
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    folder.rename(old)
+    shutil.rmtree(_old(folder), ignore_errors=True)
+    folder.rename(_old(folder))
     fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_old(folder), ignore_errors=True)
+
+
+def _old(folder: Path) -> Path:
+    """Where the one before it waits while they are exchanged."""
+    return folder.with_name(f".{folder.name}.old")

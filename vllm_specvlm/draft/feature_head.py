@@ -105,7 +105,7 @@ class FeatureHead(nn.Module):
         visual: torch.Tensor | None = None,
         is_visual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """One pass over some slots.
+        """One pass over some slots: `attended`, then `finished`.
 
         Args:
             state: [..., hidden]: of the target's feature at the slot, or this head's output one slot before.
@@ -118,6 +118,18 @@ class FeatureHead(nn.Module):
         Returns:
             [..., hidden]: per slot the state that predicts the feature of the next one.
         """
+        return self.finished(self.attended(state, embeddings, positions, attend, visual, is_visual))
+
+    def attended(
+        self,
+        state: torch.Tensor,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        attend: Attend,
+        visual: torch.Tensor | None = None,
+        is_visual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[..., hidden]: the state in the middle of the layer, behind its attention; arguments as of `forward`."""
         config = self.config
         wide = config.fusion == "wide"
         embedded = self.norm_embedding(embeddings)
@@ -133,9 +145,14 @@ class FeatureHead(nn.Module):
         queries = _rotated(self.q_proj(normed).unflatten(-1, (-1, config.head_dim)), cosine, sine)
         keys = _rotated(self.k_proj(normed).unflatten(-1, (-1, config.head_dim)), cosine, sine)
         values = self.v_proj(normed).unflatten(-1, (-1, config.head_dim))
-        hidden: torch.Tensor = joined + self.o_proj(attend(queries, keys, values).flatten(-2))
-        normed = self.norm_mlp(hidden)
-        return hidden + self.down_proj(F.silu(self.gate_proj(normed)) * self.up_proj(normed))
+        middle: torch.Tensor = joined + self.o_proj(attend(queries, keys, values).flatten(-2))
+        return middle
+
+    def finished(self, middle: torch.Tensor) -> torch.Tensor:
+        """[..., hidden]: what the rest of the layer makes of `attended`."""
+        normed = self.norm_mlp(middle)
+        hidden: torch.Tensor = middle + self.down_proj(F.silu(self.gate_proj(normed)) * self.up_proj(normed))
+        return hidden
 
     def logits(self, state: torch.Tensor) -> torch.Tensor:
         """float32 [..., draft vocabulary], of the tokens `self.vocabulary`, from what `forward` gave."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from vllm_specvlm.draft.gram import RollingGram
 
@@ -13,10 +13,11 @@ class IndexedText:
     A place is the position after the n-gram. `tokens` may be read; BARRIER in it is matched by nothing.
     """
 
-    __slots__ = ("_before", "_gram", "_key", "_latest", "tokens")
+    __slots__ = ("_before", "_gram", "_key", "_latest", "_n", "tokens")
 
     def __init__(self, n: int) -> None:
         self.tokens: list[int] = []
+        self._n = n
         self._gram = RollingGram(n)
         self._key = -1
         self._latest: dict[int, int] = {}
@@ -39,7 +40,15 @@ class IndexedText:
 
     def places(self) -> Iterator[int]:
         """Where the text's last n tokens occurred before, latest first; the text's end is not one of them."""
-        place = self._latest.get(self._key, -1) if self._key >= 0 else -1
+        return self._places(self._key)
+
+    def places_after(self, gram: Sequence[int]) -> Iterator[int]:
+        """Where these n tokens occurred, latest first, but for the text's end."""
+        reader = RollingGram(self._n)
+        return self._places([reader.read(token) for token in gram][-1])
+
+    def _places(self, key: int) -> Iterator[int]:
+        place = self._latest.get(key, -1) if key >= 0 else -1
         while place >= 0:
             yield place
             place = self._before[place]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import nlargest
 from itertools import islice
 
@@ -39,6 +39,19 @@ class _Row:
     text: IndexedText
     path: tuple[int, ...]
     children: dict[int, list[_Occurrence]]
+    below: dict[int, _Row] = field(default_factory=dict)
+    """The rows of children that were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """A token that followed where the text ran like this."""
+
+    token: int
+    share: float
+    """Of the places, weighted by the lengths of their matches; those of all continuations add up to 1."""
+    length: int
+    """Tokens of the longest match at this node, at most max_match at the root and growing with the path."""
 
 
 class LookupDrafter:
@@ -127,21 +140,38 @@ class LookupDrafter:
 
     def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
         """Continuations of every row, likeliest first; of equal ones the one that occurred last, own text first."""
-        rows = [
-            self._root(self._text(self._batch[request])) if parent < 0 else self._child(self._rows[parent], token)
-            for request, parent, token in zip(
-                frontier.request.tolist(), frontier.parent_row.tolist(), frontier.token.tolist(), strict=True
-            )
-        ]
-        self._rows = rows
+        rows = self._follow(frontier, afresh=False)
         tokens = np.full((len(rows), top_k), BARRIER, dtype=np.int64)
         probs = np.zeros((len(rows), top_k), dtype=np.float64)
         for at, row in enumerate(rows):
-            ranked = _rank(row.children, top_k)
-            if ranked:
-                tokens[at, : len(ranked)], probs[at, : len(ranked)] = zip(*ranked, strict=True)
+            for rank, found in enumerate(_continuations(row, top_k)):
+                tokens[at, rank] = found.token
+                probs[at, rank] = found.share * found.length / (found.length + 1)
         with np.errstate(divide="ignore"):
             return LevelProposal(tokens, np.log(probs).astype(np.float32))
+
+    def continuations(self, frontier: Frontier, most: int) -> list[list[Continuation]]:
+        """Of every row at most so many, likeliest first; for the levels of a tree that others grow as well.
+
+        Unlike `propose_level` it looks at nodes that the text did not lead to: their paths' ends are looked up afresh.
+        """
+        return [_continuations(row, most) for row in self._follow(frontier, afresh=True)]
+
+    def next_continuation(self, row: int, token: int) -> Continuation | None:
+        """The likeliest one below a child of the last frontier's row, whether it will be in the next one or not."""
+        found = _continuations(self._child(self._rows[row], token, afresh=True), 1)
+        return found[0] if found else None
+
+    def _follow(self, frontier: Frontier, *, afresh: bool) -> list[_Row]:
+        """The rows of the next level."""
+        fields = (frontier.request.tolist(), frontier.parent_row.tolist(), frontier.token.tolist())
+        self._rows = [
+            self._child(self._rows[parent], token, afresh=afresh)
+            if parent >= 0
+            else self._row(text := self._text(self._batch[request]), (), self._found(text, ()))
+            for request, parent, token in zip(*fields, strict=True)
+        ]
+        return self._rows
 
     def _text(self, request_id: str) -> IndexedText:
         text = self._texts.get(request_id)
@@ -153,20 +183,24 @@ class LookupDrafter:
         barriers, end = self._barriers, self._vocabulary
         return [BARRIER if token >= end or token in barriers else token for token in tokens]
 
-    def _root(self, text: IndexedText) -> _Row:
+    def _found(self, text: IndexedText, path: tuple[int, ...]) -> list[_Occurrence]:
+        """The places where what the text and then the path end with occurred before."""
         tokens = text.tokens
-        recent = tokens[-self._max_match :]
+        recent = [*tokens[-self._max_match :], *path][-self._max_match :]
+        gram = recent[-self._min_match :]
+        if len(gram) < self._min_match:
+            return []
+        places = text.places_after(gram) if path else text.places()
         found = [
             _Occurrence(self._matched(tokens[max(0, place - len(recent)) : place], recent), place, False)
-            for place in islice(text.places(), _OCCURRENCES)
+            for place in islice(places, _OCCURRENCES)
         ]
-        gram = recent[-self._min_match :]
-        if self._ring is not None and len(gram) == self._min_match:
+        if self._ring is not None:
             found += [
                 _Occurrence(self._matched(self._ring.before(place, len(recent)), recent), place, True)
                 for place in islice(self._ring.places(gram), _OCCURRENCES)
             ]
-        return self._row(text, (), found)
+        return found
 
     def _matched(self, before: Sequence[int], recent: Sequence[int]) -> int:
         """Length of the common suffix of two stretches that agree in their last min_match tokens."""
@@ -176,8 +210,15 @@ class LookupDrafter:
             length += 1
         return length
 
-    def _child(self, parent: _Row, token: int) -> _Row:
-        return self._row(parent.text, (*parent.path, token), parent.children.get(token, []))
+    def _child(self, parent: _Row, token: int, *, afresh: bool) -> _Row:
+        row = parent.below.get(token)
+        if row is None:
+            path = (*parent.path, token)
+            found = parent.children.get(token, [])
+            if afresh and not found:
+                found = self._found(parent.text, path)
+            row = parent.below[token] = self._row(parent.text, path, found)
+        return row
 
     def _row(self, text: IndexedText, path: tuple[int, ...], found: list[_Occurrence]) -> _Row:
         """Group the occurrences by the token that follows, each moved on past it."""
@@ -194,15 +235,16 @@ class LookupDrafter:
         return _Row(text, path, children)
 
 
-def _rank(children: dict[int, list[_Occurrence]], top_k: int) -> list[tuple[int, float]]:
-    """The top_k likeliest (token, probability), by the estimate that LookupDrafter describes."""
-    if not children:
+def _continuations(row: _Row, most: int) -> list[Continuation]:
+    """At most so many, likeliest first; of equal ones the one that occurred last."""
+    if not row.children:
         return []
-    # Children's places have been moved on by one, which leaves the differences and gives L + 1 here.
-    longest = max(place.length for places in children.values() for place in places)
+    # Children's places have been moved on by one, which leaves the differences.
+    longest = max(place.length for places in row.children.values() for place in places)
     weights = {
         token: sum(_SHORTER_BY_ONE ** (longest - place.length) for place in places)
-        for token, places in children.items()
+        for token, places in row.children.items()
     }
-    scale = (longest - 1) / longest / sum(weights.values())
-    return [(token, weight * scale) for token, weight in nlargest(top_k, weights.items(), key=lambda item: item[1])]
+    whole = sum(weights.values())
+    best = nlargest(most, weights.items(), key=lambda item: item[1])
+    return [Continuation(token, weight / whole, longest - 1) for token, weight in best]

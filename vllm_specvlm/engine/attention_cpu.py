@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,14 +12,6 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
 from vllm_specvlm import ops
 from vllm_specvlm.engine.tree_step import TreeStep
-
-
-@dataclass(frozen=True, slots=True)
-class DraftAttentionMetadata:
-    """What a draft forward pass hands to its attention layers: the tree step and the group's block table."""
-
-    tree_step: TreeStep
-    block_table: torch.Tensor
 
 
 class TreeCPUAttentionImpl(CPUAttentionBackendImpl):

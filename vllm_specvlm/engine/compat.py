@@ -42,6 +42,8 @@ class Finding:
 
 
 _RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner."
+_WORKER = "vllm.v1.worker.gpu_worker:Worker."
+_FLASH = "vllm.v1.attention.backends.flash_attn:"
 _GRAMMARS = "vllm.v1.structured_output:StructuredOutputManager."
 _GRAMMAR = "vllm.v1.structured_output.backend_types:StructuredOutputGrammar."
 _REGISTRY = "a proposer registry in vLLM that may own verification"
@@ -55,13 +57,51 @@ LEDGER: tuple[Symbol, ...] = (
         _REGISTRY,
     ),
     Symbol("vllm.v1.worker.cpu_worker:CPUWorker.init_device", "overridden", "puts our model runner into the worker"),
-    Symbol("vllm.v1.worker.cpu_model_runner:CPUModelRunner.load_model", "overridden", "tree attention in the layers"),
+    Symbol(_WORKER + "init_device", "overridden", "checks the configuration first"),
+    Symbol(_WORKER + "_make_model_runner", "overridden", "puts our model runner into the worker of GPUs"),
+    Symbol(_WORKER + "compile_or_warm_up_model", "overridden", "passes are timed after graphs were captured"),
+    Symbol(_RUNNER + "load_model", "overridden", "tree attention in the layers"),
+    Symbol("vllm.v1.worker.cpu_model_runner:CPUModelRunner.load_model", "relied on", "takes the dummy flag by place"),
+    Symbol(_RUNNER + "get_model", "called", "the target without the wrapper that replays graphs"),
+    Symbol(
+        _RUNNER + "profile_run",
+        "overridden",
+        "the draft and the memory of trees are counted before the KV cache gets the rest",
+    ),
+    Symbol(_RUNNER + "_get_mm_dummy_batch", "called", "the largest pictures, for measuring", ("modality",)),
+    Symbol(
+        _RUNNER + "_warmup_and_capture",
+        "overridden",
+        "captures the draft's graphs with the target's",
+        ("desc", "cudagraph_runtime_mode"),
+    ),
+    Symbol(
+        _RUNNER + "_determine_batch_execution_and_padding",
+        "overridden",
+        "a step with trees takes no FULL graph",
+        ("num_tokens", "num_reqs"),
+        "tree attention in vLLM's graphs",
+    ),
+    Symbol(
+        "vllm.v1.cudagraph_dispatcher:CudagraphDispatcher.dispatch",
+        "overridden",
+        "a step with trees takes no FULL graph",
+        ("num_tokens", "uniform_decode", "has_lora", "num_active_loras", "valid_modes", "invalid_modes"),
+        "tree attention in vLLM's graphs",
+    ),
+    Symbol(
+        "vllm.v1.cudagraph_dispatcher:CudagraphDispatcher.initialize_cudagraph_keys",
+        "relied on",
+        "FULL graphs are those of one token a request",
+        ("cudagraph_mode", "uniform_decode_query_len"),
+    ),
+    Symbol("vllm.config:CUDAGraphMode", "called", "which graphs a pass runs in"),
     Symbol("vllm.v1.worker.cpu_model_runner:CPUModelRunner.warming_up_model", "overridden", "compiles the draft too"),
     Symbol(
-        "vllm.v1.worker.cpu_model_runner:CPUModelRunner.initialize_kv_cache",
+        _RUNNER + "initialize_kv_cache",
         "overridden",
         "validity marks for the draft's part of the cache",
-        ("kv_cache_config",),
+        ("kv_cache_config", "is_profiling"),
     ),
     Symbol(_RUNNER + "execute_model", "overridden", "decodes the trees in the draft lists", ("scheduler_output",)),
     Symbol(
@@ -108,6 +148,29 @@ LEDGER: tuple[Symbol, ...] = (
         "commits accepted rows without knowing the cache layout",
         ("layer", "key", "value", "kv_cache", "slot_mapping"),
     ),
+    Symbol(
+        _FLASH + "FlashAttentionImpl.forward",
+        "overridden",
+        "rows of a tree go through our op",
+        ("layer", "query", "key", "value", "kv_cache", "attn_metadata", "output"),
+        "a tree mask in FlashAttention",
+    ),
+    Symbol(
+        _FLASH + "FlashAttentionImpl.do_kv_cache_update",
+        "called",
+        "commits accepted rows where our kernel does not",
+        ("layer", "key", "value", "kv_cache", "slot_mapping"),
+    ),
+    Symbol(
+        _FLASH + "canonicalize_singleton_dim_strides", "called", "FlashAttention over the prefix, where no kernel runs"
+    ),
+    Symbol(
+        "vllm.vllm_flash_attn.flash_attn_interface:flash_attn_varlen_func",
+        "called",
+        "FlashAttention over the prefix, where no kernel runs",
+        ("q", "k", "v", "max_seqlen_q", "cu_seqlens_q", "max_seqlen_k", "cu_seqlens_k", "seqused_k"),
+    ),
+    Symbol("vllm.v1.attention.backends.fa_utils:get_flash_attn_version", "relied on", "on GPUs, which version runs"),
     Symbol("vllm.model_executor.layers.attention:Attention", "called", "finds the layers that attend"),
     Symbol("vllm.model_executor.model_loader:get_model", "called", "loads the draft"),
     Symbol("vllm.compilation.backends:set_model_tag", "called", "keeps the draft's compiled graphs apart", ("tag",)),
@@ -121,6 +184,9 @@ LEDGER: tuple[Symbol, ...] = (
         "vllm.v1.worker.cpu_worker:CPUWorker.compile_or_warm_up_model",
         "overridden",
         "the last call before requests: passes are timed here",
+    ),
+    Symbol(
+        "vllm.utils.torch_utils:set_random_seed", "called", "timing passes must not change what is drawn", ("seed",)
     ),
     Symbol(
         "vllm.v1.worker.gpu_model_runner:GPUModelRunner._dummy_run",
@@ -142,6 +208,9 @@ LEDGER: tuple[Symbol, ...] = (
     ),
     Symbol("vllm.model_executor.layers.linear:ReplicatedLinear", "called", "a feature head's matrices"),
     Symbol("vllm.config:set_current_vllm_config", "called", "a feature head's attention layer reads the configuration"),
+    Symbol(
+        "vllm.utils.torch_utils:set_default_torch_dtype", "called", "its layer is made as vLLM makes others", ("dtype",)
+    ),
     Symbol("vllm.model_executor.models.interfaces:supports_eagle3", "called", "whether a target shows deeper layers"),
     Symbol(
         "vllm.model_executor.models.interfaces:SupportsEagle3.set_aux_hidden_state_layers",
@@ -283,6 +352,14 @@ LEDGER: tuple[Symbol, ...] = (
         ("speculative_config",),
         "min_p and logit_bias under speculation in vLLM",
     ),
+    Symbol(
+        "vllm.multimodal.cache.factories:_get_cache_type",
+        "wrapped",
+        "processed pictures stay in the front end, so that the engine never lacks one",
+        ("vllm_config",),
+        "a picture counting as known to vLLM's engine when it has arrived there",
+    ),
+    Symbol("vllm.multimodal.cache:MultiModalProcessorOnlyCache", "relied on", "keeps them"),
     Symbol("vllm.model_executor.models.interfaces:supports_multimodal", "called", "whether the draft can see"),
     Symbol("vllm.multimodal.inputs:MultiModalFeatureSpec", "called", "a request's pictures"),
     Symbol("vllm.v1.attention.backend:AttentionType", "called", "refuses layers that are no decoders"),
@@ -321,7 +398,15 @@ def check() -> list[Finding]:
 
     trouble = version_problem(vllm.__version__)
     findings = [Finding("vllm", "vllm", "supported version", trouble is None, trouble or f"is {vllm.__version__}")]
-    return findings + [_check(symbol) for symbol in LEDGER]
+    return findings + [_check(symbol) for symbol in LEDGER if not _elsewhere(symbol)]
+
+
+def _elsewhere(symbol: Symbol) -> bool:
+    """Whether it belongs to vLLM's CPU backend, and this is another one: importing its worker breaks torch's CUDA."""
+    from vllm.platforms import current_platform
+
+    module = symbol.where.partition(":")[0]
+    return not current_platform.is_cpu() and module.rpartition(".")[2].startswith("cpu_")
 
 
 def _check(symbol: Symbol) -> Finding:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vllm.config import ModelConfig
 
 
-def problems(target: ModelConfig, draft: str, *, text_only_draft: bool) -> list[str]:
+def problems(target: ModelConfig, draft: str, *, text_only_draft: bool, token_map: bool = False) -> list[str]:
     """What keeps a draft, a VLM, a feature head or an early exit, from drafting for this target; a sentence each.
 
     Raises:
@@ -19,11 +19,14 @@ def problems(target: ModelConfig, draft: str, *, text_only_draft: bool) -> list[
     """
     from vllm_specvlm.engine import head_fit, pair
 
+    if token_map and (is_head(draft) or is_exit(draft)):
+        return [f"'{draft}' drafts in the target's own tokens; leave 'token_map' out."]
     if is_head(draft):
         return head_fit.head_problems(target, draft, text_only_draft=text_only_draft)
     if is_exit(draft):
         return head_fit.exit_problems(target, draft, text_only_draft=text_only_draft)
-    return pair.problems(target, pair.draft_model_config(draft, target), text_only_draft=text_only_draft)
+    config = pair.draft_model_config(draft, target, token_map=token_map)
+    return pair.problems(target, config, text_only_draft=text_only_draft, token_map=token_map)
 
 
 def check(target: str, draft: str, *, text_only_draft: bool = False) -> list[str]:

@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from vllm_specvlm import ops
 from vllm_specvlm.draft import exit_config, head_config
 from vllm_specvlm.engine import exporter
+from vllm_specvlm.engine.log import logger_for
 from vllm_specvlm.engine.options import METHOD, PROPOSER, SpecVLMOptions
 from vllm_specvlm.schedule.profile import Profile
 
@@ -17,7 +20,17 @@ if TYPE_CHECKING:
     from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig
     from vllm.engine.arg_utils import EngineArgs
 
-WORKER = "vllm_specvlm.engine.worker.TreeCPUWorker"
+WORKER = "vllm_specvlm.engine.worker_cpu.TreeCPUWorker"
+GPU_WORKER = "vllm_specvlm.engine.worker_gpu.TreeGPUWorker"
+GPU_BACKEND = "FLASH_ATTN"
+"""vLLM's attention backend that ours is built upon."""
+
+UNPROVEN = (
+    "Method 'specvlm' on NVIDIA GPUs was compiled, emulated, sanitised and statically checked, but not yet run on a "
+    "GPU by the project; `specvlm selftest` checks it on yours and writes a report that you can send."
+)
+
+logger = logger_for(__name__)
 
 
 def install() -> None:
@@ -56,8 +69,16 @@ def translate(args: EngineArgs, target: ModelConfig, parallel: ParallelConfig) -
         ValueError: an option is wrong, the draft does not fit the target, or the engine asks for something that
             speculation with trees does not support.
     """
+    from vllm.platforms import current_platform
+
     options = SpecVLMOptions.parse(_given(args))
     refuse_unsupported(args, target, parallel)
+    worker = WORKER
+    if current_platform.is_cuda():
+        worker = GPU_WORKER
+        if args.attention_config.backend is None:
+            args.attention_backend = GPU_BACKEND
+        logger.warning_once(UNPROVEN)
     ops.load()
     if options.profile is not None:
         options = replace(options, profile=_checked_profile(options.profile))
@@ -79,8 +100,9 @@ def translate(args: EngineArgs, target: ModelConfig, parallel: ParallelConfig) -
     # vLLM's compiled graphs are kept by this: one that shows hidden states of some layers must not serve other ones.
     shown = {"specvlm_feature_layers": _feature_layers(options)}
     args.additional_config = {**args.additional_config, METHOD: options.as_dict(), **shown}
-    args.worker_cls = parallel.worker_cls = WORKER
-    exporter.export(target.served_model_name)
+    args.worker_cls = parallel.worker_cls = worker
+    beside_others = parallel._api_process_count > 1 and parallel._api_process_rank >= 0
+    exporter.export(target.served_model_name, beside_others=beside_others)
 
 
 def _feature_layers(options: SpecVLMOptions) -> list[int]:
@@ -120,7 +142,9 @@ def _with_checked_draft(options: SpecVLMOptions, target: ModelConfig) -> SpecVLM
     assert options.model is not None
     options = replace(options, model=zoo.resolve(options.model))
     assert options.model is not None
-    found = compat_pair.problems(target, options.model, text_only_draft=options.text_only_draft)
+    found = compat_pair.problems(
+        target, options.model, text_only_draft=options.text_only_draft, token_map=options.token_map
+    )
     if found:
         raise ValueError(" ".join(found))
     return options
@@ -139,9 +163,29 @@ def refuse_unsupported(args: EngineArgs, target: ModelConfig, parallel: Parallel
     cap = getattr(text, "attn_logit_softcapping", None)
     other_layers = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
     pictures = target.multimodal_config
+    chosen = args.attention_backend or args.attention_config.backend
+    backend = str(getattr(chosen, "name", chosen)).upper()
     checks: list[tuple[bool, str, str]] = [
-        (not current_platform.is_cpu(), f"on device '{current_platform.device_name}'", "use vLLM's CPU backend"),
-        (args.worker_cls not in ("auto", WORKER), f"with worker class '{args.worker_cls}'", "leave --worker-cls out"),
+        (
+            not (current_platform.is_cpu() or current_platform.is_cuda()),
+            f"on device '{current_platform.device_name}'",
+            "use an NVIDIA GPU, or vLLM's CPU backend",
+        ),
+        (
+            args.worker_cls not in ("auto", WORKER, GPU_WORKER),
+            f"with worker class '{args.worker_cls}'",
+            "leave --worker-cls out",
+        ),
+        (
+            current_platform.is_cuda() and backend not in ("NONE", "AUTO", GPU_BACKEND),
+            f"on GPUs with attention backend '{backend}'",
+            f"set --attention-backend {GPU_BACKEND}, or leave it out",
+        ),
+        (
+            current_platform.is_cuda() and target.dtype not in (torch.float16, torch.bfloat16),
+            f"on GPUs in {str(target.dtype).removeprefix('torch.')}, which FlashAttention has not",
+            "set --dtype bfloat16 or float16",
+        ),
         (
             parallel.pipeline_parallel_size > 1,
             f"with pipeline parallelism {parallel.pipeline_parallel_size}",
@@ -182,6 +226,11 @@ def refuse_unsupported(args: EngineArgs, target: ModelConfig, parallel: Parallel
         ),
         (target.runner_type != "generate", f"with runner '{target.runner_type}'", "serve the model for generation"),
         (target.skip_tokenizer_init, "without a tokenizer", "leave --skip-tokenizer-init out"),
+        (
+            target.is_mm_prefix_lm,
+            f"for '{target.model}', whose picture tokens see each other, which vLLM's CPU attention leaves out",
+            "serve it without speculation",
+        ),
         (bool(window), f"for a model with a sliding window of {window}", "serve it without speculation"),
         (
             bool(other_layers),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 
@@ -11,15 +13,37 @@ class DenseStore:
     The contents live for one step: `reserve` may drop them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None) -> None:
+        """`limit`: rows there may be at most, None for any number."""
+        self.limit = limit
         self._capacity = 0
         self._layers: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def reserve(self, rows: int) -> None:
-        """Make room for `rows` nodes; drops what is stored when it has to grow."""
+        """Make room for `rows` nodes; drops what is stored when it has to grow.
+
+        Raises:
+            ValueError: there may not be so many.
+        """
+        if self.limit is not None and rows > self.limit:
+            raise ValueError(f"{rows} tree nodes do not fit into the memory for {self.limit}.")
         if rows > self._capacity:
-            self._capacity = max(rows, 2 * self._capacity, 64)
+            grown = max(rows, 2 * self._capacity, 64)
+            self._capacity = grown if self.limit is None else min(grown, self.limit)
             self._layers.clear()
+
+    def allocate(self, rows: int, shapes: Mapping[str, tuple[int, int]], like: torch.Tensor) -> None:
+        """Make the tensors of all layers now, for good.
+
+        Args:
+            rows: nodes there will be room for.
+            shapes: kv heads and head size by layer.
+            like: of the dtype and on the device of keys and values.
+        """
+        self.limit = self._capacity = rows
+        self._layers = {
+            name: (like.new_zeros((rows, *shape)), like.new_zeros((rows, *shape))) for name, shape in shapes.items()
+        }
 
     def layer(self, name: str, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(keys, values) of layer `name`; `key` [rows, kv heads, head size] tells heads, dtype and device."""

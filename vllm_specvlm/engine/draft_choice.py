@@ -12,6 +12,7 @@ import torch
 from vllm_specvlm.draft.calibration import Calibration
 from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.sampling import GREEDY_BELOW
+from vllm_specvlm.engine.transfer import upload
 from vllm_specvlm.tree.grow import LevelProposal
 from vllm_specvlm.tree.noise import exponentials, position_keys
 
@@ -130,12 +131,12 @@ class DraftChoice:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """[rows, n]: token ids (int64), logits (float32, -inf where the law excludes one), T times noise (float32)."""
         device = logits.device
-        temperature = logits.new_tensor([[draw.temperature] for draw in draws])
+        temperature = _column([draw.temperature for draw in draws], device)
         values, indices = logits.topk(min(max(CANDIDATES, width), logits.shape[-1]), dim=-1)
         values = _within_top_k(_above_min_p(values, temperature, draws), draws)
         values = _within_top_p(logits, values, temperature, draws)
-        seeds = torch.tensor([draw.seed for draw in draws], device=device)
-        positions = torch.tensor([draw.position for draw in draws], device=device)
+        seeds = upload(np.array([draw.seed for draw in draws], dtype=np.int64), device)
+        positions = upload(np.array([draw.position for draw in draws], dtype=np.int64), device)
         ids = self._tokens(indices)
         return ids, values, -temperature * exponentials(position_keys(seeds, positions), ids).log()
 
@@ -156,19 +157,24 @@ class DraftChoice:
             self._guesses += [_Guess(places[row], *of_row) for row, of_row in zip(rows, arrays, strict=True)]
 
 
+def _column(values: Sequence[float], device: torch.device) -> torch.Tensor:
+    """float32 [rows, 1]."""
+    return upload(np.asarray(values, dtype=np.float32)[:, None], device)
+
+
 def _above_min_p(values: torch.Tensor, temperature: torch.Tensor, draws: Sequence[_Draw]) -> torch.Tensor:
     """float32 [rows, n], descending: -inf where a token is less than `min_p` times as likely as the best one."""
     if all(draw.min_p <= 0.0 for draw in draws):
         return values
-    least = temperature * values.new_tensor([[draw.min_p] for draw in draws]).log()
+    least = temperature * _column([draw.min_p for draw in draws], values.device).log()
     return values.masked_fill(values - values[:, :1] < least, -torch.inf)
 
 
 def _within_top_k(values: torch.Tensor, draws: Sequence[_Draw]) -> torch.Tensor:
     """float32 [rows, n], descending: -inf behind each row's top-k. Ties with the last one stay, as in vLLM."""
     count = values.shape[-1]
-    last = torch.tensor([draw.top_k if 0 < draw.top_k < count else count for draw in draws], device=values.device)
-    return values.masked_fill(values < values.gather(1, last[:, None] - 1), -torch.inf)
+    last = np.array([draw.top_k if 0 < draw.top_k < count else count for draw in draws], dtype=np.int64)
+    return values.masked_fill(values < values.gather(1, upload(last[:, None] - 1, values.device)), -torch.inf)
 
 
 def _within_top_p(
@@ -182,10 +188,10 @@ def _within_top_p(
     if all(draw.top_p >= 1.0 for draw in draws):
         return values
     scaled = values / temperature
-    whole = torch.tensor([[not 0 < draw.top_k <= values.shape[-1]] for draw in draws], device=values.device)
+    whole = upload(np.array([[not 0 < draw.top_k <= values.shape[-1]] for draw in draws]), values.device)
     whole &= values[:, -1:].isfinite()
     mass = torch.where(whole, (logits / temperature).logsumexp(-1, keepdim=True), scaled.logsumexp(-1, keepdim=True))
     probs = (scaled - mass).exp()
     # A row without top-p keeps all its values, whatever their sum rounds to.
-    top_p = values.new_tensor([[draw.top_p if draw.top_p < 1.0 else torch.inf] for draw in draws])
+    top_p = _column([draw.top_p if draw.top_p < 1.0 else np.inf for draw in draws], values.device)
     return values.masked_fill(probs.cumsum(-1) - probs >= top_p, -torch.inf)

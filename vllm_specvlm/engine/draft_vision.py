@@ -13,6 +13,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.multimodal.utils import group_and_batch_mm_kwargs
 
 from vllm_specvlm.engine.log import logger_for
+from vllm_specvlm.engine.transfer import upload
 
 logger = logger_for(__name__)
 
@@ -29,15 +30,21 @@ class DraftVision:
     blind for it, no request fails.
     """
 
-    def __init__(self, encode: Encoder | None, capacity_bytes: int, device: torch.device, *, may_miss: bool) -> None:
+    def __init__(
+        self, encode: Encoder | None, capacity_bytes: int, device: torch.device, *, may_miss: bool, at_once: int
+    ) -> None:
         """`encode` is the draft's `embed_multimodal`; None for a draft that cannot see.
+
+        At most `at_once` visual tokens go through the tower together, or one picture.
 
         Without `may_miss` a tower that raises is not caught: ranks that see different pictures would part ways.
         """
         self._may_miss = may_miss
+        self._at_once = at_once
         self._encode = encode
         self._capacity = capacity_bytes
         self._device = device
+        self._pins = device.type != "cpu"
         self._cache: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._bytes = 0
         self._pixels: OrderedDict[str, MultiModalFeatureSpec] = OrderedDict()
@@ -79,10 +86,11 @@ class DraftVision:
         ordered = sorted(wanted.values(), key=lambda feature: feature.modality)
         outputs: list[torch.Tensor] = []
         try:
-            items: list[tuple[str, Any]] = [(f.modality, f.data) for f in ordered]
-            for _, _, batch in group_and_batch_mm_kwargs(items, device=self._device):
-                assert self._encode is not None
-                outputs.extend(self._encode(**batch))
+            for together in self._batches(ordered):
+                items: list[tuple[str, Any]] = [(f.modality, f.data) for f in together]
+                for _, _, batch in group_and_batch_mm_kwargs(items, device=self._device, pin_memory=self._pins):
+                    assert self._encode is not None
+                    outputs.extend(self._encode(**batch))
         except Exception:
             if not self._may_miss:
                 raise
@@ -92,6 +100,18 @@ class DraftVision:
         for identifier, output in encoded.items():
             self._store(identifier, output)
         return encoded
+
+    def _batches(self, features: Sequence[MultiModalFeatureSpec]) -> list[list[MultiModalFeatureSpec]]:
+        """The features in their order, as many together as the tower's memory was measured with."""
+        batches: list[list[MultiModalFeatureSpec]] = []
+        room = 0
+        for feature in features:
+            room -= feature.mm_position.length
+            if room < 0 or not batches:
+                batches.append([])
+                room = self._at_once - feature.mm_position.length
+            batches[-1].append(feature)
+        return batches
 
     def _store(self, identifier: str, output: torch.Tensor) -> None:
         if output.untyped_storage().nbytes() > output.nbytes:
@@ -126,4 +146,4 @@ def place(
         index_of = np.cumsum(marked) - 1
         inside[np.flatnonzero(inside)[~marked[offsets]]] = False
         offsets = index_of[offsets[marked[offsets]]]
-    return inside, embeddings[torch.from_numpy(offsets).to(embeddings.device)]
+    return inside, embeddings[upload(offsets, embeddings.device)]

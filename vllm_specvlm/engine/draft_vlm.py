@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from vllm.config import VllmConfig
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
+from vllm_specvlm.compress.compressor import count
+from vllm_specvlm.compress.origins import origins
 from vllm_specvlm.engine.draft_cache import DraftCache
 from vllm_specvlm.engine.draft_choice import DraftChoice
 from vllm_specvlm.engine.draft_feed import Feed, complement, feed_rows
 from vllm_specvlm.engine.draft_network import DraftNetwork
 from vllm_specvlm.engine.draft_vision import DraftVision, place
 from vllm_specvlm.engine.options import SpecVLMOptions
-from vllm_specvlm.engine.pair import draft_model_config
+from vllm_specvlm.engine.pair import draft_model_config, map_tokens
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.engine.token_drafter import TokenDrafter
 from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
@@ -33,9 +35,13 @@ class DraftVLM(TokenDrafter[Feed]):
     def __init__(self, vllm_config: VllmConfig, options: SpecVLMOptions, tally: Tally) -> None:
         """Read the draft's configuration; weights come with `load`."""
         assert options.model is not None
-        config = draft_model_config(options.model, vllm_config.model_config)
+        target = vllm_config.model_config
+        config = draft_model_config(options.model, target, token_map=options.token_map)
         super().__init__(vllm_config, options, tally, model_config=config)
-        self._vocabulary = min(self._model_config.get_vocab_size(), vllm_config.model_config.get_vocab_size())
+        self._map = map_tokens(target, config) if options.token_map else None
+        self._vocabulary = config.get_vocab_size()
+        if self._map is None:
+            self._vocabulary = min(self._vocabulary, target.get_vocab_size())
         self._fed: dict[str, int] = {}
         self._holes: dict[str, list[tuple[int, int]]] = {}
 
@@ -43,13 +49,39 @@ class DraftVLM(TokenDrafter[Feed]):
         """Load the draft's weights; of the `target` it shares nothing."""
         self._network = DraftNetwork(self._config, self._model_config)
 
+    @property
+    def layers(self) -> list[str]:
+        """As described there."""
+        return self._network.layers
+
+    def profile_run(self, pictures: Mapping[str, Any] | None) -> None:
+        """The tower too, if there are pictures for it."""
+        if pictures is not None and self._network.sees:
+            self._network.encode(**pictures)
+        super().profile_run(pictures)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Encoded pictures."""
+        return self._options.vision_cache_mib << 20 if self._network.sees else 0
+
+    def capture(self, descriptor: Any) -> None:
+        """As described there."""
+        mrope = self._model_config.mrope_num_dims if self._model_config.uses_mrope else None
+        self._network.capture(descriptor, mrope, self._device)
+
     def cache_allocated(self) -> None:
         """The KV cache exists: make the validity marks of its blocks."""
-        self._choice = DraftChoice(self._runner)
+        if self._map is None:
+            self._choice = DraftChoice(self._runner)
+        else:
+            self._choice = DraftChoice(self._runner, self._tensor(self._map.meant))
+            self._drafted = self._tensor(self._map.drafted)
         self._cache = DraftCache(self._runner, self._network.layers)
         encode = self._network.encode if self._network.sees else None
         capacity = self._options.vision_cache_mib << 20
-        self._vision = DraftVision(encode, capacity, self._device, may_miss=self._peers.alone)
+        at_once = self._config.scheduler_config.max_num_encoder_input_tokens
+        self._vision = DraftVision(encode, capacity, self._device, may_miss=self._peers.alone, at_once=at_once)
 
     def warm_up(self) -> None:
         """One pass without attention, which compiles the draft when compilation is on."""
@@ -63,9 +95,23 @@ class DraftVLM(TokenDrafter[Feed]):
             return None
         if request_id not in self._fed:
             # Looked up once: what its blocks held when it came. Tokens since then are missing.
-            missing = self._cache.blocks.missing(self._cache.table(row), 0, root)
+            missing = self._missing(request_id, row, root)
             self._fed[request_id] = int(missing[0]) if len(missing) else root
-        return root - self._fed[request_id]
+        fed = self._fed[request_id]
+        return root - fed - sum(max(0, min(stop, root) - max(start, fed)) for start, stop in self._dropped(request_id))
+
+    def _missing(self, request_id: str, row: int, root: int) -> np.ndarray:
+        """int64, ascending: positions below the root that were not fed and are not dropped."""
+        missing = self._cache.blocks.missing(self._cache.table(row), self._fed.get(request_id, 0), root)
+        return _outside(missing, self._dropped(request_id))
+
+    def _dropped(self, request_id: str) -> list[tuple[int, int]]:
+        """The rests of pictures' places: their few tokens stand in the first ones."""
+        compressor = self._network.compressor
+        if compressor is None:
+            return []
+        places = [feature.mm_position for feature in self._runner.requests[request_id].mm_features]
+        return [(at.offset + count(compressor.config, at.length), at.offset + at.length) for at in places]
 
     def rehearse(self, rows: int, scored: int) -> None:
         """A pass without attention, and the likeliest tokens of some rows."""
@@ -80,14 +126,22 @@ class DraftVLM(TokenDrafter[Feed]):
         self._holes.pop(request_id, None)
 
     def sights(self, request_id: str) -> list[Sight]:
-        """All of a picture's tokens, from its own tower; none of one that is a hole."""
+        """All of a picture's tokens, from its own tower, or what its compressor leaves; none of one that is a hole."""
         holes = self._holes.get(request_id, [])
-        features = self._runner.requests[request_id].mm_features
-        places = [feature.mm_position for feature in features]
-        blind = [(place.offset, place.offset + place.length) in holes for place in places]
-        return [
-            Sight(place.get_num_embeds(), BLIND if hole else ALL) for place, hole in zip(places, blind, strict=True)
-        ]
+        return [self._sight(feature, holes) for feature in self._runner.requests[request_id].mm_features]
+
+    def _sight(self, feature: MultiModalFeatureSpec, holes: Sequence[tuple[int, int]]) -> Sight:
+        place, compressor = feature.mm_position, self._network.compressor
+        tokens = self._vision.embeddings([feature]).get(feature.identifier) if compressor is not None else None
+        if (place.offset, place.offset + place.length) in holes:
+            return Sight(place.get_num_embeds(), BLIND)
+        if compressor is None:
+            return Sight(place.get_num_embeds(), ALL)
+        if tokens is None:  # dropped since
+            return Sight(place.get_num_embeds(), compressor.config.kind)
+        with torch.inference_mode():
+            shares = origins(compressor, tokens, tokens.new_zeros(tokens.shape[-1]))
+        return Sight.compressed(compressor.config.kind, shares.tolist(), len(tokens))
 
     def observe_schedule(self, scheduled: SchedulerOutput) -> None:
         """Clear the marks of blocks handed out afresh; a resumed request starts from what its blocks hold."""
@@ -104,12 +158,11 @@ class DraftVLM(TokenDrafter[Feed]):
         root = int(self._runner.input_batch.num_tokens_no_spec[row]) - 1
         if root + self._depth >= self._model_config.max_model_len:
             return None
-        missing = self._cache.blocks.missing(self._cache.table(row), self._fed.get(request_id, 0), root)
+        missing = self._missing(request_id, row, root)
         written, later = missing[:room], missing[room:]
         pictures = self._look(request_id, state, written)
-        holes = self._holes.get(request_id, [])
-        for start, stop in holes:
-            written = written[(written < start) | (written >= stop)]
+        holes = [*self._holes.get(request_id, []), *self._dropped(request_id)]
+        written = _outside(written, holes)
         upto = int(later[0]) if len(later) else root
         caught_up = not len(later) and len(written) < room
         if not caught_up and not len(written):
@@ -137,7 +190,20 @@ class DraftVLM(TokenDrafter[Feed]):
         for feature, start, stop in wanted:
             if feature.identifier not in seen:
                 self._holes.setdefault(request_id, []).append((start, stop))
-        return [(feature, seen[feature.identifier]) for feature, _, _ in wanted if feature.identifier in seen]
+        return [
+            (feature, self._compressed(seen[feature.identifier]))
+            for feature, _, _ in wanted
+            if feature.identifier in seen
+        ]
+
+    def _compressed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the draft reads of a picture's tokens [n, hidden]."""
+        if self._network.compressor is None:
+            return tokens
+        kind = self._network.compressor.config.kind
+        self._tally.compressions[kind] = self._tally.compressions.get(kind, 0) + 1
+        with self._tally.clock("draft_model"):
+            return self._network.compress(tokens)
 
     def _run_feeds(self, feeds: Sequence[Feed]) -> None:
         """One forward pass over all feeds; keeps the roots' hidden states."""
@@ -172,10 +238,15 @@ class DraftVLM(TokenDrafter[Feed]):
         for feed in feeds:
             self._cache.blocks.mark(self._cache.table(feed.row), feed.written)
             self._fed[feed.request_id] = feed.upto
-        self._root_hidden = hidden[roots]
+        self._root_hidden = hidden[self._tensor(np.asarray(roots, dtype=np.int64))]
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._network.logits(hidden, self._vocabulary)
+        logits = self._network.logits(hidden, self._vocabulary)
+        return logits if self._map is None else logits[:, self._drafted]
+
+    def _ids(self, tokens: np.ndarray) -> torch.Tensor:
+        """int32: the draft's own ids of the target's tokens."""
+        return super()._ids(tokens if self._map is None else self._map.stand_ins[tokens.astype(np.int64)])
 
     def _run_level(self, rows: Sequence[TreeRows], tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
         return self._forward(rows, tokens, positions, np.full(len(tokens), -1, dtype=np.int64), (), None)
@@ -215,3 +286,10 @@ class DraftVLM(TokenDrafter[Feed]):
         prompt = positions < state.num_prompt_tokens
         rotary[:, prompt] = state.mrope_positions.numpy()[:, positions[prompt]]
         return rotary
+
+
+def _outside(positions: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Those of `positions` that lie in none of the spans."""
+    for start, stop in spans:
+        positions = positions[(positions < start) | (positions >= stop)]
+    return positions

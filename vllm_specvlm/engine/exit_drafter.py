@@ -56,6 +56,16 @@ class ExitDrafter(TokenDrafter[ExitFeed]):
         """Load the imitation network; `target` is vLLM's loaded model."""
         self._network = ExitNetwork(self._config, self._folder, target)
 
+    @property
+    def layers(self) -> list[str]:
+        """As described there."""
+        return self._network.layers
+
+    @property
+    def kept_bytes(self) -> int:
+        """Nothing."""
+        return 0
+
     def cache_allocated(self) -> None:
         """The KV cache exists."""
         self._choice = DraftChoice(self._runner, self._network.vocabulary)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from itertools import accumulate
 
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -28,19 +30,22 @@ class Exporter(Collector):
     def __init__(self) -> None:
         """Shows nothing yet."""
         self._shared: SharedCells | None = None
+        self._cells: memoryview[float] | None = None
         self._model_name = ""
 
-    def show(self, shared: SharedCells | None, model_name: str) -> None:
-        """Show these cells under this name, in the place of an older engine's."""
+    def show(self, shared: SharedCells | memoryview[float] | None, model_name: str) -> None:
+        """Show these cells under this name, in the place of an older engine's; `SharedCells` are closed by the next."""
         if self._shared is not None:
             self._shared.close()
-        self._shared, self._model_name = shared, model_name
+        self._shared = shared if isinstance(shared, SharedCells) else None
+        self._cells = shared.cells if isinstance(shared, SharedCells) else shared
+        self._model_name = model_name
 
     def collect(self) -> Iterator[Family]:
         """All metrics of the newest engine; none without one."""
-        if self._shared is not None:
+        if self._cells is not None:
             for metric in METRICS:
-                yield _family(metric, self._shared.cells, (self._model_name, "0"))
+                yield _family(metric, self._cells, (self._model_name, "0"))
 
 
 def _family(metric: Metric, cells: memoryview[float], engine: tuple[str, ...]) -> Family:
@@ -64,19 +69,45 @@ def _family(metric: Metric, cells: memoryview[float], engine: tuple[str, ...]) -
 _EXPORTER = Exporter()
 
 
-def export(model_name: str) -> None:
+def export(model_name: str, *, beside_others: bool = False) -> None:
     """In the process that configures an engine: show what its first rank is going to count.
 
     An engine whose counts cannot be shared runs all the same.
+
+    Args:
+        model_name: as clients call it.
+        beside_others: this is one of several front ends of an engine, which was configured before in the process that
+            started them all.
     """
     if _EXPORTER not in REGISTRY._collector_to_names:
         REGISTRY.register(_EXPORTER)
+    _show_beside_files()
     try:
-        shared: SharedCells | None = SharedCells(CELLS)
+        shared: SharedCells | memoryview[float] | None = found(CELLS) if beside_others else SharedCells(CELLS)
     except OSError as error:
         shared = None
         logger.warning("The metrics specvlm_* will be missing at /metrics: %s.", error)
     _EXPORTER.show(shared, model_name)
+
+
+def _show_beside_files() -> None:
+    """In prometheus_client's multi-process mode, be in every registry that gathers the processes' files.
+
+    vLLM sets this mode for several front ends. Each `/metrics` then makes a registry of its own, which knows the files
+    only: there is nothing to register with.
+    """
+    stock = MultiProcessCollector.__init__
+    if getattr(stock, "_specvlm", False):
+        return
+
+    @functools.wraps(stock)
+    def construct(self: MultiProcessCollector, registry: CollectorRegistry | None, path: str | None = None) -> None:
+        stock(self, registry, path)
+        if registry is not None:
+            registry.register(_EXPORTER)
+
+    construct._specvlm = True  # type: ignore[attr-defined]
+    MultiProcessCollector.__init__ = construct  # type: ignore[method-assign]
 
 
 def metrics() -> Metrics:

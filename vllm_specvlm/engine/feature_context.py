@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vllm_specvlm.compress.compressor import Compressed
+from vllm_specvlm.engine.transfer import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,4 +93,5 @@ class FeatureContext:
         stops = sorted(self.vectors)
         latest = np.searchsorted(stops, slots, side="right") - 1
         after = (latest >= 0) & ~self.in_picture(slots)
-        return after, torch.stack([self.vectors[stop] for stop in stops])[torch.from_numpy(latest[after])]
+        vectors = torch.stack([self.vectors[stop] for stop in stops])
+        return after, vectors[upload(latest[after], vectors.device)]

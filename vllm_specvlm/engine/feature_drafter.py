@@ -21,6 +21,7 @@ from vllm_specvlm.engine.model_drafter import ModelDrafter
 from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.engine.target_pictures import TargetPictures
+from vllm_specvlm.engine.transfer import upload
 from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
 from vllm_specvlm.timeline.sight import BLIND, Sight
 from vllm_specvlm.tree.grow import Frontier
@@ -56,6 +57,17 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         """Load the head's weights; `target` is vLLM's loaded model."""
         self._network = FeatureNetwork(self._config, self._folder, target)
 
+    @property
+    def layers(self) -> list[str]:
+        """As described there."""
+        return self._network.layers
+
+    @property
+    def kept_bytes(self) -> int:
+        """Features that it was not fed with yet, and visual tokens of the target's."""
+        pictures = self._options.vision_cache_mib if self._network.head.sees else 0
+        return (self._options.feature_cache_mib + pictures) << 20
+
     def cache_allocated(self) -> None:
         """The KV cache exists: make the validity marks of its blocks."""
         self._choice = DraftChoice(self._runner, self._network.vocabulary)
@@ -78,7 +90,7 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
             positions = first + np.arange(len(rows))
             # Features of placeholders are never read: visual tokens stand in their slots.
             text = ~in_spans(self._placeholders(request_id), positions)
-            self._features.keep(request_id, positions[text], hidden[torch.from_numpy(rows[text]).to(hidden.device)])
+            self._features.keep(request_id, positions[text], hidden[upload(rows[text], hidden.device)])
 
     def _placeholders(self, request_id: str) -> list[Span]:
         return [
@@ -192,7 +204,9 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
             compressed = self._network.compress(tokens, self._text_before(row, context, span, tokens))
         # A gate on the edge may tip over on one rank only; ranks must feed the same slots.
         self._peers.agree()
-        (compressed,) = self._peers.share([compressed])
+        if not self._peers.alone:
+            (shared,) = self._peers.share([compressed.to(torch.device("cpu"))])
+            compressed = shared.to(tokens.device)
         name = self._network.primitive(compressed)
         self._tally.compressions[name] = self._tally.compressions.get(name, 0) + 1
         return compressed
@@ -238,7 +252,7 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         for feed in feeds:
             feed.context.advance(feed.upto)
             self._features.drop_before(feed.request_id, feed.upto)
-        self._states = hidden[roots]
+        self._states = hidden[self._tensor(np.asarray(roots, dtype=np.int64))]
 
     def _inputs(self, feed: FeatureFeed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """States and embeddings [slots, hidden], visual tokens [n, hidden], and which slots they stand in."""
@@ -250,7 +264,7 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         if len(text):
             state = self._network.state(self._features.read(feed.request_id, text))
         visual = [
-            found.tokens[torch.from_numpy(slots[(slots >= span.start) & (slots < span.stop)] - span.start)]
+            found.tokens[upload(slots[(slots >= span.start) & (slots < span.stop)] - span.start, found.tokens.device)]
             for span in context.pictures
             if (found := context.compressed.get(span.start)) is not None
         ]
@@ -295,7 +309,7 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         self._settle(len(frontier.node), taken)
         if len(taken):
             assert self._states is not None
-            self._states = self._states[trees]
+            self._states = self._states[self._tensor(np.asarray(trees, dtype=np.int64))]
         return taken, self._states
 
     def _level(self, frontier: Frontier) -> tuple[np.ndarray, torch.Tensor | None]:
@@ -312,7 +326,9 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         embeddings = self._embed_tokens(frontier.token[taken])
         embeddings = self._with_pictures(embeddings, [self._runner.input_batch.req_ids[tree.row] for tree in trees])
         slots = np.full(len(taken), -1, dtype=np.int64)
-        self._states = self._forward(rows, self._states[parents[taken]], embeddings, positions, slots, None, None)
+        self._states = self._forward(
+            rows, self._states[self._tensor(parents[taken])], embeddings, positions, slots, None, None
+        )
         return taken, self._states
 
     def _settle(self, rows: int, taken: np.ndarray) -> None:

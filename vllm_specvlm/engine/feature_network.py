@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers.attention import Attention
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from vllm_specvlm.compress.compressor import Compressed
 from vllm_specvlm.compress.origins import origins
@@ -38,7 +39,8 @@ class FeatureNetwork:
         device = vllm_config.device_config.device
         self.head = head.to(device=device, dtype=model.dtype).eval().requires_grad_(False)
         self.config = head.config
-        with set_current_vllm_config(vllm_config):
+        # As in vLLM's loader: backends are chosen by the default dtype, a layer's scales lie on the default device.
+        with set_current_vllm_config(vllm_config), set_default_torch_dtype(model.dtype), torch.device(device):
             for name, layer in list(self.head.named_children()):
                 if isinstance(layer, nn.Linear):
                     setattr(self.head, name, served(layer))

@@ -7,6 +7,8 @@ from collections import OrderedDict
 import numpy as np
 import torch
 
+from vllm_specvlm.engine.transfer import upload
+
 _Chunk = tuple[np.ndarray, torch.Tensor]
 
 
@@ -55,7 +57,7 @@ class FeatureStore:
         chunks = self._chunks[request_id]
         features = chunks[0][1] if len(chunks) == 1 else torch.cat([rows for _, rows in chunks])
         places = np.searchsorted(self.held(request_id), positions)
-        return features[torch.from_numpy(places).to(features.device)]
+        return features[upload(places, features.device)]
 
     def drop_before(self, request_id: str, position: int) -> None:
         """Positions below this were fed."""

@@ -41,6 +41,12 @@ class GrowingTrees:
         self._trees: dict[int, GrowingTree] = {}
         self._masks = np.empty((0, 2), dtype=np.uint64)
 
+    def bound(self, rows: int, requests: int) -> int:
+        """Keep to so many dense rows; returns how many requests can then grow trees at once, one at least."""
+        most = min(requests, max(1, rows // self._segment))
+        self.store.limit = most * self._segment
+        return most
+
     def clear(self, requests: int) -> None:
         """Forget all trees; room for those of so many requests."""
         self.store.reserve(requests * self._segment)

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from vllm.config import ModelConfig, VllmConfig
-from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+from vllm.platforms import current_platform
+from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend
 
 from vllm_specvlm.draft import exit_config, head_config, target_id
 from vllm_specvlm.draft.head_config import TargetId
@@ -27,9 +28,15 @@ def head_problems(target: ModelConfig, folder: str, *, text_only_draft: bool) ->
     beyond = [layer for layer in head.feature_layers if wanted.layers is not None and layer >= wanted.layers]
     if beyond:
         return [f"The feature head '{folder}' reads layer {beyond[0]}, and its target has {wanted.layers}; restore it."]
-    sizes = CPUAttentionBackend.get_supported_head_sizes()
-    if head.head_dim not in sizes:
-        return [f"The feature head '{folder}' has heads of {head.head_dim}; vLLM's CPU attention takes {sizes}."]
+    if current_platform.is_cuda():
+        attends, taken = FlashAttentionBackend.supports_head_size(head.head_dim), "FlashAttention takes multiples of 8"
+    else:
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+        sizes = CPUAttentionBackend.get_supported_head_sizes()
+        attends, taken = head.head_dim in sizes, f"CPU attention takes {sizes}"
+    if not attends:
+        return [f"The feature head '{folder}' has heads of {head.head_dim}; vLLM's {taken}."]
     sees = head.compressor.kind != "text"
     if target.is_multimodal_model and not sees and not text_only_draft:
         return [

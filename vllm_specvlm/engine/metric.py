@@ -81,7 +81,7 @@ VERIFY_SECONDS = Metric(
 COMPRESSED = Metric(
     "specvlm_compressed_pictures_total",
     "counter",
-    "Pictures compressed for a feature head, by the primitive that did it: its gate's choice, or its only one.",
+    "Pictures compressed for a head or a draft VLM, by the primitive that did it: a gate's choice, or the only one.",
     (("primitive", ("none", "text", "prune", "pool", "conv", "resampler", "global", "weight", "concat")),),
 )
 DRAFTER_OFF = Metric("specvlm_drafter_off", "gauge", "1 after the drafter failed and was switched off, else 0.")

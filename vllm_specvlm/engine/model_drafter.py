@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import numpy as np
@@ -17,6 +17,8 @@ from vllm_specvlm.engine.growing_trees import GrowingTrees
 from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.peers import Peers
 from vllm_specvlm.engine.tally import Tally
+from vllm_specvlm.engine.transfer import upload
+from vllm_specvlm.engine.tree_memory import TreeMemory
 from vllm_specvlm.timeline.sight import Sight
 from vllm_specvlm.tree.grow import Frontier, LevelProposal
 
@@ -76,6 +78,32 @@ class ModelDrafter(ABC, Generic[AFeed]):
     @abstractmethod
     def load(self, target: Any) -> None:
         """Load the weights; `target` is vLLM's loaded model."""
+
+    @property
+    @abstractmethod
+    def layers(self) -> list[str]:
+        """Names of the attention layers that a pass goes through."""
+
+    def bound_trees(self, rows: int, requests: int) -> int:
+        """Keep K/V of trees in so many rows; returns how many requests can then be drafted for at once."""
+        return self._trees.bound(rows, requests)
+
+    def profile_run(self, pictures: Mapping[str, Any] | None) -> None:
+        """The widest pass there will be, and the memory of the trees, which is kept from now on.
+
+        `pictures` are the pixels of as many as are encoded at once, the largest.
+        """
+        self.rehearse(self._config.scheduler_config.max_num_batched_tokens, 1)
+        memory = TreeMemory(self._config.compilation_config.static_forward_context, 0)
+        memory.allocate(self._trees.store, self.layers, self._device)
+
+    @property
+    @abstractmethod
+    def kept_bytes(self) -> int:
+        """What it keeps on the device at most, beside K/V."""
+
+    def capture(self, descriptor: Any) -> None:
+        """Capture a CUDA graph of a pass of so many rows, where passes go through vLLM's compiled code."""
 
     def bind(self, runner: Batch, peers: Peers) -> None:
         """The runner whose batch, block tables and positions are used, and the other ranks."""
@@ -190,4 +218,4 @@ class ModelDrafter(ABC, Generic[AFeed]):
         return self._runner.input_batch.req_ids[tree.row], tree.root + depth + 1
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device)
+        return upload(array, self._device)

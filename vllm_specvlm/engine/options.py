@@ -42,10 +42,16 @@ class SpecVLMOptions:
     """Children proposed under each expanded node."""
     text_only_draft: bool = False
     """Allow a draft that cannot see: the pictures are then holes in its context."""
+    token_map: bool = False
+    """Allow a draft with another tokenizer: tokens of the same text are each other's (`draft.token_map`)."""
     vision_cache_mib: int = 256
     """Bound on the draft's cache of encoded pictures, and again on that of pixels not encoded yet, MiB."""
     feature_cache_mib: int = 512
     """Bound on the target's features that a feature head has not been fed with yet, MiB."""
+    with_lookup: bool = False
+    """Beside a `model`: merge what the text itself suggests into its trees, as far as that turns out to be right."""
+    tree_memory_mib: int = 1024
+    """Bound on the keys and values of tree nodes in the target's layers, and again in the draft's, MiB of a rank."""
     lookup_min_match: int = 2
     """Shortest suffix the lookup drafter matches, tokens."""
     lookup_max_match: int = 16
@@ -63,6 +69,7 @@ class SpecVLMOptions:
             _require_int(name, getattr(self, name), 1, MAX_NODES)
         _require_int("vision_cache_mib", self.vision_cache_mib, 0, 1 << 20)
         _require_int("feature_cache_mib", self.feature_cache_mib, 0, 1 << 20)
+        _require_int("tree_memory_mib", self.tree_memory_mib, 1, 1 << 20)
         _require_int("lookup_shared_tokens", self.lookup_shared_tokens, 0, 1 << 24)
         if 0 < self.lookup_shared_tokens <= self.lookup_min_match:
             raise ValueError(
@@ -80,6 +87,12 @@ class SpecVLMOptions:
                 raise ValueError(f"Option '{name}' is {getattr(self, name)!r}; write true or false.")
         if self.model is not None and (not isinstance(self.model, str) or not self.model):
             raise ValueError(f"Option 'model' is {self.model!r}; write the draft's directory or name, or leave it out.")
+        if self.with_lookup and self.model is None:
+            raise ValueError(
+                "Option 'with_lookup' merges lookup into a draft's trees; name a 'model', or leave it out."
+            )
+        if self.token_map and self.model is None:
+            raise ValueError("Option 'token_map' is for a draft 'model'; leave it out, or give one.")
         if self.tree not in ("dynamic", "chain"):
             raise ValueError(f"Option 'tree' is {self.tree!r}; write 'dynamic' or 'chain', or give 'paths'.")
         if self.paths is not None and self.tree == "chain":

@@ -86,7 +86,7 @@ class PlannedGrowth:
         )
         grown = {i: g for i, g in grown.items() if i not in opening.behind}
         tell = [not batch[i].bounded for i in grown]
-        kept = self.planner.cut([(g.log_probs, g.tree.depths) for g in grown.values()], tell)
+        kept = self.planner.cut([(g.log_probs, g.passes) for g in grown.values()], tell)
         if not any(kept):
             return {}
         flat = np.concatenate([level.reshape(-1, len(FEATURES)) for level in self._levels])
@@ -101,6 +101,8 @@ class PlannedGrowth:
         """The drafter's proposal with probabilities of being accepted in the place of the draft's own."""
         assert self._drafter is not None
         started, rows, first = time.perf_counter(), len(frontier.node), self._opened is not None
+        if frontier.free is not None:
+            rows -= int(frontier.free.sum())
         if self._opened is not None:
             started, rows, self._opened = self._opened, self._fed_rows, None
         proposal = self._drafter.propose_level(frontier, top_k)
@@ -111,8 +113,9 @@ class PlannedGrowth:
             self._picture[frontier.request],
         )
         self._levels.append(level)
-        calibrated = LevelProposal(proposal.tokens, self.acceptance.log_probs(level))
-        self._clock.passed(rows, started, first=first)
+        calibrated = LevelProposal(proposal.tokens, self.acceptance.log_probs(level), proposal.foreseen)
+        if rows:
+            self._clock.passed(rows, started, first=first)
         return calibrated
 
     def observe_accepted(self, trees: Mapping[str, tuple[TokenTree, Accepted]]) -> None:

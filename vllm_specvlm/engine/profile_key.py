@@ -1,10 +1,11 @@
-"""What this engine's costs depend on, read from its configuration and its machine."""
+"""What this engine's costs depend on, read from its configuration and machine; the profile given for them."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 import vllm
@@ -12,7 +13,8 @@ from vllm.config import CompilationMode, VllmConfig
 
 import vllm_specvlm
 from vllm_specvlm.engine.options import SpecVLMOptions
-from vllm_specvlm.schedule.profile import ProfileKey
+from vllm_specvlm.engine.peers import Peers
+from vllm_specvlm.schedule.profile import Profile, ProfileKey
 
 
 def profile_key(config: VllmConfig, options: SpecVLMOptions) -> ProfileKey:
@@ -31,6 +33,26 @@ def profile_key(config: VllmConfig, options: SpecVLMOptions) -> ProfileKey:
         torch=str(torch.__version__),
         vllm_specvlm=vllm_specvlm.__version__,
     )
+
+
+def profile_given(file: str | None, key: ProfileKey, peers: Peers) -> Profile | None:
+    """The profile of the options, the first rank's on every rank: ranks that plan otherwise would wait forever.
+
+    Raises:
+        ValueError: it was measured with something else than this engine.
+    """
+    if file is None:
+        return None
+    found: list[Any] = []
+    if peers.first:
+        try:
+            found = [Profile.load(Path(file), key).as_dict(), None]
+        except ValueError as error:
+            found = [None, str(error)]
+    profile, refusal = peers.share(found)
+    if refusal is not None:
+        raise ValueError(refusal)
+    return Profile.from_dict(profile)
 
 
 def _named(model: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import torch
+
 from vllm_specvlm.engine.peers import Peers
 
 _ROWS = (1, 16, 64, 4, 8, 32, 2, 128, 256)
@@ -16,19 +18,21 @@ _REPEATS = 3
 _LEAST = 1e-6
 
 
-def rehearse(run: Callable[[int], object], most: int, peers: Peers) -> dict[int, float]:
+def rehearse(run: Callable[[int], object], most: int, peers: Peers, device: torch.device) -> dict[int, float]:
     """Seconds of a pass by its rows, from a few passes each.
 
     Args:
         run: makes a pass over so many rows, without attention.
         most: rows a batch may have.
         peers: all ranks run the same passes and keep the first one's times.
+        device: where the passes run; a GPU is waited for, once a pass.
 
     Raises:
         PeerFailedError: `run` failed on another rank.
     """
     peers.agree()
     run(1)
+    _wait(device)
     began = time.perf_counter()
     found: dict[int, float] = {}
     for rows in (rows for rows in _ROWS if rows <= most):
@@ -37,9 +41,15 @@ def rehearse(run: Callable[[int], object], most: int, peers: Peers) -> dict[int,
             peers.agree()
             started = time.perf_counter()
             run(rows)
+            _wait(device)
             seconds.append(time.perf_counter() - started)
         peers.agree()
         found[rows], spent = peers.share([max(min(seconds), _LEAST), time.perf_counter() - began])
         if spent > _SECONDS and len(found) >= _LEAST_SIZES:
             break
     return found
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

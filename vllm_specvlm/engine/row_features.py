@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.outputs import LogprobsTensors
@@ -21,6 +22,8 @@ from vllm.v1.sample.logits_processor import (
 )
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.sampler import Sampler
+
+from vllm_specvlm.engine.transfer import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,8 @@ def process(
     Returns:
         float32 [len(rows), vocabulary].
     """
-    picked = logits[[row.row for row in rows]].float()
-    requests = torch.tensor([row.request for row in rows], device=logits.device)
+    picked = logits[upload(np.asarray([row.row for row in rows]), logits.device)].float()
+    requests = upload(np.asarray([row.request for row in rows]), logits.device)
     bad_words = metadata.bad_words_token_ids
     per_row = replace(
         metadata,

@@ -1,20 +1,24 @@
-"""vLLM's model runner with trees: the methods of the V1 runner that one step passes through (plan, steps 1 to 7)."""
+"""vLLM's V1 model runner with trees on any device: the methods that one step passes through (plan, steps 1 to 7).
+
+What differs between devices is in `runner_cpu.py` and `runner_gpu.py`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from vllm.config import CompilationMode
 from vllm.v1.outputs import DraftTokenIds, SamplerOutput
-from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from vllm_specvlm.engine import attention_cpu
 from vllm_specvlm.engine.dense_store import DenseStore
 from vllm_specvlm.engine.feature_network import feature_layers_trouble
 from vllm_specvlm.engine.speculator import Speculator
+from vllm_specvlm.engine.transfer import upload
+from vllm_specvlm.engine.tree_memory import TreeMemory
 from vllm_specvlm.engine.tree_sampler import TreeSampler
 from vllm_specvlm.engine.verification import Verification
 from vllm_specvlm.tree.flat_code import FlatCode
@@ -25,8 +29,8 @@ if TYPE_CHECKING:
     from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 
-class TreeModelRunner(CPUModelRunner):
-    """The CPU runner, verifying token trees.
+class TreeModelRunner(GPUModelRunner):
+    """vLLM's V1 runner (that of CPUs is built upon that of GPUs), verifying token trees.
 
     Overridden are only methods vLLM itself calls once a step; `engine/compat.py` lists each with its reason.
     """
@@ -34,7 +38,7 @@ class TreeModelRunner(CPUModelRunner):
     drafter: Speculator
 
     def adopt(self) -> None:
-        """Finish the construction of a stock runner whose class has just become this one."""
+        """Finish the construction of a stock runner whose class has just become one of this family."""
         self.tree_code = FlatCode(self.model_config.get_vocab_size())
         self.tree_store = DenseStore()
         self.tree_sampler = TreeSampler(self)
@@ -48,23 +52,34 @@ class TreeModelRunner(CPUModelRunner):
         """Load target and draft, then give their attention layers the tree implementation."""
         super().load_model(load_dummy_weights)
         if self.drafter.feature_layers:
-            trouble = feature_layers_trouble(self.model, self.drafter.feature_layers)
+            target = self.get_model()  # without the wrapper that replays graphs
+            trouble = feature_layers_trouble(target, self.drafter.feature_layers)
             if trouble is not None:
                 raise ValueError(trouble)
-            self.model.set_aux_hidden_state_layers(self.drafter.feature_layers)
+            target.set_aux_hidden_state_layers(self.drafter.feature_layers)
             self.use_aux_hidden_state_outputs = True
-        attention_cpu.adopt(self.compilation_config.static_forward_context.items())
+        layers = self.compilation_config.static_forward_context
+        self.adopt_attention(layers)
+        memory = TreeMemory(layers, self.drafter.options.tree_memory_mib << 20)
+        self.tree_store.limit = self.drafter.bound_trees(memory, self.max_num_reqs)
 
-    def initialize_kv_cache(self, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
+    def adopt_attention(self, layers: Mapping[str, Any]) -> None:
+        """Give the loaded attention layers, by name, an implementation that knows trees.
+
+        Raises:
+            ValueError: a layer attends in a way that the tree op does not.
+        """
+        raise NotImplementedError
+
+    def attention_ways(self) -> list[str]:
+        """How the layers attend tree rows, for people to read."""
+        raise NotImplementedError
+
+    def initialize_kv_cache(self, kv_cache_config: Any, is_profiling: bool = False, *args: Any, **kwargs: Any) -> None:
         """Allocate the cache of target and draft, and the marks that go with the draft's part."""
-        super().initialize_kv_cache(kv_cache_config, *args, **kwargs)
-        self.drafter.cache_allocated()
-
-    def warming_up_model(self) -> None:
-        """Compile target and draft before the first request."""
-        super().warming_up_model()
-        if self.compilation_config.mode != CompilationMode.NONE:
-            self.drafter.warm_up()
+        super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)
+        if not is_profiling:
+            self.drafter.cache_allocated()
 
     def start_planning(self) -> None:
         """Let the speculator measure passes of target and draft; both are loaded, compiled and have their cache."""
@@ -112,9 +127,10 @@ class TreeModelRunner(CPUModelRunner):
             self.input_batch.req_id_to_index,
             self.query_start_loc.np[: requests + 1].copy(),
             self.input_batch.num_computed_tokens_cpu[:requests].copy(),
+            self.tree_store.limit,
         )
-        rows = torch.from_numpy(verification.node_rows).to(self.device)
-        shift = torch.from_numpy(verification.position_shift()).to(self.device)
+        rows = upload(verification.node_rows, self.device)
+        shift = upload(verification.position_shift(), self.device)
         self.positions[rows] += shift.to(self.positions.dtype)
         if self.uses_mrope:
             # Generated text advances all three axes together.
@@ -139,7 +155,7 @@ class TreeModelRunner(CPUModelRunner):
         ours = [self.drafter.verifies(request_id) for request_id in self.input_batch.req_ids]
         for request, mine in enumerate(ours):
             if mine:
-                # Our draws need no generator, and vLLM's clean-up after a seeded prompt chunk fails on CPU generators.
+                # Our draws need no generator; vLLM's clean-up after a seeded prompt chunk fails on those of CPUs.
                 self.input_batch.generators.pop(request, None)
         self.drafter.observe_step(verification is not None)
         self._kept_rows = {}
@@ -149,7 +165,8 @@ class TreeModelRunner(CPUModelRunner):
         output, accepted = self.tree_sampler.sample(logits, verification, ours)
         if verification is not None:
             with self.drafter.tally.clock("verify"):
-                self._commit(verification.commit_slots(accepted))
+                if verification.dense_rows:
+                    self._commit(verification.commit_slots(accepted))
                 self._kept_rows = verification.kept_rows(accepted)
                 self.drafter.observe_accepted(verification.places, accepted)
         return output

@@ -18,6 +18,7 @@ from vllm_specvlm.tree.race import race
 # vLLM's own bound between greedy and sampled requests (vllm/v1/sample/sampler.py).
 GREEDY_BELOW = 1e-5
 _CHUNK_ELEMENTS = 1 << 23
+_GREEDY_ELEMENTS = 1 << 26
 
 
 def plain_reason(params: SamplingParams, logprobs_mode: str, *, grammars: bool) -> str | None:
@@ -76,16 +77,18 @@ def target_tokens(
     Returns:
         int64 [rows].
     """
-    tokens = Sampler.greedy_sample(logits.float()).long()
+    tokens = greedy_tokens(logits)
     if metadata.all_greedy:
         return tokens
     assert metadata.temperature is not None
     temperature = metadata.temperature[request_of_row]
-    rows = (temperature >= GREEDY_BELOW).nonzero().flatten()
+    # Finding them makes the CPU wait for a GPU.
+    everyone = torch.arange(len(logits), device=logits.device)
+    rows = everyone if metadata.all_random else everyone[temperature >= GREEDY_BELOW]
     if not len(rows):
         return tokens
     # A few rows at a time: a batch of large trees has thousands, each with a copy of the vocabulary per operation.
-    for chunk in rows.split(max(1, _CHUNK_ELEMENTS // logits.shape[1])):
+    for chunk in rows.split(sampled_at_once(logits)):
         requests = request_of_row[chunk]
         scaled = apply_top_k_top_p(
             _above_min_p(logits[chunk].float() / temperature[chunk].unsqueeze(-1), requests, metadata),
@@ -95,9 +98,22 @@ def target_tokens(
         probabilities = scaled.softmax(dim=-1)
         # A row of overflowed logits has no law to draw from; it keeps its arg-max, and its neighbours their draws.
         drawable = probabilities.isfinite().all(dim=-1)
-        chosen = chunk[drawable]
-        tokens[chosen] = race(probabilities[drawable], position_keys(seeds[chosen], positions[chosen]))
+        laws = torch.where(drawable[:, None], probabilities, 1.0)
+        drawn = race(laws, position_keys(seeds[chunk], positions[chunk]))
+        tokens[chunk] = torch.where(drawable, drawn, tokens[chunk])
     return tokens
+
+
+def sampled_at_once(logits: torch.Tensor) -> int:
+    """Rows of [rows, vocabulary] that are drawn for together: few where memory is small, more where launches cost."""
+    elements = _CHUNK_ELEMENTS if logits.device.type == "cpu" else 2 * _CHUNK_ELEMENTS
+    return max(1, elements // logits.shape[1])
+
+
+def greedy_tokens(logits: torch.Tensor) -> torch.Tensor:
+    """int64 [rows]: vLLM's arg-max, in float32, of logits [rows, vocabulary]; some rows at a time, to save memory."""
+    size = max(1, _GREEDY_ELEMENTS // logits.shape[1])
+    return torch.cat([Sampler.greedy_sample(part.float()).long() for part in logits.split(size)])
 
 
 def _above_min_p(scaled: torch.Tensor, requests: torch.Tensor, metadata: SamplingMetadata) -> torch.Tensor:

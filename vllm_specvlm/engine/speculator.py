@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -14,7 +13,7 @@ from vllm.config import VllmConfig
 from vllm_specvlm.draft.drafter import Drafter
 from vllm_specvlm.engine import exporter
 from vllm_specvlm.engine.batch import Batch
-from vllm_specvlm.engine.drafters import drafter_for
+from vllm_specvlm.engine.drafters import drafter_for, with_lookup
 from vllm_specvlm.engine.eligibility import Eligibility
 from vllm_specvlm.engine.feature_drafter import FeatureDrafter
 from vllm_specvlm.engine.log import logger_for
@@ -23,12 +22,14 @@ from vllm_specvlm.engine.model_drafter import ModelDrafter
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
 from vllm_specvlm.engine.peers import PeerFailedError, Peers
 from vllm_specvlm.engine.planned_growth import Growable, PlannedGrowth
-from vllm_specvlm.engine.profile_key import profile_key
+from vllm_specvlm.engine.profile_key import profile_given, profile_key
 from vllm_specvlm.engine.recording_growth import RecordingGrowth
 from vllm_specvlm.engine.rehearsal import rehearse
 from vllm_specvlm.engine.sampling import GREEDY_BELOW
 from vllm_specvlm.engine.step_clock import Elapsed, StepClock
 from vllm_specvlm.engine.tally import Tally
+from vllm_specvlm.engine.tree_bounds import TreeBounds
+from vllm_specvlm.engine.tree_memory import TreeMemory
 from vllm_specvlm.schedule.answer_lengths import AnswerLengths
 from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.costs import Costs
@@ -72,8 +73,9 @@ class Speculator:
         self._config = vllm_config
         self.metrics = Metrics()
         self._logprobs_mode: str = vllm_config.model_config.logprobs_mode
-        self._drafter: Drafter | None = drafter_for(vllm_config, self.options, self.tally)
-        self._model = self._drafter if isinstance(self._drafter, ModelDrafter) else None
+        drafter = drafter_for(vllm_config, self.options, self.tally)
+        self._model = drafter if isinstance(drafter, ModelDrafter) else None
+        self._drafter: Drafter | None = with_lookup(drafter, vllm_config, self.options)
         self._failure: Exception | None = None
         self._known: dict[str, int] = {}
         self._planned: PlannedGrowth | None = None
@@ -96,6 +98,29 @@ class Speculator:
         if self._model is not None:
             self._model.bind(runner, self._peers)
 
+    def bound_trees(self, memory: TreeMemory, requests: int) -> int:
+        """Bound the trees of a step by the memory for their K/V; returns how many nodes the target may verify.
+
+        `requests`: a batch has at most.
+        """
+        self._bounds = TreeBounds.of(memory, self.shape.nodes, self._model, requests)
+        return self._bounds.nodes
+
+    def profile_run(self, pictures: Mapping[str, Any] | None) -> None:
+        """For vLLM's measuring of memory: see `ModelDrafter.profile_run`."""
+        if self._model is not None:
+            self._model.profile_run(pictures)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What the drafter keeps on the device at most, of pictures and features."""
+        return 0 if self._model is None else self._model.kept_bytes
+
+    def capture(self, descriptor: Any) -> None:
+        """Capture a CUDA graph of a pass of the draft, while vLLM captures the target's (`BatchDescriptor`)."""
+        if self._model is not None:
+            self._model.capture(descriptor)
+
     def cache_allocated(self) -> None:
         """vLLM's KV cache exists."""
         if self._model is not None:
@@ -111,7 +136,7 @@ class Speculator:
         if self._drafter is None or not self.options.plans:
             return
         self._key = profile_key(self._config, self.options)
-        profile = self._profile_given()
+        profile = profile_given(self.options.profile, self._key, self._peers)
         costs = self._measured(self._drafter, target, most_rows) if profile is None else profile.costs
         if costs is None:
             return
@@ -122,31 +147,13 @@ class Speculator:
 
     def _measured(self, drafter: Drafter, target: Callable[[int], object], most_rows: int) -> Costs | None:
         """What passes cost, by trying; None if the drafter fails at it, which is then off."""
-        step = rehearse(target, most_rows, self._peers)
+        device = self._runner.device
+        step = rehearse(target, most_rows, self._peers, device)
         with self._switching_off():
-            level = rehearse(lambda rows: drafter.rehearse(rows, rows), most_rows, self._peers)
-            feed = rehearse(lambda rows: drafter.rehearse(rows, 1), most_rows, self._peers)
+            level = rehearse(lambda rows: drafter.rehearse(rows, rows), most_rows, self._peers, device)
+            feed = rehearse(lambda rows: drafter.rehearse(rows, 1), most_rows, self._peers, device)
             return Costs(CostCurve(step), CostCurve(step), CostCurve(level), CostCurve(feed))
         return None
-
-    def _profile_given(self) -> Profile | None:
-        """The profile of the options, the first rank's on every rank: ranks that plan otherwise would wait forever.
-
-        Raises:
-            ValueError: it was measured with something else than this engine.
-        """
-        if self.options.profile is None:
-            return None
-        found: list[Any] = []
-        if self._peers.first:
-            try:
-                found = [Profile.load(Path(self.options.profile), self._key).as_dict(), None]
-            except ValueError as error:
-                found = [None, str(error)]
-        profile, refusal = self._peers.share(found)
-        if refusal is not None:
-            raise ValueError(refusal)
-        return Profile.from_dict(profile)
 
     def profile(self) -> Profile | None:
         """What steps and passes cost as far as is known now; None without a planner."""
@@ -293,7 +300,7 @@ class Speculator:
             raise self._failure
         self._peers.agree()
         rows = self._eligible.going_on(sampled)
-        batch = self._eligible.growable(rows)
+        batch = self._bounds.within(self._eligible.growable(rows))
         if self._planned is not None:
             trees = self._grow_planned(self._drafter, self._planned, batch, len(rows), sum(sampled), elapsed)
         elif batch:

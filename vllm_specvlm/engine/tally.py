@@ -28,7 +28,7 @@ class Tally:
     levels: int = 0
     drafter_failures: int = 0
     compressions: dict[str, int] = field(default_factory=dict)
-    """Pictures compressed for a feature head, by the primitive its gate chose (or its only one)."""
+    """Pictures compressed for a feature head or a draft VLM, by the primitive a gate chose (or the only one)."""
     plans: dict[str, int] = field(default_factory=lambda: {"plain": 0, "trees": 0, "probe": 0})
     """The planner's decisions by `schedule.planner.Mode`."""
     seconds: dict[str, float] = field(default_factory=lambda: {"verify": 0.0, "draft": 0.0, "draft_model": 0.0})

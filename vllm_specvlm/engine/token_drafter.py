@@ -37,7 +37,7 @@ class TokenDrafter(ModelDrafter[AFeed]):
         if not len(taken):
             return taken, None
         assert self._root_hidden is not None
-        return taken, self._root_hidden[trees]
+        return taken, self._root_hidden[self._tensor(np.asarray(trees, dtype=np.int64))]
 
     def _level(self, frontier: Frontier) -> tuple[np.ndarray, torch.Tensor | None]:
         """Run the frontier through the draft: rows taken, and their hidden states."""

@@ -18,17 +18,20 @@ if TYPE_CHECKING:
 
 
 class TracingRunner(TreeModelRunner):
-    """The class that a runner has from `start` to `stop`; at other times a trace costs nothing."""
+    """Stands before a runner's own class from `start` to `stop`; at other times a trace costs nothing."""
 
     recorder: StepRecorder
+    _own_class: type[TreeModelRunner]
     _grids: dict[str, list[tuple[int, int] | None]]
 
     @classmethod
     def start(cls, runner: TreeModelRunner) -> None:
         """From now on every step of `runner` is recorded."""
         drafter = runner.drafter.exchange_drafter(RecordingDrafter)
-        runner.__class__ = cls
+        own = type(runner)
+        runner.__class__ = type(cls.__name__, (cls, own), {})
         assert isinstance(runner, TracingRunner)
+        runner._own_class = own
         runner.recorder = StepRecorder(runner.drafter.tally, drafter)
         runner._grids = {}
 
@@ -36,8 +39,9 @@ class TracingRunner(TreeModelRunner):
         """The requests that came since `start`, in their order; the runner is its old self again."""
         found = list(self.recorder.requests.values())
         self.drafter.exchange_drafter(_own)
-        del self.recorder, self._grids
-        self.__class__ = TreeModelRunner
+        own = self._own_class
+        del self.recorder, self._grids, self._own_class
+        self.__class__ = own
         return found
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:

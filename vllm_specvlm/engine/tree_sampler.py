@@ -12,6 +12,7 @@ from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm_specvlm.engine import row_features
 from vllm_specvlm.engine.row_features import FeatureRow
 from vllm_specvlm.engine.sampling import request_seed, target_tokens
+from vllm_specvlm.engine.transfer import upload
 from vllm_specvlm.engine.verification import Verification
 from vllm_specvlm.tree.accept import Accepted
 
@@ -59,7 +60,8 @@ class TreeSampler:
             ours: per request, whether we choose its tokens.
 
         Returns:
-            vLLM's output, int32 [requests, longest] padded with -1, and the walk of each tree by request index.
+            vLLM's output, int32 [requests, longest] padded with -1, and the walk of each tree by request index. The
+            tokens are on the CPU: reading them is the one time that a step waits for a GPU, as vLLM's own does.
         """
         metadata = self._runner.input_batch.sampling_metadata
         # Beside a request that asks for given tokens' log-probs, vLLM returns those for the whole batch, one row per
@@ -73,9 +75,11 @@ class TreeSampler:
         tokens = self._tokens(logits, verification, rows_of, first_row, ours)
         stock = None
         if not all(ours):
-            stock = self._runner.sampler(logits=logits[torch.from_numpy(first_row)], sampling_metadata=metadata)
+            device = self._runner.device
+            stock = self._runner.sampler(logits=logits[upload(first_row, device)], sampling_metadata=metadata)
             theirs = np.flatnonzero(~np.asarray(ours))
-            tokens[first_row[theirs]] = stock.sampled_token_ids[theirs, 0].to(tokens.dtype)
+            chosen = stock.sampled_token_ids[upload(theirs, device), 0].to(tokens.dtype)
+            tokens[upload(first_row[theirs], device)] = chosen
 
         row_tokens = tokens.tolist()
         emitting = [[int(row)] for row in first_row]
@@ -88,7 +92,7 @@ class TreeSampler:
                 emitting[request] += [int(first_row[request]) + 1 + node for node in walked.path]
         emitted = [[row_tokens[row] for row in rows] for rows in emitting]
         logprobs = self._logprobs(logits, tokens, emitting, metadata, stock)
-        return _output(emitted, logprobs, self._runner.device), accepted
+        return _output(emitted, logprobs), accepted
 
     def _params(self, request: int) -> SamplingParams:
         params: SamplingParams = self._runner.requests[self._runner.input_batch.req_ids[request]].sampling_params
@@ -108,7 +112,7 @@ class TreeSampler:
         if featured:
             processed = row_features.process(self._runner.sampler, logits, featured, metadata)
             logits = logits.float() if logits.dtype != torch.float32 else logits.clone()
-            logits[[row.row for row in featured]] = processed
+            logits[upload(np.asarray([row.row for row in featured]), logits.device)] = processed
         request_of_row = np.repeat(np.arange(len(rows_of)), rows_of)
         # The token chosen at a row stands one position behind the row.
         positions = self._runner.optimistic_seq_lens_cpu.numpy()[: len(rows_of)].astype(np.int64)[request_of_row]
@@ -119,10 +123,10 @@ class TreeSampler:
         device = self._runner.device
         return target_tokens(
             logits,
-            torch.from_numpy(request_of_row).to(device),
+            upload(request_of_row, device),
             metadata,
-            torch.from_numpy(seeds[request_of_row]).to(device),
-            torch.from_numpy(positions).to(device),
+            upload(seeds[request_of_row], device),
+            upload(positions, device),
         )
 
     def _feature_rows(
@@ -167,9 +171,9 @@ class TreeSampler:
         return row_features.logprobs(self._runner.sampler, logits, tokens, asked, width, metadata)
 
 
-def _output(emitted: Sequence[Sequence[int]], logprobs: LogprobsTensors | None, device: torch.device) -> SamplerOutput:
+def _output(emitted: Sequence[Sequence[int]], logprobs: LogprobsTensors | None) -> SamplerOutput:
     width = max(len(tokens) for tokens in emitted)
     out = torch.full((len(emitted), width), -1, dtype=torch.int32)
     for row, tokens in enumerate(emitted):
         out[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
-    return SamplerOutput(sampled_token_ids=out.to(device), logprobs_tensors=logprobs)
+    return SamplerOutput(sampled_token_ids=out, logprobs_tensors=logprobs)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vllm_specvlm.engine.dense_store import DenseStore
+from vllm_specvlm.engine.transfer import upload_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class TreeRows:
 class TreeStep:
     """The arguments of `ops.tree_attention` that all layers of a forward pass share (shapes: see that op)."""
 
+    rows: tuple[TreeRows, ...]
+    """What the tensors below say, on the CPU."""
     requests: torch.Tensor
     spans: torch.Tensor
     visible_upto: torch.Tensor
@@ -64,16 +67,23 @@ class TreeStep:
             )
             spans.extend(request.spans)
 
-        def tensor(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(device)
-
-        ancestors = np.concatenate([request.ancestors for request in rows]).view(np.int64)
+        tables, span_table, upto, dense_at, ancestors = upload_all(
+            [
+                requests,
+                np.asarray(spans, dtype=np.int32).reshape(-1, 2),
+                np.concatenate([request.visible_upto for request in rows]),
+                np.concatenate([request.dense_at for request in rows]),
+                np.concatenate([request.ancestors for request in rows]).view(np.int64),
+            ],
+            device,
+        )
         return cls(
-            requests=tensor(requests),
-            spans=tensor(np.asarray(spans, dtype=np.int32).reshape(-1, 2)),
-            visible_upto=tensor(np.concatenate([request.visible_upto for request in rows])),
-            dense_at=tensor(np.concatenate([request.dense_at for request in rows])),
-            ancestors=tensor(ancestors),
+            rows=tuple(rows),
+            requests=tables,
+            spans=span_table,
+            visible_upto=upto,
+            dense_at=dense_at,
+            ancestors=ancestors,
             store=store,
             covers_batch=covers_batch,
             fast=fast,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vllm_specvlm.engine.dense_store import DenseStore
+from vllm_specvlm.engine.transfer import upload
 from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
 from vllm_specvlm.tree.accept import Accepted, walk
 from vllm_specvlm.tree.token_tree import TokenTree
@@ -22,7 +23,11 @@ class TreePlace:
     request: int
     root_row: int
     root_position: int
-    dense_start: int
+    first_node: int
+    """Number of its first node among the nodes of all trees."""
+    dense_start: int | None
+    """First row of its K/V in the dense store; None: it is not verified, and only the root's token counts. (vLLM pads
+    requests with placeholders that nobody drafted; others may find the store full.)"""
 
 
 class Verification:
@@ -39,24 +44,30 @@ class Verification:
         request_index: Mapping[str, int],
         query_start: np.ndarray,
         computed_tokens: np.ndarray,
+        room: int | None = None,
     ) -> None:
-        """Place the trees; `query_start` [requests + 1] and `computed_tokens` [requests] are vLLM's of this step."""
+        """Place the trees; `query_start` [requests + 1] and `computed_tokens` [requests] are vLLM's of this step.
+
+        `room` is for so many nodes, None for any number.
+        """
         self.places: list[TreePlace] = []
         self._query_start = query_start
         self._computed_tokens = computed_tokens
-        dense_start = 0
+        first_node = self.dense_rows = 0
         for request_id, tree in sorted(trees.items(), key=lambda item: request_index[item[0]]):
             request = request_index[request_id]
             root_row = int(query_start[request + 1]) - len(tree) - 1
             root_position = int(computed_tokens[request]) + root_row - int(query_start[request])
-            self.places.append(TreePlace(tree, request, root_row, root_position, dense_start))
-            dense_start += len(tree)
-        self.dense_rows = dense_start
+            fits = tree.tokens[0] >= 0 and (room is None or self.dense_rows + len(tree) <= room)
+            dense_start = self.dense_rows if fits else None
+            self.places.append(TreePlace(tree, request, root_row, root_position, first_node, dense_start))
+            first_node += len(tree)
+            self.dense_rows += len(tree) if fits else 0
         self._slots: list[torch.Tensor] = []
 
     @property
     def node_rows(self) -> np.ndarray:
-        """int64: batch rows of all tree nodes, in dense order."""
+        """int64: batch rows of all tree nodes."""
         spans = [np.arange(p.root_row + 1, p.root_row + 1 + len(p.tree)) for p in self.places]
         return np.concatenate(spans) if spans else np.empty(0, dtype=np.int64)
 
@@ -71,17 +82,17 @@ class Verification:
         Args:
             slot_mappings: per KV cache group, int64 [batch rows]; changed in place.
         """
-        rows = torch.from_numpy(self.node_rows).to(slot_mappings[0].device)
-        self._slots = [mapping[rows].clone() for mapping in slot_mappings]
+        rows = upload(self.node_rows, slot_mappings[0].device)
+        self._slots = [mapping[rows] for mapping in slot_mappings]
         for mapping in slot_mappings:
-            mapping[rows] = -1
+            mapping.index_fill_(0, rows, -1)
 
     def step(self, store: DenseStore, device: torch.device, *, fast: bool) -> TreeStep:
         """The attention arguments: tree requests, and plain decode rows too when no prompt chunk is in the batch.
 
         With a prompt chunk in the batch the stock attention runs first and tree rows are computed over it.
         """
-        store.reserve(self.dense_rows)
+        store.reserve(max(1, self.dense_rows))
         lengths = np.diff(self._query_start)
         trees = {place.request: place for place in self.places}
         covers = all(
@@ -111,7 +122,7 @@ class Verification:
         accepted = {}
         for place in self.places:
             first = first_rows[place.request]
-            if ours[place.request]:
+            if ours[place.request] and place.dense_start is not None:
                 accepted[place.request] = walk(place.tree, row_tokens[first : first + len(place.tree) + 1])
             else:
                 accepted[place.request] = Accepted((), (row_tokens[first],))
@@ -129,32 +140,31 @@ class Verification:
 
         The node accepted at depth d goes to the linear slot of depth d, that is of the d-th row after the root.
         """
-        source, target = [], []
+        source = np.full(self.dense_rows, -1, dtype=np.int64)
         for place in self.places:
             for depth, node in enumerate(accepted[place.request].path):
-                source.append(place.dense_start + node)
-                target.append(place.dense_start + depth)
-        slots = [torch.full_like(linear, -1) for linear in self._slots]
-        if source:
-            for out, linear in zip(slots, self._slots, strict=True):
-                out[source] = linear[target]
-        return slots
+                assert place.dense_start is not None
+                source[place.dense_start + node] = place.first_node + depth
+        device = self._slots[0].device
+        taken = upload(source, device)
+        return [torch.where(taken < 0, -1, linear[taken.clamp(min=0)]) for linear in self._slots]
 
 
 def _tree_rows(place: TreePlace) -> TreeRows:
     """Root and nodes of one tree: all see the paged tokens up to the root, nodes also their ancestors."""
     count = len(place.tree) + 1
     visible = place.root_position + 1
-    dense_at = np.arange(place.dense_start - 1, place.dense_start + count - 1, dtype=np.int32)
-    dense_at[0] = -1
+    dense_at = np.full(count, -1, dtype=np.int32)
     ancestors = np.zeros((count, 2), dtype=np.uint64)
-    ancestors[1:] = place.tree.ancestor_masks()
+    if place.dense_start is not None:
+        dense_at[1:] = np.arange(place.dense_start, place.dense_start + count - 1)
+        ancestors[1:] = place.tree.ancestor_masks()
     return TreeRows(
         first_row=place.root_row,
         block_row=place.request,
         spans=((0, visible),),
         visible_upto=np.full(count, visible, dtype=np.int32),
-        dense_start=place.dense_start,
+        dense_start=place.dense_start or 0,
         dense_at=dense_at,
         ancestors=ancestors,
     )

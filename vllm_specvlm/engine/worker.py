@@ -1,26 +1,24 @@
-"""vLLM's worker with our runner in it."""
+"""What our workers have in common; those themselves are in `worker_cpu.py` and `worker_gpu.py`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from vllm.v1.worker.cpu_worker import CPUWorker
-from vllm.v1.worker.worker_base import CompilationTimes
+from vllm.v1.worker.gpu_worker import Worker
 
 from vllm_specvlm import ops
-from vllm_specvlm.engine import admission, compat
-from vllm_specvlm.engine.runner import TreeModelRunner
+from vllm_specvlm.engine import compat
 from vllm_specvlm.engine.tracing_runner import TracingRunner
 
 
-class TreeCPUWorker(CPUWorker):
-    """The CPU worker, whose model runner verifies trees."""
+class TreeWorker(Worker):
+    """What both workers answer when they are asked by `LLM.collective_rpc`."""
 
-    def init_device(self) -> None:
-        """Build the stock runner, then make it ours.
+    def check_configuration(self) -> None:
+        """Before a device is touched.
 
-        The stock worker names its runner class inside the method that also sets up the process; exchanging the class
-        of the finished object keeps that method vLLM's own.
+        Raises:
+            RuntimeError: this vLLM, or this configuration, cannot run trees.
         """
         broken = [finding for finding in compat.check() if not finding.ok]
         if broken:
@@ -34,20 +32,16 @@ class TreeCPUWorker(CPUWorker):
                 "leave them out of the configuration."
             )
         ops.load()
-        with admission.all_processors():
-            super().init_device()
-        self.model_runner.__class__ = TreeModelRunner
-        self.model_runner.adopt()
-
-    def compile_or_warm_up_model(self) -> CompilationTimes:
-        """The last call before requests: measure what passes cost (vLLM then resets the random seed)."""
-        self.model_runner.start_planning()
-        return super().compile_or_warm_up_model()
 
     def specvlm_tally(self) -> dict[str, Any]:
         """Counters of this worker since start, for `LLM.collective_rpc("specvlm_tally")`."""
         tally: dict[str, Any] = self.model_runner.drafter.tally.as_dict()
         return tally
+
+    def specvlm_attention(self) -> list[str]:
+        """The ways in which this worker attends tree rows, for `LLM.collective_rpc("specvlm_attention")`."""
+        ways: list[str] = self.model_runner.attention_ways()
+        return ways
 
     def specvlm_profile(self) -> dict[str, Any] | None:
         """What passes cost as this worker knows it now (`schedule.profile.Profile`); None without a planner."""

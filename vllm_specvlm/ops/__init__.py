@@ -9,6 +9,7 @@ from vllm_specvlm.ops.growth import GrowingTrees
 from vllm_specvlm.ops.library import CpuFeatures, LibraryNotFoundError, cpu_features, has_cuda_kernels, load
 from vllm_specvlm.ops.reference import commit_rows_reference, tree_attention_reference
 from vllm_specvlm.ops.tree_attention import tree_attention
+from vllm_specvlm.ops.wrappers import Wrapped, try_wrappers, wrappers_reference
 
 __all__ = [
     "CpuFeatures",
@@ -16,6 +17,7 @@ __all__ = [
     "KeyValueOffsets",
     "LibraryNotFoundError",
     "Walks",
+    "Wrapped",
     "commit_rows",
     "commit_rows_reference",
     "cpu_features",
@@ -27,5 +29,7 @@ __all__ = [
     "scatter",
     "tree_attention",
     "tree_attention_reference",
+    "try_wrappers",
     "walk_trees",
+    "wrappers_reference",
 ]

@@ -123,7 +123,7 @@ def _library() -> ctypes.CDLL:
 
 def register_fakes(namespace: str) -> None:
     """Tells torch's tracing what the operators of a library return: all write in place but `race`."""
-    for name in ("tree_attention", "commit_rows", "walk_trees", "grow_level", "describe_trees"):
+    for name in ("tree_attention", "commit_rows", "walk_trees", "grow_level", "describe_trees", "try_wrappers"):
         torch.library.register_fake(f"{namespace}::{name}", lambda *args: None)
     torch.library.register_fake(f"{namespace}::race", lambda probs, keys: keys.new_empty(keys.shape))
 

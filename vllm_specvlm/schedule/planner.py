@@ -12,6 +12,7 @@ OPT-Tree (arXiv 2406.17276) have hand-set prices in the place of G.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class _Remembered:
     probabilities: Floats
     """Acceptance probabilities of all grown nodes, descending."""
     depths: npt.NDArray[np.int64]
+    """The draft passes that each needed."""
     rows: tuple[float, ...]
     """Rows of each draft pass, this request's share."""
 
@@ -212,13 +214,20 @@ class Planner:
         flags: list[bool] = wanted.tolist()
         return flags
 
+    def admit_free(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
+        """Nodes whose next one is known already (see `tree.grow.LevelGate`): worth it if verifying that one is."""
+        verified = self._requests + len(scores)
+        node = (self.costs.tree.at(verified + 8) - self.costs.tree.at(verified)) / 8
+        return [math.exp(score) > self._goal * node for score in scores]
+
     # -- after drafting ------------------------------------------------------------------------------------------
 
     def cut(self, trees: Sequence[tuple[Sequence[float], Sequence[int]]], typical: Sequence[bool]) -> list[int]:
         """How many nodes of each tree to verify, the best first.
 
         Args:
-            trees: per tree its nodes' log-probabilities of being accepted, descending, and their depths.
+            trees: per tree its nodes' log-probabilities of being accepted, descending, and the draft passes that each
+                needed, which is its depth where nothing was known without.
             typical: per tree whether it tells what others will be worth; not if its request asked for a small one.
         """
         probabilities = [np.exp(np.asarray(scores, dtype=np.float64)) for scores, _ in trees]

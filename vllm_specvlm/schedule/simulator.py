@@ -19,10 +19,11 @@ from typing import Protocol
 
 import numpy as np
 
-from vllm_specvlm.schedule.acceptance import FEATURES, AcceptanceModel, Floats, features
+from vllm_specvlm.schedule.acceptance import FEATURES, AcceptanceModel, features
 from vllm_specvlm.schedule.answer_lengths import AnswerLengths
 from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.costs import Costs
+from vllm_specvlm.schedule.logistic import Floats
 from vllm_specvlm.schedule.plan import Candidate, Mode
 from vllm_specvlm.schedule.planner import Planner
 from vllm_specvlm.schedule.replay import Replay

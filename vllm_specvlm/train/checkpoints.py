@@ -1,6 +1,7 @@
 """Checkpoints of a run: folders `step-N`, each a drafter that can be served, and beside it what going on needs.
 
-A checkpoint is made in a hidden folder and appears with one rename: a kill at any moment leaves only whole ones.
+A checkpoint is made in a hidden folder and appears with one rename: a kill at any moment leaves only whole ones, and
+one that was to take a damaged one's place gets it when the run goes on.
 """
 
 from __future__ import annotations
@@ -96,7 +97,12 @@ class Checkpoints(Generic[N]):
         return f"the last good one is {self.path(steps[-1]).name}" if steps else "there is none yet"
 
     def clean(self) -> None:
-        """Remove what a kill left half-made."""
+        """Finish the exchange that a kill interrupted between its two renames; remove what it left half-made."""
+        for old in self.folder.glob(".step-*.old"):
+            final = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+            whole = old.with_suffix(".partial")  # it was, before the damaged one made room
+            if whole.exists() and not final.exists():
+                whole.rename(final)
         for path in self.folder.glob(".step-*"):
             shutil.rmtree(path, ignore_errors=True)
         for path in self.folder.glob("..step-*"):

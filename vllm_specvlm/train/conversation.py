@@ -30,6 +30,8 @@ class Conversation:
     turns: tuple[Turn, ...]
     expected: int = 0
     """Characters that the data's answer to the last turn has, where the target is to give its own; 0: unknown."""
+    system: str = ""
+    """The system message; empty: none, or whatever the chat template has in its place."""
 
     @property
     def asks(self) -> bool:
@@ -40,7 +42,7 @@ class Conversation:
         """The conversation up to `turn`, which the target is to answer."""
         turns = (*self.turns[:turn], replace(self.turns[turn], answer=None))
         shown = sum(part is None for each in turns for part in each.question)
-        return Conversation(self.pictures[:shown], turns, len(self.turns[turn].answer or ""))
+        return Conversation(self.pictures[:shown], turns, len(self.turns[turn].answer or ""), self.system)
 
 
 class Source(Protocol):

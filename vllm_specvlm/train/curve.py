@@ -9,7 +9,8 @@ from pathlib import Path
 from vllm_specvlm.train import picture
 
 COLUMNS = (
-    "step", "loss", "ce", "kl", "reverse_kl", "hard_ce", "smooth_l1", "gate", "agreement", "last_agreement", "covered",
+    "step", "loss", "ce", "kl", "reverse_kl", "hard_ce", "smooth_l1", "cosine",
+    "intermediate", "gate", "agreement", "last_agreement", "covered",
     "visual_share", "lr", "gradient", "answer_tokens", "seconds", "chain", "tree", "held_out_agreement",
 )  # fmt: skip
 """loss and its weighted parts: per slot. agreement: how often the head's best token is the target's, first step and

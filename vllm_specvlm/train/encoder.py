@@ -67,6 +67,8 @@ class Encoder:
         made = Encoded(asks=conversation.asks, expected=conversation.expected)
         pictures = [_opened(picture) for picture in conversation.pictures]
         messages: list[dict[str, Any]] = []
+        if conversation.system:
+            messages.append({"role": "system", "content": [{"type": "text", "text": conversation.system}]})
         rendered = ""
         for index, turn in enumerate(conversation.turns):
             messages.append({"role": "user", "content": _content(turn)})

@@ -13,7 +13,7 @@ from torch import Tensor
 from vllm_specvlm.compress.compressor import Compressed
 from vllm_specvlm.draft.feature_head import FeatureHead
 from vllm_specvlm.train.lesson import Lesson
-from vllm_specvlm.train.losses import law, weighted
+from vllm_specvlm.train.losses import law, smooth_l1, weighted
 from vllm_specvlm.train.ranks import Ranks
 from vllm_specvlm.train.recipe import Recipe
 from vllm_specvlm.train.target import Target
@@ -118,7 +118,8 @@ def _part(
     per_lesson = torch.zeros(len(lessons), device=target.device)
     loss = torch.zeros((), device=target.device)
     with precision:
-        outputs = unroll(head, slots, seen.embeddings, seen.visual, recipe.training.unroll)
+        middles: list[Tensor] = []
+        outputs = unroll(head, slots, seen.embeddings, seen.visual, recipe.training.unroll, middles)
         for step, output in enumerate(outputs):
             deep = (slots.depths >= step)[present].nonzero().flatten()
             if not len(deep):
@@ -128,6 +129,9 @@ def _part(
             here = wanted.rows(deep) if step else wanted
             with torch.autocast(target.device.type, enabled=False):
                 found = weighted(recipe.losses, states, slots.final[present][deep], logits, here)
+                if weight := recipe.losses.intermediate:
+                    middle, settled = middles[step][present][deep], slots.settled[present][deep]
+                    found["intermediate"] = weight * smooth_l1(middle, settled)
             for name, values in found.items():
                 note(name, values.sum() * shares[step])
                 loss = loss + values.sum() * shares[step]

@@ -20,7 +20,8 @@ class Lesson:
     pictures: list[tuple[int, int]]
     """P placeholder ranges (start, length), ascending."""
     visual: list[Tensor]
-    """P times [V, H]: the visual tokens as the target's language model reads them."""
+    """P times [V, H]: the visual tokens as the target's language model reads them; of a target that shows its tower,
+    [V, C] as its projector does."""
     slots: Tensor
     """int64 [n], ascending: the slots outside pictures, up to the last that is drafted from."""
     features: Tensor
@@ -36,6 +37,10 @@ class Lesson:
     """float32 [m]: logsumexp of the target's logits there, over its whole vocabulary."""
     best: Tensor
     """int64 [m]: the token that the target likes best there."""
+    settled: Tensor | None = None
+    """[m, H]: what entered the target's settled layer at the slot after each drafted one (`attention_entropy`)."""
+    positions: Tensor | None = None
+    """int64 [3, T]: of a target with M-RoPE; None: the ids stand one after the other."""
 
     @property
     def tokens(self) -> int:

@@ -30,7 +30,9 @@ def without_places(recipe: Recipe) -> dict[str, Any]:
     values = recipe.as_dict()
     values.pop("out")
     values["target"] = _last(values["target"])
-    values["head"]["start"] = _last(values["head"]["start"])
+    for table in (values["head"], values["draft"] or {}):
+        if table:
+            table["start"] = _last(table["start"])
     values["data"] = [
         each | {"source": _last(each["source"]), "images": _last(each["images"])} for each in values["data"]
     ]

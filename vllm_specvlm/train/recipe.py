@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from vllm_specvlm.compress.compressor import CompressorConfig
+from vllm_specvlm.draft import picture_compressor
 from vllm_specvlm.train import table
 from vllm_specvlm.train.errors import RecipeError
+from vllm_specvlm.train.layer_choice import LayerChoice
 
 
 def _check(condition: bool, message: str) -> None:
@@ -23,8 +25,8 @@ class DataRecipe:
     """`[[data]]`: one source of conversations."""
 
     source: str
-    """A JSON Lines file of LLaVA's conversations, or a source that comes with the plugin, such as
-    `specvlm/reference`."""
+    """A JSON Lines file of LLaVA's conversations, a folder that a server recorded to, or a source that comes with the
+    plugin, such as `specvlm/reference`."""
     weight: float = 1.0
     """Its share among all sources, in any unit."""
     images: str = ""
@@ -111,6 +113,31 @@ class ExitRecipe:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftRecipe:
+    """`[draft]`: a draft VLM of its own in the place of a feature head."""
+
+    start: str = ""
+    """Folder or name of a language model with the target's tokens; empty: the target's own."""
+    layers: LayerChoice = field(default_factory=LayerChoice)
+    """Those of it that stay; all of a `start` by default."""
+    train_tables: bool = False
+    """Whether embeddings and output layer learn, too."""
+    compressor: CompressorConfig = field(default_factory=lambda: CompressorConfig("none"))
+    """Of visual tokens."""
+
+    def __post_init__(self) -> None:
+        _check(
+            bool(self.start) or self.layers != LayerChoice(),
+            "a draft of the target's own language model needs 'layers'; write how many of them it has, or which.",
+        )
+        kinds = picture_compressor.KINDS
+        _check(
+            self.compressor.kind in kinds,
+            f"a draft VLM's compressor cannot be '{self.compressor.kind}'; write one of {', '.join(kinds)}.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class LossRecipe:
     """`[losses]`: weights of the losses; 0 leaves one out. See `losses`."""
 
@@ -120,6 +147,8 @@ class LossRecipe:
     reverse_kl: float = 0.0
     hard_ce: float = 0.0
     cosine: float = 0.0
+    intermediate: float = 0.0
+    """Of a feature head: the middle of its layer against the target's settled layer (`attention_entropy`)."""
     step_decay: float = 1.0
     """Weight of an unrolled step against the one before it; EAGLE-3 has 0.8."""
     gate_cost: float = 0.02
@@ -216,13 +245,21 @@ class Recipe:
     head: HeadRecipe = field(default_factory=HeadRecipe)
     exit: ExitRecipe | None = None
     """Trained instead of a head, which has to be left out then."""
+    draft: DraftRecipe | None = None
+    """So is this."""
     losses: LossRecipe = field(default_factory=LossRecipe)
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     check: CheckRecipe = field(default_factory=CheckRecipe)
 
     def __post_init__(self) -> None:
         _check(bool(self.data), "there is no [[data]]; name at least one source.")
-        _check(self.exit is None or self.head == HeadRecipe(), "there are [head] and [exit]; a run trains one of them.")
+        given = {"head": self.head != HeadRecipe(), "exit": self.exit is not None, "draft": self.draft is not None}
+        tables = [f"[{name}]" for name, there in given.items() if there]
+        _check(len(tables) < 2, f"there are {' and '.join(tables)}; a run trains one of them.")
+        _check(
+            not self.losses.intermediate or (self.exit is None and self.draft is None),
+            "[losses] intermediate is of the middle of a feature head's layer, and there is none; leave it 0.",
+        )
         reduces = self.head.fusion == "wide" or len(self.head.feature_layers) > 1
         if self.losses.smooth_l1 and reduces:
             raise ValueError(

@@ -36,6 +36,8 @@ class Slots:
     """int64 [B, A]: see `Lesson.depths`; -1 in padding."""
     final: Tensor
     """float32 [B, A, H]: see `Lesson.final`."""
+    settled: Tensor
+    """float32 [B, A, H]: see `Lesson.settled`; [B, A, 0] of lessons that have none."""
     normaliser: Tensor
     """float32 [B, A]."""
     best: Tensor
@@ -71,6 +73,7 @@ _PADDING = {
     "drafted": 0,
     "depths": -1,
     "final": 0.0,
+    "settled": 0.0,
     "normaliser": 0.0,
     "best": 0,
     "wanted": 0,
@@ -105,6 +108,9 @@ def _row(lesson: Lesson, kept: Sequence[int], first_picture: int) -> dict[str, T
         "drafted": column[lesson.drafted],
         "depths": lesson.depths,
         "final": lesson.final.float().clone(),
+        "settled": lesson.final.new_zeros(len(lesson.final), 0).float()
+        if lesson.settled is None
+        else lesson.settled.float().clone(),
         "normaliser": lesson.normaliser.clone(),
         "best": lesson.best.clone(),
         "wanted": ids[text[lesson.drafted] + 2],

@@ -6,12 +6,14 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vllm_specvlm.draft.head_config import TargetId
 from vllm_specvlm.train.conversation import Conversation, Source, Split
 from vllm_specvlm.train.errors import RecipeError
 from vllm_specvlm.train.jsonl_source import JsonlSource
 from vllm_specvlm.train.recipe import DataRecipe
 from vllm_specvlm.train.reference_source import ReferenceSource, ReferenceTalk
 from vllm_specvlm.train.scenes_source import ScenesSource
+from vllm_specvlm.train.traffic_source import TrafficSource
 
 BUILTIN: dict[str, Callable[[], Source]] = {
     "specvlm/reference": ReferenceSource,
@@ -34,6 +36,22 @@ class Sources:
         """A conversation of a random source."""
         return rng.choices(self._sources, self._weights)[0].draw(rng, split)
 
+    def keep_only(self, target: TargetId) -> list[str]:
+        """Leave out what servers recorded of other targets' answers; what was left out, in a sentence for each source.
+
+        Raises RecipeError if a source has nothing else.
+        """
+        told = []
+        for name, source in zip(self._names, self._sources, strict=True):
+            if isinstance(source, TrafficSource):
+                source.keep_only(target)
+                if source.damaged or source.foreign:
+                    told.append(
+                        f"Of the log '{name}' {source.damaged} files are damaged and {source.foreign} exchanges are of "
+                        "another target; they are left out."
+                    )
+        return told
+
     def digests(self) -> dict[str, str]:
         """By source: what it holds. Folders are left out of the names."""
         return {
@@ -51,4 +69,7 @@ def _open(recipe: DataRecipe, folder: Path) -> Source:
     if recipe.source.startswith("specvlm/"):
         there = ", ".join((*BUILTIN, SCENES))
         raise RecipeError(f"There is no data source '{recipe.source}'; those that come along are {there}.")
-    return JsonlSource(folder / Path(recipe.source).expanduser(), images)
+    path = folder / Path(recipe.source).expanduser()
+    if path.is_dir():
+        return TrafficSource(path)
+    return JsonlSource(path, images)

@@ -27,15 +27,17 @@ class Speech:
     """[P + n - 1, F]: see `Tap.features`; the last token was never read."""
     final: Tensor
     """[P + n - 1, H]: behind the final norm."""
+    settled: Tensor | None
+    """[P + n - 1, H]: see `Tap.settled`."""
 
 
 class Speaker:
     """Decoding as transformers' `generate` does it, of which it is four times as fast on a CPU: rows that are over do
     not wait for the longest, greedy and sampled ones go together, and the output layer is given contiguous rows."""
 
-    def __init__(self, model: Any, layers: tuple[int, ...], end_ids: Sequence[int]) -> None:
-        """A vision-language model; the layers whose inputs are features; the tokens that end an answer."""
-        self._model, self._layers = model, layers
+    def __init__(self, model: Any, layers: tuple[int, ...], end_ids: Sequence[int], compared: range = range(0)) -> None:
+        """A vision-language model; the layers whose inputs are features; the tokens that end an answer; see `Tap`."""
+        self._model, self._layers, self._compared = model, layers, compared
         self._ends = torch.tensor(sorted(end_ids), device=model.device)
         self._axes = model.config.model_type.startswith("qwen")
 
@@ -53,13 +55,14 @@ class Speaker:
         mask: Tensor = batch["attention_mask"]
         lengths = mask.sum(1)
         decoder: nn.Module = self._model.get_decoder()
-        with Tap(decoder, self._layers) as tap:
+        with Tap(decoder, self._layers, self._compared) as tap:
             cache, deltas = self._prefill(batch)
-            read = Speech([], tap.embeddings[0], tap.features(), tap.final[0])
+            read = Speech([], tap.embeddings[0], tap.features(), tap.final[0], tap.settled())
             count, width = mask.shape
             said = torch.zeros(count, longest, dtype=torch.long, device=mask.device)
             features = read.features.new_zeros(count, longest, read.features.shape[-1])
             final = read.final.new_zeros(count, longest, read.final.shape[-1])
+            settled = torch.zeros_like(final) if self._compared else None
             amounts = torch.full((count,), longest, device=mask.device)
             rows = torch.arange(count, device=mask.device)
             state = read.final[:, -1]
@@ -85,6 +88,8 @@ class Speaker:
                     use_cache=True,
                 )
                 features[rows, place], final[rows, place] = tap.features()[:, 0], tap.final[0][:, 0]
+                if settled is not None and (found := tap.settled()) is not None:
+                    settled[rows, place] = found[:, 0]
                 state = tap.final[0][:, 0]
         speeches = []
         for row, (length, amount) in enumerate(zip(lengths.tolist(), amounts.tolist(), strict=True)):
@@ -95,6 +100,9 @@ class Speaker:
                     read.embeddings[row, prompt],
                     torch.cat([read.features[row, prompt], features[row, : amount - 1]]),
                     torch.cat([read.final[row, prompt], final[row, : amount - 1]]),
+                    None
+                    if settled is None or read.settled is None
+                    else torch.cat([read.settled[row, prompt], settled[row, : amount - 1]]),
                 )
             )
         return speeches

@@ -1,4 +1,4 @@
-"""What a run trains, behind one face: a feature head or an early exit."""
+"""What a run trains, behind one face: a feature head, an early exit or a draft VLM."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from vllm_specvlm.train.learning import Figures
 from vllm_specvlm.train.lesson import Lesson
 from vllm_specvlm.train.ranks import Ranks
 from vllm_specvlm.train.recipe import Recipe
+from vllm_specvlm.train.small_vlm import SmallVLM
 from vllm_specvlm.train.target import Target
 
-N = TypeVar("N", bound=FeatureHead | EarlyExit)
+N = TypeVar("N", bound=FeatureHead | EarlyExit | SmallVLM)
 
 
 class Student(Protocol[N]):

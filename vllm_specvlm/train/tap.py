@@ -8,6 +8,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from vllm_specvlm.train.attention_entropy import SettledLayer
+
 
 class Tap:
     """While it is entered, every forward pass of a decoder adds to the lists below.
@@ -16,9 +18,10 @@ class Tap:
     states behind the final norm of a prompt together with its embeddings.
     """
 
-    def __init__(self, decoder: nn.Module, layers: tuple[int, ...]) -> None:
-        """`layers`: whose inputs to keep."""
+    def __init__(self, decoder: nn.Module, layers: tuple[int, ...], compared: range = range(0)) -> None:
+        """`layers`: whose inputs to keep; `compared`: those of which each token's settled one is kept."""
         self._decoder, self._layers = decoder, layers
+        self._settled = SettledLayer(decoder, compared) if compared else None
         self._hooks: list[Any] = []
         self.embeddings: list[Tensor] = []
         """[B, T, H] of each pass: what the decoder reads, visual tokens in their places."""
@@ -29,6 +32,8 @@ class Tap:
 
     def __enter__(self) -> Self:
         decoder: Any = self._decoder
+        if self._settled is not None:
+            self._settled.__enter__()
         self._hooks.append(decoder.register_forward_pre_hook(self._read, with_kwargs=True))
         self._hooks.append(decoder.register_forward_hook(self._wrote))
         for place, layer in enumerate(self._layers):
@@ -43,6 +48,8 @@ class Tap:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._settled is not None:
+            self._settled.__exit__(kind, error, trace)
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -60,9 +67,15 @@ class Tap:
         """Forget all passes."""
         for kept in (self.embeddings, self.final, *self.entering):
             kept.clear()
+        if self._settled is not None:
+            self._settled.features.clear()
 
     def features(self, passes: slice = slice(None)) -> Tensor:
         """[B, T, F]: what `FeatureHead.state` takes, of some passes one after the other."""
         if not self._layers:
             return torch.cat(self.final[passes], dim=1)
         return torch.cat([torch.cat(kept[passes], dim=1) for kept in self.entering], dim=-1)
+
+    def settled(self) -> Tensor | None:
+        """[B, T, H]: what enters each token's settled layer, of all passes one after the other; None: nobody asked."""
+        return None if self._settled is None else torch.cat(self._settled.features, dim=1)

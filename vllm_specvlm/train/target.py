@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vllm_specvlm.draft.head_config import TargetId
+from vllm_specvlm.train import attention_entropy
 from vllm_specvlm.train.encoder import Encoded, Encoder, join_vision
 from vllm_specvlm.train.errors import RecipeError
 from vllm_specvlm.train.lesson import Lesson, drafted_slots
@@ -24,7 +25,14 @@ class Target:
     """A vision-language model in inference mode, in one dtype, on one device."""
 
     def __init__(
-        self, folder: str, dtype: torch.dtype, device: torch.device, layers: tuple[int, ...] = (), ahead: int = 0
+        self,
+        folder: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        layers: tuple[int, ...] = (),
+        ahead: int = 0,
+        settles: bool = False,
+        tower: bool = False,
     ) -> None:
         """Load it.
 
@@ -34,6 +42,8 @@ class Target:
             device: where it runs.
             layers: the head's `feature_layers`.
             ahead: how many slots on its features are read: see `Lesson.features`.
+            settles: whether lessons hold `settled`.
+            tower: whether they hold pictures as a LLaVA's projector reads them, not as it gives them.
 
         Raises:
             RecipeError: it is no model, of no family that can be trained for, or has no such layer.
@@ -51,6 +61,7 @@ class Target:
             raise RecipeError(
                 f"The target '{folder}' does not load ({said.rstrip('.')}); give the folder of a vision-language model."
             ) from error
+        self.folder = folder
         self.config = self.model.config
         if self.config.model_type not in FAMILIES:
             raise RecipeError(
@@ -61,6 +72,10 @@ class Target:
         self.device = device
         self.text_config: Any = self.config.get_text_config()
         self._layers, self._ahead = layers, ahead
+        self.shows_tower = tower and self.config.model_type == "llava"
+        self._tower: list[Tensor] = []
+        if self.shows_tower:
+            self.model.model.multi_modal_projector.register_forward_pre_hook(self._looked)
         self._decoder = self.model.get_decoder()
         outside = [layer for layer in layers if not 0 <= layer < self.text_config.num_hidden_layers]
         if outside:
@@ -68,9 +83,15 @@ class Target:
                 f"The recipe reads layer {outside[0]} of the target, which has "
                 f"{self.text_config.num_hidden_layers}; number them from 0."
             )
+        self._compared = attention_entropy.layers_of(self.text_config.num_hidden_layers if settles else 0)
+        if settles and len(self._compared) < 2:
+            raise RecipeError(
+                f"[losses] intermediate compares the attention of layers in the first {attention_entropy.SHARE:.0%} of "
+                f"the target's {self.text_config.num_hidden_layers}, which are fewer than two; leave it 0."
+            )
         self.end_ids = _end_ids(self.model, self.processor.tokenizer)
         self.encoder = Encoder(self.processor, self.end_ids)
-        self._speaker = Speaker(self.model, layers, self.end_ids)
+        self._speaker = Speaker(self.model, layers, self.end_ids, self._compared)
 
     def id(self, name: str) -> TargetId:
         """What a head's checkpoint says of its target."""
@@ -98,11 +119,21 @@ class Target:
     @torch.inference_mode()
     def read(self, conversations: Sequence[Encoded]) -> list[Lesson]:
         """Lessons from conversations whose answers are given, in one padded forward pass."""
-        with Tap(self._decoder, self._layers) as tap:
+        self._tower.clear()
+        with Tap(self._decoder, self._layers, self._compared) as tap:
             self.model.model(**self._batch(conversations, left=False), use_cache=False)
-        features, final = tap.features(), tap.final[0]
+        features, final, settled = tap.features(), tap.final[0], tap.settled()
+        towers = self._towers(conversations)
         return [
-            self._lesson(each.ids, each.spoken, each.pictures, tap.embeddings[0][row], features[row], final[row])
+            self._lesson(
+                each,
+                [],
+                tap.embeddings[0][row],
+                features[row],
+                final[row],
+                None if settled is None else settled[row],
+                towers[row],
+            )
             for row, each in enumerate(conversations)
         ]
 
@@ -118,19 +149,23 @@ class Target:
             temperatures: of each answer; 0 for a greedy one.
             seed: of sampling.
         """
+        self._tower.clear()
         drawn = torch.tensor(temperatures, device=self.device)
         speeches = self._speaker.speak(self._batch(conversations, left=True), longest, drawn, seed)
         return [
-            self._lesson(
-                [*each.ids, *speech.answer],
-                [*each.spoken, *([True] * len(speech.answer))],
-                each.pictures,
-                speech.embeddings,
-                speech.features,
-                speech.final,
-            )
-            for each, speech in zip(conversations, speeches, strict=True)
+            self._lesson(each, speech.answer, speech.embeddings, speech.features, speech.final, speech.settled, tower)
+            for each, speech, tower in zip(conversations, speeches, self._towers(conversations), strict=True)
         ]
+
+    def _looked(self, projector: Any, given: tuple[Tensor, ...]) -> None:
+        self._tower += given[0].detach().unbind()
+
+    def _towers(self, conversations: Sequence[Encoded]) -> list[list[Tensor] | None]:
+        """Of each conversation: what the projector has just read of its pictures, [V, C] each."""
+        if not self.shows_tower:
+            return [None] * len(conversations)
+        looks = iter(self._tower)
+        return [[next(looks) for _ in each.pictures] for each in conversations]
 
     def _batch(self, conversations: Sequence[Encoded], left: bool) -> dict[str, Any]:
         """Model inputs, padded to the longest."""
@@ -154,27 +189,30 @@ class Target:
 
     def _lesson(
         self,
-        ids: list[int],
-        spoken: list[bool],
-        pictures: list[tuple[int, int]],
+        asked: Encoded,
+        answer: list[int],
         embeddings: Tensor,
         features: Tensor,
         final: Tensor,
+        settled: Tensor | None,
+        tower: list[Tensor] | None,
     ) -> Lesson:
-        """Cut what a head reads out of one row: embeddings [>=P, H], features [>=T-1, F] and final [>=T-1, H]."""
-        drafted, depths = drafted_slots(torch.tensor(spoken))
+        """Cut what a drafter reads out of one row: embeddings [>=P, H], features [>=T-1, F], the others [>=T-1, H]."""
+        ids = torch.tensor([*asked.ids, *answer])
+        drafted, depths = drafted_slots(torch.tensor([*asked.spoken, *([True] * len(answer))]))
         end = int(drafted[-1]) + 1 if len(drafted) else 0
-        seen = [(start, length) for start, length in pictures if start + length <= end]
+        seen = [(start, length) for start, length in asked.pictures if start + length <= end]
         text = torch.ones(end, dtype=torch.bool)
         for start, length in seen:
             text[start : start + length] = False
         slots = text.nonzero().flatten()
         wanted = final[(drafted + 1).to(final.device)]
         normaliser, best = self._laws(wanted)
+        visual = [embeddings[start : start + length] for start, length in seen] if tower is None else tower[: len(seen)]
         return Lesson(
-            ids=torch.tensor(ids),
+            ids=ids,
             pictures=seen,
-            visual=[embeddings[start : start + length].cpu().clone() for start, length in seen],
+            visual=[tokens.cpu().clone() for tokens in visual],
             slots=slots,
             features=features[(slots + self._ahead).to(features.device)].cpu(),
             drafted=torch.searchsorted(slots, drafted),
@@ -182,7 +220,23 @@ class Target:
             final=wanted.cpu(),
             normaliser=normaliser.cpu(),
             best=best.cpu(),
+            settled=None if settled is None else settled[(drafted + 1).to(settled.device)].cpu(),
+            positions=self._positions(asked, ids),
         )
+
+    def _positions(self, asked: Encoded, ids: Tensor) -> Tensor | None:
+        """int64 [3, T]: where the ids stand for a target with M-RoPE."""
+        if not self.config.model_type.startswith("qwen"):
+            return None
+        if not asked.pictures:
+            return torch.arange(len(ids)).expand(3, -1)
+        kinds = torch.zeros_like(ids)
+        for start, length in asked.pictures:
+            kinds[start : start + length] = 1
+        grids = asked.vision["image_grid_thw"]
+        positions, _ = self.model.model.get_rope_index(ids[None], kinds[None], image_grid_thw=grids)
+        found: Tensor = positions[:, 0].cpu()
+        return found
 
     def _laws(self, final: Tensor) -> tuple[Tensor, Tensor]:
         """float32 [m] logsumexp of the logits that [m, H] gives, and int64 [m] their best tokens."""

@@ -67,12 +67,14 @@ class Trainer(Generic[N]):
         """Nothing is computed or written yet.
 
         `student` is the kind of network; `tell` hears of progress, `say` of what a reader should know; `folder` is the
-        recipe's.
+        recipe's. Raises RecipeError if what a server recorded is of another target.
         """
         self._student: Student[N] = student
         self.recipe, self.target, self.sources, self.ranks = recipe, target, sources, ranks
         self.target_id: TargetId = target.id(recipe.target)
         self._tell, self._say, self._folder = tell, say, folder
+        for sentence in sources.keep_only(self.target_id):
+            say(sentence)
         self._checkpoints: Checkpoints[N] = Checkpoints(out, recipe.training.keep, student)
         self._step = 0
         self._seconds = 0.0

@@ -21,7 +21,14 @@ except ImportError:
     xops = None
 
 
-def unroll(head: FeatureHead, slots: Slots, embeddings: Tensor, visual: Tensor | None, steps: int) -> list[Tensor]:
+def unroll(
+    head: FeatureHead,
+    slots: Slots,
+    embeddings: Tensor,
+    visual: Tensor | None,
+    steps: int,
+    middles: list[Tensor] | None = None,
+) -> list[Tensor]:
     """The head's outputs of every step at the slots that are drafted from.
 
     Args:
@@ -30,6 +37,7 @@ def unroll(head: FeatureHead, slots: Slots, embeddings: Tensor, visual: Tensor |
         embeddings: [B, S, H]: of the tokens behind the slots, zeros where there is none.
         visual: [n, H]: compressed visual tokens, in the order of the visual slots; None: there are none.
         steps: 1 or more.
+        middles: is given the states in the middle of the layer, `steps` times [B, A, H].
 
     Returns:
         `steps` times [B, A, H]. Rows of step i whose depth is below i are meaningless.
@@ -41,14 +49,21 @@ def unroll(head: FeatureHead, slots: Slots, embeddings: Tensor, visual: Tensor |
         return causal(queries, keys, values)
 
     shown = slots.is_visual if visual is not None and len(visual) else None
-    everywhere = head(head.state(slots.features), embeddings, slots.numbers, attend_all, visual, shown)
-    columns = slots.drafted[..., None]
-    outputs = [everywhere.gather(1, columns.expand(-1, -1, everywhere.shape[-1]))]
-    embedded = embeddings.gather(1, columns.expand(-1, -1, embeddings.shape[-1]))
+    everywhere = head.attended(head.state(slots.features), embeddings, slots.numbers, attend_all, visual, shown)
+    columns = slots.drafted[..., None].expand(-1, -1, embeddings.shape[-1])
+    # Only attention asks for other slots: behind it those that are drafted from are enough.
+    middle = everywhere.gather(1, columns)
+    outputs = [head.finished(middle)]
+    embedded = embeddings.gather(1, columns)
     numbers = slots.numbers.gather(1, slots.drafted)
     drafts: list[tuple[Tensor, Tensor]] = []
+    found = [middle]
     for step in range(1, steps):
-        outputs.append(head(_later(outputs[-1], 1), embedded, numbers, _attend_draft(slots, cache[0], drafts, step)))
+        attend = _attend_draft(slots, cache[0], drafts, step)
+        found.append(head.attended(_later(outputs[-1], 1), embedded, numbers, attend))
+        outputs.append(head.finished(found[-1]))
+    if middles is not None:
+        middles += found
     return outputs
 
 

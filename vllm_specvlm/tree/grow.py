@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappush, heapreplace
 from itertools import pairwise
 from typing import Protocol
@@ -36,6 +37,8 @@ class Frontier:
     """The node's token, -1 for roots."""
     depth: npt.NDArray[np.int64]
     """0 for roots, one more per level."""
+    free: npt.NDArray[np.bool_] | None = None
+    """Rows to answer without a forward pass, by what is known already; None: no row. Below such a row all are."""
 
 
 @dataclass(slots=True)
@@ -46,6 +49,9 @@ class LevelProposal:
     """[F, k]."""
     log_probs: npt.NDArray[np.float32]
     """[F, k], natural logarithms, descending along each row; -inf means no candidate here or later in the row."""
+    foreseen: npt.NDArray[np.float32] | None = None
+    """[F, k], how probably a child's own child is the one that is known already, without a forward pass; None: nothing
+    is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,8 @@ class Grown:
     """Of the node's path from the root under the draft."""
     origins: tuple[int, ...]
     """Which proposal made the node, counting the entries of all levels' `LevelProposal`s, level by level, by rows."""
+    passes: tuple[int, ...]
+    """How many of the growth's forward passes the node needed: its depth, less the free levels above it."""
 
 
 class LevelProposer(Protocol):
@@ -71,11 +79,21 @@ class LevelGate(Protocol):
     """Decides how deep and wide growing goes beyond the shape's bounds."""
 
     def admit(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
-        """Which nodes of a level are worth expanding, given their paths' log-probabilities; none ends the growth.
+        """Which nodes of a level are worth a row of a forward pass.
 
         Args:
             depth: of the nodes, 1 or more.
-            scores: one per node of the frontier, of all requests.
+            scores: one per node, of all requests: logarithm of how probably its path is accepted and what follows is
+                not known already.
+        """
+        ...
+
+    def admit_free(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
+        """Of the other nodes with a child that is known already: which are worth it.
+
+        Args:
+            depth: of the nodes, 1 or more.
+            scores: one per node, of all requests: logarithm of how probably its path and that child are accepted.
         """
         ...
 
@@ -127,15 +145,14 @@ def grow_scored(
         nodes = max(0, min(budget, shape.nodes))
         growths.append(_Best(request, nodes, shape) if shape.paths is None else _Fixed(request, shape.paths[:nodes]))
     deepest = dict(zip(roots, [shape.depth] * len(roots) if depths is None else depths, strict=True))
-    level = [(growth, -1, -1) for growth in growths if growth.wants_root]  # growth, node, parent's row
+    level = [_Entry(growth, -1, -1, free=False) for growth in growths if growth.wants_root]
     proposed = 0
     for depth in range(shape.depth):
         if depth:
             growing = [growth for growth in growths if depth < deepest[growth.request]]
-            level = [(growth, *entry) for growth in growing for entry in growth.next_level()]
+            level = [_Entry(growth, *entry) for growth in growing for entry in growth.next_level(depth)]
             if gate is not None and level:
-                wanted = gate.admit(depth, [growth.scores[node] for growth, node, _ in level])
-                level = [entry for entry, wants in zip(level, wanted, strict=True) if wants]
+                level = _admitted(gate, depth, level)
         if not level:
             break
         frontier = _frontier(level, depth)
@@ -145,21 +162,53 @@ def grow_scored(
             raise ValueError(
                 f"The drafter answered {len(tokens)} rows to a frontier of {len(level)}; it must answer each row once."
             )
-        for row, (growth, node, _) in enumerate(level):
-            growth.expand(node, row, tokens[row], log_probs[row], proposed + row * proposal.tokens.shape[1])
+        foreseen = [None] * len(level) if proposal.foreseen is None else proposal.foreseen.tolist()
+        for row, entry in enumerate(level):
+            growth, origin = entry.growth, proposed + row * proposal.tokens.shape[1]
+            growth.row, growth.foreseen_below = row, foreseen[row]
+            growth.passes_below = growth.passes[entry.node] if entry.free else depth + 1
+            growth.expand(entry.node, tokens[row], log_probs[row], origin)
         proposed += proposal.tokens.size
     return {growth.request: growth.result() for growth in growths}
 
 
-def _frontier(level: list[tuple[_Growth, int, int]], depth: int) -> Frontier:
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A row of a frontier."""
+
+    growth: _Growth
+    node: int
+    parent_row: int
+    free: bool
+
+
+def _admitted(gate: LevelGate, depth: int, level: list[_Entry]) -> list[_Entry]:
+    """The rows that are worth it, some of them free now."""
+    chosen: list[_Entry | None] = [None] * len(level)
+    drafted = [at for at, entry in enumerate(level) if not entry.free]
+    if drafted:
+        unforeseen = [level[at].growth.log_unforeseen(level[at].node) for at in drafted]
+        for at, wants in zip(drafted, gate.admit(depth, unforeseen), strict=True):
+            chosen[at] = level[at] if wants else None
+    known = [at for at, entry in enumerate(level) if chosen[at] is None and entry.growth.foreseen[entry.node] > 0.0]
+    if known:
+        foreseen = [level[at].growth.log_foreseen(level[at].node) for at in known]
+        for at, wants in zip(known, gate.admit_free(depth, foreseen), strict=True):
+            chosen[at] = replace(level[at], free=True) if wants else None
+    return [entry for entry in chosen if entry is not None]
+
+
+def _frontier(level: list[_Entry], depth: int) -> Frontier:
     fields = [
-        [growth.request for growth, _, _ in level],
-        [node for _, node, _ in level],
-        [row for _, _, row in level],
-        [growth.tokens[node] if node >= 0 else -1 for growth, node, _ in level],
+        [entry.growth.request for entry in level],
+        [entry.node for entry in level],
+        [entry.parent_row for entry in level],
+        [entry.growth.tokens[entry.node] if entry.node >= 0 else -1 for entry in level],
         [depth] * len(level),
     ]
-    return Frontier(*np.array(fields, dtype=np.int64))
+    free = np.array([entry.free for entry in level]) if any(entry.free for entry in level) else None
+    request, node, parent_row, token, depths = np.array(fields, dtype=np.int64)
+    return Frontier(request, node, parent_row, token, depths, free)
 
 
 class _Growth:
@@ -173,25 +222,41 @@ class _Growth:
         self.scores: list[float] = []
         self.parent_rows: list[int] = []
         self.origins: list[int] = []
+        self.passes: list[int] = []
+        self.foreseen: list[float] = []
+        # Of the node being expanded: its row in the frontier, its children's passes, and how well they are foreseen.
+        self.row = self.passes_below = 0
+        self.foreseen_below: list[float] | None = None
 
-    def expand(self, node: int, row: int, tokens: list[int], log_probs: list[float], origin: int) -> None:
-        """Take in the children proposed for a node that stood in the frontier at `row`; `origin` is the first's."""
+    def expand(self, node: int, tokens: list[int], log_probs: list[float], origin: int) -> None:
+        """Take in the children proposed for a node; `origin` is the first's."""
         raise NotImplementedError
 
-    def next_level(self) -> list[tuple[int, int]]:
-        """What to expand next: (node, row of its parent in the last frontier), best first."""
+    def next_level(self, depth: int) -> list[tuple[int, int, bool]]:
+        """What to expand next, best first: (node, row of its parent in the last frontier, whether it must be free)."""
         raise NotImplementedError
+
+    def log_unforeseen(self, node: int) -> float:
+        """Logarithm of how probably the node is reached and what follows it is not known already."""
+        foreseen = self.foreseen[node]
+        return self.scores[node] + (math.log1p(-min(foreseen, 0.999999)) if foreseen else 0.0)
+
+    def log_foreseen(self, node: int) -> float:
+        """Logarithm of how probably the node is reached and followed by what is known already."""
+        return self.scores[node] + math.log(self.foreseen[node])
 
     def result(self) -> Grown:
         """The finished tree."""
         raise NotImplementedError
 
-    def _add(self, token: int, parent: int, score: float, row: int, origin: int) -> int:
+    def _add(self, token: int, parent: int, score: float, origin: int, rank: int) -> int:
         self.tokens.append(token)
         self.parents.append(parent)
         self.scores.append(score)
-        self.parent_rows.append(row)
-        self.origins.append(origin)
+        self.parent_rows.append(self.row)
+        self.origins.append(origin + rank)
+        self.passes.append(self.passes_below)
+        self.foreseen.append(0.0 if self.foreseen_below is None else self.foreseen_below[rank])
         return len(self.tokens) - 1
 
     def _tree(self, order: Sequence[int]) -> Grown:
@@ -199,7 +264,8 @@ class _Growth:
         for at, node in enumerate(order):
             place[node] = at
         tree = TokenTree(tuple(self.tokens[node] for node in order), tuple(place[self.parents[node]] for node in order))
-        return Grown(tree, tuple(self.scores[node] for node in order), tuple(self.origins[node] for node in order))
+        of_nodes = zip(*((self.scores[node], self.origins[node], self.passes[node]) for node in order), strict=True)
+        return Grown(tree, *(of_nodes if order else ((), (), ())))
 
 
 class _Best(_Growth):
@@ -216,11 +282,11 @@ class _Best(_Growth):
         self.best: list[tuple[float, int]] = []
         self.new: list[int] = []
 
-    def expand(self, node: int, row: int, tokens: list[int], log_probs: list[float], origin: int) -> None:
+    def expand(self, node: int, tokens: list[int], log_probs: list[float], origin: int) -> None:
         above = self.scores[node] if node >= 0 else 0.0
         best, budget = self.best, self.budget
         seen: set[int] = set()
-        for at, (token, log_prob) in enumerate(zip(tokens, log_probs, strict=True), origin):
+        for rank, (token, log_prob) in enumerate(zip(tokens, log_probs, strict=True)):
             score = above + min(log_prob, 0.0)
             full = len(best) >= budget
             if not score > (best[0][0] if full else _NO_CANDIDATE):
@@ -228,24 +294,30 @@ class _Best(_Growth):
             if token in seen:
                 continue
             seen.add(token)
-            child = self._add(token, node, score, row, at)
+            child = self._add(token, node, score, origin, rank)
             if full:
                 heapreplace(best, (score, -child))
             else:
                 heappush(best, (score, -child))
             self.new.append(child)
 
-    def next_level(self) -> list[tuple[int, int]]:
+    def next_level(self, depth: int) -> list[tuple[int, int, bool]]:
         if not self.new:
             return []
-        scores, best = self.scores, self.best
+        scores, best, passes = self.scores, self.best, self.passes
         # Below a full heap's worst score neither a node nor a child of it is among the best.
         floor = best[0][0] if len(best) >= self.budget else _NO_CANDIDATE
         ready = [node for node in self.new if scores[node] > floor]
         if len(ready) > 1:
             ready.sort(key=scores.__getitem__, reverse=True)
         self.new = []
-        return [(node, self.parent_rows[node]) for node in ready[: self.width]]
+        # A node below a free row has no state that a forward pass could go on from.
+        drafted = [node for node in ready if passes[node] == depth][: self.width]
+        free = [node for node in ready if passes[node] < depth and self.foreseen[node] > 0.0][: self.width]
+        return [
+            *((node, self.parent_rows[node], False) for node in drafted),
+            *((node, self.parent_rows[node], True) for node in free),
+        ]
 
     def result(self) -> Grown:
         return self._tree([-node for _, node in sorted(self.best, reverse=True)])
@@ -263,17 +335,17 @@ class _Fixed(_Growth):
         self.path_of: dict[int, RankPath] = {-1: ()}
         self.new: list[int] = []
 
-    def expand(self, node: int, row: int, tokens: list[int], log_probs: list[float], origin: int) -> None:
+    def expand(self, node: int, tokens: list[int], log_probs: list[float], origin: int) -> None:
         above = self.scores[node] if node >= 0 else 0.0
         path = self.path_of[node]
         for rank in self.ranks[path]:
             if rank < len(tokens) and log_probs[rank] > _NO_CANDIDATE and tokens[rank] not in tokens[:rank]:
-                child = self._add(tokens[rank], node, above + min(log_probs[rank], 0.0), row, origin + rank)
+                child = self._add(tokens[rank], node, above + min(log_probs[rank], 0.0), origin, rank)
                 self.path_of[child] = (*path, rank)
                 self.new.append(child)
 
-    def next_level(self) -> list[tuple[int, int]]:
-        ready = [(node, self.parent_rows[node]) for node in self.new if self.path_of[node] in self.ranks]
+    def next_level(self, depth: int) -> list[tuple[int, int, bool]]:
+        ready = [(node, self.parent_rows[node], False) for node in self.new if self.path_of[node] in self.ranks]
         self.new = []
         return ready
 

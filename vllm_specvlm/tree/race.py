@@ -8,6 +8,7 @@ from torch import Tensor
 from vllm_specvlm.tree.noise import exponentials
 
 _CHUNK_ELEMENTS = 1 << 20
+_GPU_CHUNK_ELEMENTS = 1 << 24
 
 
 def race(probs: Tensor, keys: Tensor) -> Tensor:
@@ -23,19 +24,28 @@ def race(probs: Tensor, keys: Tensor) -> Tensor:
     noise; which law it has does not matter to this one.
 
     A token of probability 0 never wins. Each row depends on its own law and key only. Temporary memory is bounded (five
-    times 4 MiB, or five rows) by working on some rows at a time; rows of one key are worked on together, since they
-    share their noise. On the CPU a row without positive, finite mass raises ValueError; on other devices, where
-    looking would cost a synchronisation, such a row's token is undefined.
+    times 4 MiB, or five rows; on other devices than the CPU five times 64 MiB) by working on some rows at a time; rows
+    of one key are worked on together, since they share their noise. On the CPU a row without positive, finite mass
+    raises ValueError; on other devices, where looking would cost a synchronisation, such a row's token is undefined.
     """
     count, vocabulary = probs.shape
     winners = torch.empty(count, dtype=torch.int64, device=probs.device)
     if not count:
         return winners
     tokens = torch.arange(vocabulary, device=probs.device)
-    for rows in keys.argsort().split(max(1, _CHUNK_ELEMENTS // vocabulary)):
-        distinct, key_of_row = torch.unique(keys[rows], return_inverse=True)
-        speed, winner = (probs[rows] / exponentials(distinct, tokens)[key_of_row]).max(dim=1)
-        if probs.device.type == "cpu" and not bool(((speed > 0) & speed.isfinite()).all()):
+    on_cpu = probs.device.type == "cpu"
+    chunk = _CHUNK_ELEMENTS if on_cpu else _GPU_CHUNK_ELEMENTS
+    for rows in keys.argsort().split(max(1, chunk // vocabulary)):
+        speed, winner = (probs[rows] / _noise(keys[rows], tokens, share=on_cpu)).max(dim=1)
+        if on_cpu and not bool(((speed > 0) & speed.isfinite()).all()):
             raise ValueError("A row's probabilities are no law; check the logits for NaN or all -inf.")
         winners[rows] = winner
     return winners
+
+
+def _noise(keys: Tensor, tokens: Tensor, *, share: bool) -> Tensor:
+    """float32 [n, V]. With `share` rows of one key have theirs made once; on a GPU the CPU would wait to count them."""
+    if not share:
+        return exponentials(keys, tokens)
+    distinct, key_of_row = torch.unique(keys, return_inverse=True)
+    return exponentials(distinct, tokens)[key_of_row]

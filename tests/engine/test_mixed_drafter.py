@@ -1,0 +1,234 @@
+"""Lookup beside a drafter: what is merged, what needs no forward pass, and what is learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tree.random_tree import paths
+from tests.tree.toy_drafter import ToyDrafter
+from vllm_specvlm.draft.drafter import Drafter, Opening
+from vllm_specvlm.draft.lookup import LookupDrafter
+from vllm_specvlm.engine.mixed_drafter import MixedDrafter
+from vllm_specvlm.schedule.lookup_confidence import Habit, LookupConfidence, evidence
+from vllm_specvlm.tree.grow import Frontier, Grown, LevelProposal, TreeShape, grow_scored
+
+SHAPE = TreeShape(nodes=24, depth=8, width=3, top_k=4)
+TEXT = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3]
+
+
+class Toy(ToyDrafter):
+    """A drafter with a random law, or one that knows a text, over tokens 0 to 9."""
+
+    def __init__(self, seed: int, knows: Sequence[int] = ()) -> None:
+        super().__init__(seed, 10)
+        self.knows = list(knows)
+
+    def children(self, request: int, context: tuple[int, ...], top_k: int) -> list[tuple[int, float]]:
+        if not self.knows:
+            return super().children(request, context, top_k)
+        right = self.knows[len(context)] if tuple(self.knows[: len(context)]) == context else 0
+        others = [token for token in range(10) if token != right][: top_k - 1]
+        return [(right, math.log(0.8)), *((token, math.log(0.05)) for token in others)]
+
+    def begin(self, request_id: str, tokens: Sequence[int]) -> None:
+        """It reads nothing."""
+
+    advance = begin
+
+    def open(self, request_ids: Sequence[str]) -> Opening:
+        self.asked, self._nodes = [], {}
+        return Opening(len(request_ids))
+
+    def backlog(self, request_id: str) -> int | None:
+        return 3
+
+    def rehearse(self, rows: int, scored: int) -> None:
+        """Nothing."""
+
+    def finish(self, request_id: str) -> None:
+        """Nothing."""
+
+
+class Gate:
+    """Forward passes down to a depth, free rows everywhere."""
+
+    def __init__(self, deepest: int) -> None:
+        self.deepest = deepest
+
+    def admit(self, depth: int, scores: Sequence[float]) -> list[bool]:
+        return [depth <= self.deepest] * len(scores)
+
+    def admit_free(self, depth: int, scores: Sequence[float]) -> list[bool]:
+        return [True] * len(scores)
+
+
+def mixed(toy: Toy, *texts: list[int]) -> MixedDrafter:
+    made = MixedDrafter(toy, LookupDrafter())
+    for index, text in enumerate(texts):
+        made.begin(str(index), text)
+    return made
+
+
+def grown(drafter: MixedDrafter, count: int = 1, deepest: int = 99) -> dict[int, Grown]:
+    drafter.open([str(index) for index in range(count)])
+    return grow_scored(drafter, SHAPE, [24] * count, range(count), gate=Gate(deepest))
+
+
+def probabilities(made: Grown) -> dict[tuple[int, ...], float]:
+    return dict(zip(paths(made.tree), map(math.exp, made.log_probs), strict=True))
+
+
+def test_is_a_drafter() -> None:
+    drafter = mixed(Toy(0), TEXT)
+    assert isinstance(drafter, Drafter)
+    assert drafter.backlog("0") == 3
+
+
+def test_a_text_that_never_repeats_leaves_the_drafter_as_it_is() -> None:
+    toy = Toy(3)
+    with_lookup = grown(mixed(Toy(3), [1, 2, 3, 4]))[0]
+    without = grow_scored(toy, SHAPE, [24], [0])[0]
+    # Its own drafts may repeat the prompt, which is then known: only the first level is sure to be the drafter's.
+    first = [node for node, parent in enumerate(without.tree.parents) if parent < 0]
+    assert {without.tree.tokens[node] for node in first} <= {path[0] for path in paths(with_lookup.tree)}
+    nothing = grown(mixed(Toy(3), []))[0]
+    assert (nothing.tree, nothing.log_probs) == (without.tree, without.log_probs)
+    assert nothing.passes == nothing.tree.depths
+
+
+def test_a_continuation_enters_the_tree_and_is_one_node_with_the_drafters() -> None:
+    tree = probabilities(grown(mixed(Toy(5), TEXT))[0])
+    assert (4,) in tree and (4, 5) in tree
+    children: dict[tuple[int, ...], float] = {}
+    for path, probability in tree.items():
+        children[path[:-1]] = children.get(path[:-1], 0.0) + probability
+    assert all(whole <= tree.get(path, 1.0) + 1e-5 for path, whole in children.items()), "siblings exceed their parent"
+
+
+def test_agreement_counts_more_than_contradiction() -> None:
+    agreeing = probabilities(grown(mixed(Toy(0, knows=[4, 5, 6, 7, 8, 9, 1, 2]), TEXT))[0])
+    contradicting = probabilities(grown(mixed(Toy(0, knows=[7, 7, 7, 7, 7, 7, 7, 7]), TEXT))[0])
+    assert agreeing[(4,)] > 0.8 > contradicting.get((4,), 0.0)
+    assert contradicting[(7,)] < 0.8
+
+
+def test_what_is_known_needs_no_forward_pass() -> None:
+    toy = Toy(5)
+    made = grown(mixed(toy, TEXT), deepest=0)[0]
+    assert len(toy.asked) == 1, "only the root was drafted for"
+    assert (4, 5, 6, 7) in paths(made.tree)
+    assert set(made.passes) == {1} and max(made.tree.depths) > 3
+
+
+def test_lookup_goes_on_where_the_drafter_led() -> None:
+    text = [*range(100, 120), 7, 8]
+    toy = Toy(0, knows=[103, 104, 0, 0, 0, 0, 0, 0])
+    tree = probabilities(grown(mixed(toy, text), deepest=1)[0])
+    # The text does not continue after 7, 8; after the drafted 103, 104 it does.
+    assert (103, 104, 105, 106) in tree
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.integers(0, 10_000),
+    st.integers(0, 6),
+    st.lists(st.lists(st.integers(0, 9), max_size=40), min_size=1, max_size=4),
+)
+def test_frontiers_are_whole_and_trees_are_trees(seed: int, deepest: int, texts: list[list[int]]) -> None:
+    toy = Toy(seed)  # checks every frontier it gets
+    drafter = mixed(toy, *texts)
+    for _ in range(2):
+        found = grown(drafter, len(texts), deepest)
+        assert len(toy.asked) <= deepest + 1
+        for made in found.values():
+            assert len(set(paths(made.tree))) == len(made.tree) <= 24
+            assert list(made.log_probs) == sorted(made.log_probs, reverse=True)
+            assert all(1 <= passes <= depth for passes, depth in zip(made.passes, made.tree.depths, strict=True))
+            assert max(made.passes, default=0) <= deepest + 1
+        for index, text in enumerate(texts):
+            drafter.advance(str(index), [*text[:2], 5])
+
+
+class Untrustworthy(Toy):
+    """Proposes what no number is."""
+
+    def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
+        proposal = super().propose_level(frontier, top_k)
+        proposal.log_probs[:, 0] = np.nan
+        proposal.log_probs[:, 1] = np.inf
+        return proposal
+
+
+def test_a_drafter_without_numbers_is_survived() -> None:
+    made = grown(mixed(Untrustworthy(1), TEXT))[0]
+    assert len(set(paths(made.tree))) == len(made.tree)
+
+
+def test_what_followed_is_learned_and_what_never_follows_is_dropped() -> None:
+    toy = Toy(0, knows=[7] * 8)
+    drafter = mixed(toy, TEXT)
+    before = probabilities(grown(drafter)[0])[(4,)]
+    text = list(TEXT)
+    for _ in range(200):  # lookup always says 4 after 1, 2, 3, and the target never does
+        grown(drafter)
+        drafter.advance("0", [7])
+        drafter.finish("0")
+        drafter.begin("0", text)
+    after = probabilities(grown(drafter)[0])
+    assert after.get((4,), 0.0) < before / 2
+    assert after[(7,)] > 0.7
+
+
+def test_lookup_takes_nothing_from_what_the_drafter_believes() -> None:
+    """However often it was wrong, a token that both suggest is as probable as the drafter says."""
+    drafter = mixed(Toy(0, knows=[4, 5, 6, 7, 8, 9, 1, 2]), TEXT)
+    for _ in range(200):
+        grown(drafter)
+        drafter.advance("0", [7])
+        drafter.finish("0")
+        drafter.begin("0", TEXT)
+    tree = probabilities(grown(drafter)[0])
+    assert drafter.confidence.probability(0.8, evidence(1.0, 3), 0.0) < 0.3
+    assert tree[(4,)] == pytest.approx(0.8)
+    assert tree[(0,)] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.2], ids=["mostly right", "mostly wrong"])
+def test_confidence_follows_the_outcomes(share: float) -> None:
+    confidence, rng = LookupConfidence(), np.random.default_rng(1)
+    weight = evidence(1.0, 4)
+    assert confidence.probability(None, weight, 0.0) == pytest.approx(0.8)
+    for _ in range(600):
+        confidence.learn(0.3, weight, 0.0, bool(rng.random() < share))
+    assert confidence.probability(None, weight, 0.0) == pytest.approx(share, abs=0.07)
+    assert confidence.probability(0.3, weight, 0.0) == pytest.approx(share, abs=0.07)
+
+
+def test_requests_that_repeat_themselves_are_told_apart() -> None:
+    confidence, rng = LookupConfidence(), np.random.default_rng(2)
+    weight = evidence(1.0, 4)
+    habits = {0.9: Habit(), 0.1: Habit()}
+    for _ in range(300):
+        for share, habit in habits.items():
+            right = bool(rng.random() < share)
+            confidence.learn(0.3, weight, habit.logit, right)
+            habit.learn(right)
+    assert confidence.probability(None, weight, habits[0.9].logit) > 0.75
+    assert confidence.probability(None, weight, habits[0.1].logit) < 0.25
+    assert Habit().logit == 0.0
+
+
+def test_a_request_that_is_over_leaves_nothing() -> None:
+    drafter = mixed(Toy(0), TEXT)
+    grown(drafter)
+    drafter.finish("0")
+    drafter.finish("never began")
+    assert not drafter._said and not drafter._habits
+    with pytest.raises(KeyError):
+        drafter.advance("0", [1])

@@ -1,0 +1,74 @@
+"""Logistic regression that follows what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+LIMIT = 12.0
+"""Bound of logits: nothing is more certain than 1 - 6e-6."""
+
+_PRIOR_WEIGHT = 8.0
+
+
+class Logistic:
+    """P(outcome | inputs), maximum a posteriori over the latest outcomes, refitted as they come."""
+
+    def __init__(
+        self,
+        prior: Sequence[float],
+        window: int,
+        every: int = 64,
+        least: Sequence[float] | None = None,
+        most: Sequence[float] | None = None,
+    ) -> None:
+        """Weights to start from, the constant's last, and their bounds if any.
+
+        `window` outcomes are remembered. Weights are refitted after a quarter of them, and at first after `every`.
+        """
+        self._prior = np.array(prior)
+        self._least = np.full(len(prior), -np.inf) if least is None else np.array(least)
+        self._most = np.full(len(prior), np.inf) if most is None else np.array(most)
+        self.weights = self._prior.copy()
+        self._inputs = np.empty((window, len(prior)))
+        self._outcomes = np.empty(window)
+        self._every = every
+        self._fitted = 0
+        self.observed = 0
+        """Outcomes seen so far."""
+
+    def score(self, inputs: Floats) -> Floats:
+        """Logits, [...] for inputs [..., n]; they may exceed LIMIT."""
+        scores: Floats = inputs @ self.weights[:-1] + self.weights[-1]
+        return scores
+
+    def observe(self, inputs: Floats, outcomes: Sequence[bool]) -> None:
+        """Inputs float64 [m, n], and how they came out."""
+        window = len(self._outcomes)
+        for row, outcome in zip(inputs, outcomes, strict=True):
+            at = self.observed % window
+            self._inputs[at, :-1] = row
+            self._inputs[at, -1] = 1.0
+            self._outcomes[at] = outcome
+            self.observed += 1
+        if self.observed - self._fitted >= max(self._every, min(self.observed, window) // 4):
+            self._fit()
+
+    def _fit(self) -> None:
+        """Newton's method; a few steps, from where the last fit ended."""
+        known = min(self.observed, len(self._outcomes))
+        inputs, outcomes = self._inputs[:known], self._outcomes[:known]
+        weights = self.weights.copy()
+        for _ in range(4):
+            probability = 1 / (1 + np.exp(-np.clip(inputs @ weights, -LIMIT, LIMIT)))
+            gradient = inputs.T @ (outcomes - probability) - _PRIOR_WEIGHT * (weights - self._prior)
+            curvature = (inputs * (probability * (1 - probability))[:, None]).T @ inputs
+            curvature[np.diag_indices_from(curvature)] += _PRIOR_WEIGHT
+            weights = np.clip(weights + np.linalg.solve(curvature, gradient), self._least, self._most)
+        if np.isfinite(weights).all():
+            self.weights = weights
+        self._fitted = self.observed

@@ -1,0 +1,1 @@
+"""What `specvlm selftest` checks on a user's machine: instructions, kernels, answers and speed."""

@@ -1,0 +1,90 @@
+"""Reading an exchange out of a chat completion's HTTP request and response."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from vllm_specvlm.traffic.exchange import Exchange, Message
+
+_OTHERWISE = (
+    *("tools", "functions", "response_format", "structured_outputs", "chat_template", "chat_template_kwargs"),
+    *("documents", "continue_final_message", "media_io_kwargs", "mm_processor_kwargs", "prompt_embeds"),
+)
+"""What makes a prompt, or an answer's law, another one than training would make of the same messages."""
+
+
+def exchange(request: bytes, response: bytes, models: Collection[str]) -> Exchange | None:
+    """The exchange, or None for one that training cannot repeat.
+
+    That is: answers that are not whole (a client that left) or are more than one text; messages beside system, user and
+    assistant; pictures that are named by a URL and not contained; fields such as `tools` and `response_format`;
+    another model than one called as in `models` (a LoRA adapter).
+
+    Args:
+        request: body of a POST to /v1/chat/completions.
+        response: all of what was sent back with status 200, an object or a stream of events.
+        models: names of the target.
+    """
+    try:
+        asked = json.loads(request)
+        if asked.get("model") not in (None, "", *models) or any(asked.get(key) for key in _OTHERWISE):
+            return None
+        if asked.get("add_generation_prompt") is False or asked.get("echo"):
+            return None
+        answer = _streamed(response) if asked.get("stream") else _whole(json.loads(response))
+        if not answer:
+            return None
+        messages = tuple(_message(each) for each in asked["messages"])
+        return Exchange((*messages, Message("assistant", (answer,))))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return None
+
+
+def _whole(given: Mapping[str, Any]) -> str | None:
+    (choice,) = given["choices"]
+    message = choice["message"]
+    if message.get("tool_calls") or message.get("reasoning") or choice["finish_reason"] not in ("stop", "length"):
+        return None
+    content: str | None = message["content"]
+    return content
+
+
+def _streamed(given: bytes) -> str | None:
+    """The text of a stream that ended as it should."""
+    text, ended = [], False
+    for line in given.split(b"\n"):
+        if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
+            continue
+        for choice in json.loads(line[len(b"data: ") :])["choices"]:
+            delta = choice["delta"]
+            if choice["index"] or delta.get("tool_calls") or delta.get("reasoning"):
+                return None
+            text.append(delta.get("content") or "")
+            ended |= choice.get("finish_reason") in ("stop", "length")
+    return "".join(text) if ended and given.rstrip().endswith(b"data: [DONE]") else None
+
+
+def _message(given: Mapping[str, Any]) -> Message:
+    content = given["content"]
+    return Message(given["role"], (content,) if isinstance(content, str) else tuple(_part(part) for part in content))
+
+
+def _part(given: Mapping[str, Any]) -> str | bytes:
+    if given["type"] == "text":
+        text: str = given["text"]
+        return text
+    if given["type"] != "image_url":
+        raise ValueError(f"parts of type {given['type']} are not recorded")
+    named = given["image_url"]
+    url: str = named if isinstance(named, str) else named["url"]
+    kind, comma, data = url.partition(",")
+    if not (comma and kind.startswith("data:image/") and kind.endswith(";base64")):
+        raise ValueError("the picture is not contained")
+    try:
+        return base64.b64decode(data, validate=True)
+    except binascii.Error as error:
+        raise ValueError("the picture is not base64") from error
