@@ -43,7 +43,8 @@ class GrowingTrees:
 
     def bound(self, rows: int, requests: int) -> int:
         """Keep to so many dense rows; returns how many requests can then grow trees at once, one at least."""
-        most = min(requests, max(1, rows // self._segment))
+        # A head's tree of one node has no dense rows.
+        most = min(requests, max(1, rows // self._segment)) if self._segment else requests
         self.store.limit = most * self._segment
         return most
 
