@@ -232,3 +232,21 @@ def test_a_request_that_is_over_leaves_nothing() -> None:
     assert not drafter._said and not drafter._habits
     with pytest.raises(KeyError):
         drafter.advance("0", [1])
+
+
+def test_a_request_that_has_not_caught_up_gets_nothing_from_lookup() -> None:
+    """The drafter knows none of its nodes: asked about one, a real drafter raises and is switched off."""
+
+    class Behind(Toy):
+        def open(self, request_ids: Sequence[str]) -> Opening:
+            super().open(request_ids)
+            return Opening(1, frozenset({0}))
+
+        def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
+            assert not (frontier.request[frontier.depth > 0] == 0).any()
+            proposal = super().propose_level(frontier, top_k)
+            proposal.log_probs[frontier.request == 0] = -np.inf
+            return proposal
+
+    made = grown(mixed(Behind(3), TEXT, TEXT), 2)
+    assert not len(made[0].tree) and len(made[1].tree)

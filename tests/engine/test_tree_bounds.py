@@ -33,7 +33,8 @@ def growable(name: str, nodes: int) -> Growable:
 def test_requests_share_evenly(bounds: TreeBounds, wanted: list[int], given: list[int]) -> None:
     found = bounds.within([growable(str(i), nodes) for i, nodes in enumerate(wanted)])
     assert [one.nodes for one in found] == given
-    assert [one.bounded for one in found] == [one.nodes < w for one, w in zip(found, wanted, strict=False)]
+    # The planner learns from them: all trees are that small, not one request's.
+    assert not any(one.bounded for one in found)
     assert sum(one.nodes for one in found) <= bounds.nodes
 
 

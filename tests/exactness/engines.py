@@ -23,7 +23,7 @@ _BASE: dict[str, Any] = {
     "max_model_len": 512,
     "max_num_seqs": 8,
     "limit_mm_per_prompt": {"image": 2},
-    "kv_cache_memory_bytes": 64 << 20,
+    "kv_cache_memory_bytes": 16 << 20,
     "block_size": 32,
     "seed": 0,
     "disable_log_stats": True,

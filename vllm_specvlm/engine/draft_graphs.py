@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from typing import Any
 
@@ -44,14 +45,15 @@ class DraftGraphs:
             size: rows of the graph.
             padding: what the rows behind `values` become; None leaves them what they were, zeros at first.
         """
+        shape, rows = list(values.shape), values.shape[rows_at]
         held = self._inputs.get(name)
         if held is None:
             # Graphs are captured from the largest to the smallest.
-            shape = list(values.shape)
             shape[rows_at] = max([size, *self._sizes])
-            held = self._inputs[name] = values.new_zeros(shape)
-        view = held.narrow(rows_at, 0, size)
-        rows = values.shape[rows_at]
+            held = self._inputs[name] = values.new_zeros(math.prod(shape))
+        # Contiguous in every size: compiled code takes the strides from the number of rows.
+        shape[rows_at] = size
+        view = held[: math.prod(shape)].view(shape)
         view.narrow(rows_at, 0, rows).copy_(values)
         if padding is not None:
             view.narrow(rows_at, rows, size - rows).fill_(padding)

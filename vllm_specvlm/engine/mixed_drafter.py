@@ -49,6 +49,7 @@ class MixedDrafter:
         self._lookup = lookup
         self.confidence = LookupConfidence()
         self._request_ids: Sequence[str] = ()
+        self._behind: frozenset[int] = frozenset()
         self._paths: list[Path] = []
         self._drafters_row = np.empty(0, dtype=np.int64)
         self._said: dict[str, dict[Path, _Said | None]] = {}
@@ -96,7 +97,9 @@ class MixedDrafter:
         self._request_ids = list(request_ids)
         self._said |= {request_id: {} for request_id in request_ids}
         self._lookup.open(request_ids)
-        return self._drafter.open(request_ids)
+        opening = self._drafter.open(request_ids)
+        self._behind = opening.behind
+        return opening
 
     def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
         """The drafter's children and lookup's, at most top_k together, likeliest first."""
@@ -109,6 +112,8 @@ class MixedDrafter:
         foreseen = np.zeros(proposal.tokens.shape, dtype=np.float32)
         found = self._lookup.continuations(frontier, _MOST)
         for row, (request, path) in enumerate(zip(frontier.request.tolist(), self._paths, strict=True)):
+            if request in self._behind:  # it gets no tree, so the drafter knows none of its nodes
+                continue
             request_id = self._request_ids[request]
             habit, said = self._habits[request_id].logit, None
             if found[row]:

@@ -60,7 +60,9 @@ class TreeGPUModelRunner(TreeModelRunner):
     def _largest_pictures(self) -> Mapping[str, Any] | None:
         """Pixels of as many pictures of the largest size as vLLM encodes at once; None for a text model."""
         budget = self.mm_budget if self.supports_mm_inputs else None
-        if budget is None or not budget.mm_max_toks_per_item:
+        settings = self.model_config.multimodal_config
+        skipped = settings is not None and settings.skip_mm_profiling
+        if budget is None or skipped or not budget.mm_max_toks_per_item:
             return None
         modality = budget.get_modality_with_max_tokens()
         pictures: Mapping[str, Any] = self._get_mm_dummy_batch(modality, budget.mm_max_items_per_batch[modality])

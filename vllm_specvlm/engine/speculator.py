@@ -118,8 +118,10 @@ class Speculator:
 
     def capture(self, descriptor: Any) -> None:
         """Capture a CUDA graph of a pass of the draft, while vLLM captures the target's (`BatchDescriptor`)."""
-        if self._model is not None:
-            self._model.capture(descriptor)
+        if self._model is not None and self._drafter is not None:
+            with self._switching_off():
+                self._model.capture(descriptor)
+                self._peers.agree()
 
     def cache_allocated(self) -> None:
         """vLLM's KV cache exists."""
@@ -257,11 +259,10 @@ class Speculator:
             self.tally.plain_steps += 1
 
     def observe_accepted(self, places: Sequence[TreePlace], accepted: Mapping[int, Accepted]) -> None:
-        """After acceptance: keep the tally. Placeholders that vLLM pads a resumed request with were never drafted."""
+        """After acceptance: keep the tally. Of trees that were not verified nothing is learned."""
         ids = self._runner.input_batch.req_ids
-        for place in places:
-            if place.tree.tokens[0] < 0:
-                continue
+        verified = [place for place in places if place.dense_start is not None]
+        for place in verified:
             nodes, path = len(place.tree), len(accepted[place.request].path)
             self.tally.trees += 1
             self.tally.nodes += nodes
@@ -273,7 +274,7 @@ class Speculator:
             self.metrics.tree(nodes, path + 1, picture=bool(state.mm_features), sampled=sampled)
         planned = self._planned
         if planned is not None:
-            walked = {ids[place.request]: (place.tree, accepted[place.request]) for place in places}
+            walked = {ids[place.request]: (place.tree, accepted[place.request]) for place in verified}
             self._watch(lambda _: planned.observe_accepted(walked))
 
     def draft(self, sampled: Sequence[bool], code: FlatCode) -> dict[str, list[int]]:

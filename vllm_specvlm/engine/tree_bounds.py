@@ -63,4 +63,4 @@ class TreeBounds:
         """The requests that may have trees all at once, and nodes that fit together, evenly shared."""
         batch = batch[: min(self.requests, self.nodes)]
         share = self.nodes // max(1, len(batch))
-        return [g if g.nodes <= share else replace(g, nodes=share, bounded=True) for g in batch]
+        return [g if g.nodes <= share else replace(g, nodes=share) for g in batch]

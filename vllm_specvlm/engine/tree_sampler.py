@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from vllm_specvlm.engine.runner import TreeModelRunner
 
+_FEATURED_ELEMENTS = 1 << 23
+"""Logits that penalties and the like are applied to at once: what that takes is some thirty bytes for each."""
+
 
 class TreeSampler:
     """Chooses the target's token at every row, walks the trees, and collects what the requests asked to know.
@@ -110,9 +113,11 @@ class TreeSampler:
         batch, metadata = self._runner.input_batch, self._runner.input_batch.sampling_metadata
         featured = self._feature_rows(verification, first_row, ours)
         if featured:
-            processed = row_features.process(self._runner.sampler, logits, featured, metadata)
             logits = logits.float() if logits.dtype != torch.float32 else logits.clone()
-            logits[upload(np.asarray([row.row for row in featured]), logits.device)] = processed
+            at_once = max(1, _FEATURED_ELEMENTS // logits.shape[-1])
+            for some in (featured[i : i + at_once] for i in range(0, len(featured), at_once)):
+                processed = row_features.process(self._runner.sampler, logits, some, metadata)
+                logits[upload(np.asarray([row.row for row in some]), logits.device)] = processed
         request_of_row = np.repeat(np.arange(len(rows_of)), rows_of)
         # The token chosen at a row stands one position behind the row.
         positions = self._runner.optimistic_seq_lens_cpu.numpy()[: len(rows_of)].astype(np.int64)[request_of_row]
