@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib.metadata
 import json
 import os
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
 
+from tests.tiny.checkpoints import build
 from vllm_specvlm.cli import serve
 from vllm_specvlm.cli.console import UserError
+from vllm_specvlm.draft import target_id
 from vllm_specvlm.traffic.recording import MIDDLEWARE, VARIABLE, Recording
 
 TARGET, DRAFT = "specvlm/reference-target", "specvlm/reference-draft"
@@ -128,10 +132,12 @@ def test_recording_is_announced_to_the_servers_processes(
     served: list[argparse.Namespace], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(VARIABLE, "")  # is put back afterwards
-    line = ["some/model", "--record", str(tmp_path / "log"), "--record-mib", "7", "--middleware", "mine.Own"]
+    target = str(build("llava"))
+    line = [target, "--record", str(tmp_path / "log"), "--record-mib", "7", "--middleware", "mine.Own"]
     assert serve.main([*line, "--served-model-name", "eyes", "look", "--record-redact", "json:loads"]) == 0
-    assert served[0].middleware == ["mine.Own", MIDDLEWARE]
-    assert Recording.announced() == Recording(str(tmp_path / "log"), "some/model", ("eyes", "look"), 7, "json:loads")
+    assert served[0].middleware == [MIDDLEWARE, "mine.Own"]
+    made_for = target_id.of_folder(target)
+    assert Recording.announced() == Recording(str(tmp_path / "log"), made_for, ("eyes", "look"), 7, "json:loads")
     assert {path.name for path in (tmp_path / "log").iterdir()} == {"exchanges", "pictures"}
 
 
@@ -142,7 +148,8 @@ def test_recording_is_announced_to_the_servers_processes(
         (["--record", "{tmp}", "--record-redact", "no.such:thing"], "There is no redaction function 'no.such:thing'"),
         (["--record", "{tmp}", "--record-redact", "json"], "There is no redaction function 'json'"),
         (["--record", "{tmp}", "--record-redact", "json:__name__"], "'json:__name__' is no function"),
-        (["--record-redact", "json:loads"], "give --record DIR as well"),
+        (["--record-redact", "json:loads"], "redacts what is recorded, and nothing is: give --record DIR as well"),
+        (["--record-mib", "7"], "bounds what is recorded, and nothing is: give --record DIR as well"),
     ],
 )
 def test_recording_that_cannot_work_is_a_mistake(
@@ -150,5 +157,41 @@ def test_recording_that_cannot_work_is_a_mistake(
 ) -> None:
     monkeypatch.setenv(VARIABLE, "")
     with pytest.raises(UserError, match=told):
-        serve.main(["some/model", *(option.format(tmp=tmp_path) for option in options)])
+        serve.main([str(build("llava")), *(option.format(tmp=tmp_path) for option in options)])
     assert not served
+
+
+def test_nothing_is_recorded_of_a_target_that_cannot_be_told_apart(
+    served: list[argparse.Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UserError, match=r"Nothing can be recorded of '.*model' \(There is no model at"):
+        serve.main([str(tmp_path / "model"), "--record", str(tmp_path / "log")])
+    assert not served and not (tmp_path / "log").exists() and os.environ[VARIABLE] == ""
+
+
+def test_what_vllm_builds_has_the_recorder_innermost() -> None:
+    """So it sees what the operator's own middleware lets pass, as that passes it on."""
+    seen: list[str] = []
+
+    def layer(name: str) -> Any:
+        class Layer:
+            def __init__(self, app: Any) -> None:
+                self.app = app
+
+            async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+                seen.append(name)
+                await self.app(scope, receive, send)
+
+        return Layer
+
+    app = Starlette()
+    for name in ("ours", "operator's"):  # in the order of `arguments.middleware`, as vLLM adds them
+        app.add_middleware(layer(name))
+    asyncio.run(app({"type": "http", "method": "GET", "path": "/", "headers": []}, None, _nothing))
+    assert seen == ["operator's", "ours"]
+
+
+async def _nothing(event: Any) -> None:
+    pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,16 @@ def test_saving_again_replaces(folder: Path) -> None:
     head_checkpoint.save(folder, head, TARGET, {"steps": 4})
     assert torch.equal(head_checkpoint.load(folder)[0].q_proj.weight, head.q_proj.weight)
     assert [p.name for p in folder.parent.iterdir()] == ["head"], "something was left beside it"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002], ids=oct)
+def test_the_umask_says_who_may_read_it(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        head_checkpoint.save(tmp_path / "head", FeatureHead(CONFIG), TARGET, {})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "head").iterdir()} == {0o666 & ~mask}
 
 
 def test_a_failed_save_leaves_the_old_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,15 @@ def test_no_model_named_is_the_servers_own() -> None:
         asked(continue_final_message=True),
         asked(add_generation_prompt=False),
         asked(echo=True),
+        asked(truncate_prompt_tokens=-1),
+        asked(add_special_tokens=True),
+        asked(reasoning_effort="low"),
+        asked(thinking_token_budget=0),
+        asked(logit_bias={"7": 5.0}),
+        asked(bad_words=["cat"]),
+        asked(allowed_token_ids=[1, 2]),
+        asked(skip_special_tokens=False),
+        asked(include_reasoning=False),
         {**asked(), "messages": []},
         {**asked(), "messages": [{"role": "assistant", "content": "Hello."}]},
         {**asked(), "messages": [{"role": "tool", "content": "4"}]},
@@ -82,6 +91,21 @@ def test_no_model_named_is_the_servers_own() -> None:
 )
 def test_what_training_cannot_repeat_is_left_alone(body: Any) -> None:
     assert read(body, answered()) is None
+
+
+def test_fields_that_ask_for_nothing() -> None:
+    """Clients send them."""
+    fields: dict[str, Any] = {
+        "response_format": {"type": "text"},
+        "tools": [],
+        "logit_bias": {},
+        "chat_template": None,
+        "add_special_tokens": False,
+        "skip_special_tokens": True,
+        "include_reasoning": True,
+        "temperature": 0.7,
+    }
+    assert read(asked(**fields), answered()) is not None
 
 
 @pytest.mark.parametrize(

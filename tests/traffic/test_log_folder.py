@@ -11,6 +11,7 @@ from typing import Any, Self
 import pytest
 
 from tests.traffic.made import TARGET, exchange, png
+from vllm_specvlm.traffic import log_folder
 from vllm_specvlm.traffic.log_folder import LogFolder
 
 
@@ -41,6 +42,35 @@ def test_a_picture_is_kept_once(log: LogFolder) -> None:
     second = log.add(exchange("b", picture=png()), TARGET)
     assert second == first - len(png())
     assert len(list((log.folder / "pictures").iterdir())) == 1 and len(log.names()) == 2
+
+
+def test_a_picture_that_was_cut_short_is_written_anew(log: LogFolder) -> None:
+    log.add(exchange(picture=png()), TARGET)
+    (picture,) = (log.folder / "pictures").iterdir()
+    picture.write_bytes(png()[:-9])
+    log.add(exchange(picture=png()), TARGET)
+    assert picture.read_bytes() == png()
+    assert [log.read(name)[0] for name in log.names()] == [TARGET, TARGET]
+
+
+@pytest.mark.parametrize("large", ["text", "picture"])
+def test_what_would_not_be_read_is_not_written(large: str, log: LogFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 500  # of the exchange without the long text, and of the picture without its tail: less
+    monkeypatch.setattr(log_folder, "_MOST_BYTES", size)
+    picture = png() + bytes(size if large == "picture" else 0)
+    assert log.add(exchange("x" * (size if large == "text" else 1), picture=picture), TARGET) == 0
+    assert [path for path in log.folder.rglob("*") if path.is_file()] == []
+    assert log.add(exchange("x", picture=png()), TARGET) > 0
+    assert log.read(only(log).name)[0] == TARGET
+
+
+def test_files_are_on_the_disk_before_they_have_their_names(log: LogFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    sync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (done.append("sync"), sync(descriptor)))
+    monkeypatch.setattr(Path, "replace", lambda self, to: (done.append("name"), replace(self, to))[1])
+    log.add(exchange(picture=png()), TARGET)
+    assert done == ["sync", "name"] * 2
 
 
 def test_nobody_else_may_read_it(log: LogFolder) -> None:

@@ -13,9 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.tiny.checkpoints import build
-from tests.traffic.made import answered, asked, png, streamed
-from vllm_specvlm.draft import target_id
+from tests.traffic.made import TARGET, answered, asked, png, streamed
 from vllm_specvlm.traffic import recorder as module
 from vllm_specvlm.traffic.log_folder import LogFolder
 from vllm_specvlm.traffic.recorder import TrafficRecorder
@@ -43,6 +41,10 @@ def broken(given: dict[str, Any]) -> dict[str, Any]:
     raise KeyError("a hook's own fault")
 
 
+def leaves(given: dict[str, Any]) -> dict[str, Any]:
+    raise SystemExit(3)
+
+
 def nonsense(given: dict[str, Any]) -> Any:
     return {"messages": 7}
 
@@ -68,7 +70,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., TrafficRecorder]]:
     def started(**options: Any) -> TrafficRecorder:
-        given = {"folder": str(tmp_path / "log"), "target": str(build("llava")), "models": ("tiny",), **options}
+        given = {"folder": str(tmp_path / "log"), "target": TARGET, "models": ("tiny",), **options}
         monkeypatch.setenv(VARIABLE, "")  # is put back afterwards
         Recording(**given).announce()
         LogFolder(Path(given["folder"])).prepare()
@@ -113,7 +115,7 @@ def test_whole_answers_and_streams_are_recorded_with_the_target(
     assert {messages[0]["content"][-1]["text"] for messages in found} == {"one", "two"}
     assert all(messages[1]["content"] == [{"text": "A cat."}] for messages in found)
     log = LogFolder(tmp_path / "log")
-    assert log.read(log.names()[0])[0] == target_id.of_folder(build("llava"))
+    assert log.read(log.names()[0])[0] == TARGET
     wait_until(lambda: recorder._held == 0)
 
 
@@ -140,7 +142,7 @@ def test_a_hook_changes_and_drops(start: Callable[..., TrafficRecorder], tmp_pat
     assert b"Ada" not in b"".join(path.read_bytes() for path in (tmp_path / "log").rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("fault", ["broken", "nonsense", "disk", "target", "folder"])
+@pytest.mark.parametrize("fault", ["broken", "nonsense", "leaves", "disk", "folder", "memory"])
 def test_whatever_fails_ends_the_recording_with_one_error_and_nothing_else(
     fault: str,
     start: Callable[..., TrafficRecorder],
@@ -150,10 +152,8 @@ def test_whatever_fails_ends_the_recording_with_one_error_and_nothing_else(
     errors: list[logging.LogRecord] = []
     monkeypatch.setattr(module.logger, "exception", lambda *given, **more: errors.append(given))
     options: dict[str, Any] = {}
-    if fault in ("broken", "nonsense"):
+    if fault in ("broken", "nonsense", "leaves"):
         options["redact"] = f"{__name__}:{fault}"
-    if fault == "target":
-        options["target"] = str(tmp_path)
 
     def full(*given: Any) -> int:
         raise OSError(28, "No space left on device")
@@ -163,6 +163,12 @@ def test_whatever_fails_ends_the_recording_with_one_error_and_nothing_else(
     if fault == "folder":
         monkeypatch.setattr(LogFolder, "size", full)
     recorder = start(**options)
+    if fault == "memory":
+
+        def none_left(*given: Any) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(recorder, "record", none_left)
     assert [r.status_code for r in post(recorder, *[asked(str(n)) for n in range(5)])] == [200] * 5
     wait_until(lambda: not recorder._on)
     assert [r.content for r in post(recorder, *[asked(str(n)) for n in range(5)])] == [answered()] * 5
@@ -192,9 +198,45 @@ def test_what_is_held_has_a_bound(
     start: Callable[..., TrafficRecorder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_MOST_HELD", 2000)
-    recorder = start()
-    assert post(recorder, asked("x" * 4000))[0].status_code == 200
+    refused_is_released_at_once(start(), tmp_path)
+
+
+def test_one_exchange_has_a_bound(
+    start: Callable[..., TrafficRecorder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_OF_ONE", 2000)
+    refused_is_released_at_once(start(), tmp_path)
+
+
+def refused_is_released_at_once(recorder: TrafficRecorder, tmp_path: Path) -> None:
+    """A request above a bound of 2000 bytes that comes in pieces below it; then one that fits."""
+    whole = json.dumps(asked("x" * 4000)).encode()
+    pieces, seen = [whole[at : at + 500] for at in range(0, len(whole), 500)], []
+
+    async def receive() -> dict[str, Any]:
+        seen.append(recorder._held)
+        return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+
+    async def send(event: Any) -> None:
+        seen.append(recorder._held)
+
+    asyncio.run(recorder({"type": "http", "method": "POST", "path": "/v1/chat/completions"}, receive, send))
+    assert max(seen) > 1000 and seen[-1] == 0, "it held what it would not record until it ended"
     post(recorder, asked("small"))
     (messages,) = recorded(tmp_path, 1)
     assert messages[0]["content"] == [{"text": "small"}]
     wait_until(lambda: recorder._held == 0)
+
+
+def test_a_refused_request_is_released_when_its_status_is_out(start: Callable[..., TrafficRecorder]) -> None:
+    recorder, held = start(), {}
+    body = json.dumps(asked("bad")).encode()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(event: Any) -> None:
+        held.setdefault(event["type"], recorder._held)
+
+    asyncio.run(recorder({"type": "http", "method": "POST", "path": "/v1/chat/completions"}, receive, send))
+    assert held == {"http.response.start": len(body), "http.response.body": 0}

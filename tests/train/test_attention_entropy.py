@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from tests.tiny.sizes import TARGET
 from tests.train.test_trainer import SMALL
 from vllm_specvlm.draft import head_checkpoint
 from vllm_specvlm.train import attention_entropy, lesson_round
+from vllm_specvlm.train.attention_entropy import SettledLayer
 from vllm_specvlm.train.errors import RecipeError
 from vllm_specvlm.train.head_student import HeadStudent
 from vllm_specvlm.train.layer_choice import LayerChoice
@@ -87,6 +90,18 @@ def test_looking_changes_nothing_else(own: float) -> None:
     for one, other in zip(lessons("llava", own), lessons("llava", own, settles=False), strict=True):
         assert torch.equal(one.ids, other.ids) and torch.equal(one.final, other.final) and other.settled is None
     assert target("llava").text_config._attn_implementation == target("llava", False).text_config._attn_implementation
+
+
+def test_nothing_of_it_stays() -> None:
+    """transformers' registry is of the process; what was looked at would be kept in it."""
+    model: Any = target("llava", False).model
+    with SettledLayer(model.get_decoder(), range(1, 4)) as settled:
+        model(input_ids=torch.arange(8)[None] + 10)
+    assert len(settled.features) == 1
+    gone = weakref.ref(settled)
+    del settled
+    gc.collect()
+    assert gone() is None
 
 
 def test_which_layers() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from tests.tiny.checkpoints import build
 from tests.tiny.drafts import language_model, save, small_vlm, trained_target
@@ -176,6 +178,8 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     strange = build("llava", seed=1, size=DRAFT, tokenizer="other", text_only=True)
     with pytest.raises(RecipeError, match="tokens that are not the target's"):
         small_vlm("llava", DraftRecipe(start=str(strange)))
+    with pytest.raises(RecipeError, match="is of type gpt2, whose embeddings are not called embed_tokens"):
+        small_vlm("llava", DraftRecipe(start=str(gpt2(tmp_path / "gpt2"))))
     with pytest.raises(RecipeError, match="is made of a Qwen2, not of a llama"):
         small_vlm("qwen2_5_vl", DraftRecipe(start=str(build("qwen2_5_vl", size=DRAFT, text_only=True))))
     other = dataclasses.replace(RECIPE, draft=DraftRecipe(start=str(language_model("llava"))))
@@ -185,6 +189,43 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
         run.run()
     with pytest.raises(ValueError, match=r"there are \[exit\] and \[draft\]"):
         dataclasses.replace(RECIPE, exit=ExitRecipe())
+
+
+def gpt2(folder: Path) -> Path:
+    """A language model of another build with the target's tokens."""
+    tokenizer = target().processor.tokenizer
+    config = transformers.GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["map", "projector"])
+def test_a_target_whose_projector_is_not_found_loses_nothing_in_silence(other: bool, tmp_path: Path) -> None:
+    shutil.copytree(build("llava"), tmp_path / "target")
+    draft = small_vlm("llava", DraftRecipe(start=str(language_model("llava"))) if other else CUT)
+    assert draft_checkpoint.serving_tensors(draft, tmp_path / "target")
+    path = tmp_path / "target" / "model.safetensors"
+    tensors = {name.replace(".linear_2.", ".last."): value for name, value in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(RecipeError, match=r"name no whole .*multi_modal_projector.linear_2.*, its projector"):
+        draft_checkpoint.serving_tensors(draft, tmp_path / "target")
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": "wide"}, {"model_type": None}, {"hidden_act": "loud"}], ids=str)
+def test_a_damaged_configuration_is_passed_over(change: dict[str, Any], tmp_path: Path) -> None:
+    """What `Checkpoints.last` takes as a reason to go back to the one before."""
+    save(tmp_path / "draft", "llava", small_vlm("llava", CUT))
+    path = tmp_path / "draft" / draft_checkpoint.STUDENT / "config.json"
+    config = json.loads(path.read_text())
+    for name, value in change.items():
+        if value is None:
+            del config["network"]["text"][name]
+        else:
+            config["network"]["text"][name] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"cannot be built \(.*\); restore its config.json"):
+        draft_checkpoint.load(tmp_path / "draft")
 
 
 def test_provenance_names_no_places() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,11 @@ from vllm_specvlm.cli import main as cli
 from vllm_specvlm.draft import target_id
 from vllm_specvlm.traffic.exchange import Exchange, Message
 from vllm_specvlm.traffic.log_folder import LogFolder
+from vllm_specvlm.train import lesson_round
 from vllm_specvlm.train.conversation import Conversation, Split, Turn
 from vllm_specvlm.train.encoder import Encoder
 from vllm_specvlm.train.errors import RecipeError
-from vllm_specvlm.train.recipe import DataRecipe
+from vllm_specvlm.train.recipe import AnswersRecipe, DataRecipe
 from vllm_specvlm.train.sources import Sources
 from vllm_specvlm.train.target import Target
 from vllm_specvlm.train.traffic_source import TrafficSource
@@ -56,6 +58,66 @@ def test_the_same_question_is_never_on_both_sides(log: LogFolder) -> None:
     assert not train & test and len(test) >= 2 and len(train) > 40
 
 
+def test_a_chat_is_never_on_both_sides_wherever_its_log_lies(tmp_path: Path) -> None:
+    """Every turn of a chat is recorded with those before it; pictures of later turns do not matter."""
+    sides: list[dict[Split, set[tuple[object, str]]]] = []
+    for place in ("here", "over/there"):
+        log = LogFolder(tmp_path / place)
+        log.prepare()
+        for number in range(60):
+            chat: list[Message] = []
+            for turn, shown in enumerate([(png("red" if number % 2 else "blue"),), (), (png(),)]):
+                chat += [Message("user", (*shown, f"{number // 2}, turn {turn}")), Message("assistant", ("Yes.",))]
+                log.add(Exchange(tuple(chat)), TARGET)
+        source = TrafficSource(log.folder)
+        assert {len(each.turns) for each in drawn(source)} == {1, 2, 3}
+        first: dict[Split, set[tuple[object, str]]] = {"train": set(), "test": set()}
+        for split, found in first.items():
+            for each in drawn(source, split, 4000):
+                assert isinstance(each.pictures[0], Path)
+                found.add((each.turns[0].question, each.pictures[0].name))
+        assert not first["train"] & first["test"], "one chat stands on both sides"
+        assert len(first["train"] | first["test"]) == 60 and len(first["test"]) >= 2
+        sides.append(first)
+    assert sides[0] == sides[1], "the split depends on where the folder lies"
+
+
+def test_texts_with_special_tokens_are_left_out_and_counted(log: LogFolder) -> None:
+    log.add(exchange("good"), TARGET)
+    log.add(exchange("What is <image>?"), TARGET)
+    log.add(exchange("Say it.", "</s>"), TARGET)
+    with_system = exchange("mine").messages
+    log.add(Exchange((Message("system", ("<image>",)), *with_system)), TARGET)
+    sources = Sources([DataRecipe(str(log.folder))], Path())
+    (told,) = sources.keep_only(TARGET, {"<image>", "</s>"})
+    assert "0 exchanges are of another target, and 3 have special tokens in their text" in told
+    rng = random.Random(0)
+    assert {sources.draw(rng, "train").turns[0].question for _ in range(100)} == {("good",)}
+    with pytest.raises(RecipeError, match=r"All 4 exchanges of 'tiny' .* have special tokens"):
+        TrafficSource(log.folder).keep_only(TARGET, {"o", "<", "y"})
+
+
+def test_a_recorded_conversation_that_cannot_be_encoded_is_drawn_anew(log: LogFolder) -> None:
+    target = Target(str(build("llava")), torch.float32, torch.device("cpu"))
+    assert {"<image>", target.processor.tokenizer.eos_token} <= target.special_tokens
+    log.add(exchange("tell the tale", "the red tree"), TARGET)
+    log.add(exchange("what is this", "the red tree", picture=b"no picture"), TARGET)
+    sources = Sources([DataRecipe(str(log.folder))], Path())
+    answers, said = AnswersRecipe(own=0.0), list[str]()
+    lessons = lesson_round.prepare(target, sources, answers, 12, "key", say=said.append)
+    assert len(lessons) == 12 and not any(lesson.pictures for lesson in lessons)
+    (sentence,) = said
+    assert re.match(r"\d+ times a recorded conversation could not be encoded \(.*cannot be read", sentence)
+    assert int(sentence.split()[0]) > 0
+
+    class Authors(Sources):
+        def draw(self, rng: random.Random, split: Split) -> Conversation:
+            return dataclasses.replace(super().draw(rng, split), recorded=False)
+
+    with pytest.raises(RecipeError, match=r"The picture .* cannot be read"):
+        lesson_round.prepare(target, Authors([DataRecipe(str(log.folder))], Path()), answers, 12, "key")
+
+
 def test_damaged_files_are_left_out_and_counted(log: LogFolder) -> None:
     log.add(exchange("good"), TARGET)
     exchanges = log.folder / "exchanges"
@@ -67,8 +129,8 @@ def test_damaged_files_are_left_out_and_counted(log: LogFolder) -> None:
     source = TrafficSource(log.folder)
     assert source.damaged == 3
     assert {each.turns[0].question for each in drawn(source)} == {("good",)}
-    (told,) = Sources([DataRecipe(str(log.folder))], Path()).keep_only(TARGET)
-    assert "3 files are damaged and 0 exchanges are of another target" in told
+    (told,) = Sources([DataRecipe(str(log.folder))], Path()).keep_only(TARGET, ())
+    assert "3 files are damaged, 0 exchanges are of another target" in told
 
 
 def test_a_log_without_a_whole_exchange_is_refused(log: LogFolder, tmp_path: Path) -> None:
@@ -86,14 +148,14 @@ def test_another_targets_answers_are_left_out_or_refused(log: LogFolder) -> None
     log.add(exchange("theirs"), OTHER)
     source = TrafficSource(log.folder)
     with pytest.raises(RecipeError, match=r"answers of 'other', which is not the target .*its digest is"):
-        source.keep_only(TARGET)
+        source.keep_only(TARGET, ())
     log.add(exchange("ours"), TARGET)
     source = TrafficSource(log.folder)
-    source.keep_only(TARGET)
+    source.keep_only(TARGET, ())
     assert source.foreign == 1
     assert {each.turns[0].question for each in drawn(source)} == {("ours",)}
     renamed = dataclasses.replace(TARGET, name="moved")
-    assert TrafficSource(log.folder).keep_only(renamed) is None
+    assert TrafficSource(log.folder).keep_only(renamed, ()) is None
 
 
 def test_the_digest_changes_with_the_log(log: LogFolder) -> None:
@@ -131,7 +193,7 @@ def test_training_from_a_log(log: LogFolder, tmp_path: Path, capsys: pytest.Capt
     log.add(exchange("tell the tale", "the red tree", picture=png()), target_id.of_folder(target))
     assert cli.main(line) == 0
     told = capsys.readouterr()
-    assert "1 exchanges are of another target; they are left out." in told.err
+    assert "1 exchanges are of another target, and 0 have special tokens in their text; they are left out." in told.err
     folder = Path(json.loads(told.out)["checkpoint"])
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["data"]["log"].startswith("1 exchanges, sha256 ")

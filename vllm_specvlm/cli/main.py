@@ -18,7 +18,7 @@ COMMANDS = {
     "batch": "a file of questions about pictures answered by engines on a Ray cluster",
     "demo": "answer a question about a picture, plainly and with specvlm, and compare",
     "calibrate": "measure what steps cost here, for the planner; or simulate recorded traffic with it",
-    "train": "train a feature head for a target, from a recipe",
+    "train": "train a feature head, an early exit or a draft VLM for a target, from a recipe",
     "convert": "turn a public draft head (EAGLE-1, -2, -3, speculators, ViSpec) into one for this plugin",
     "trace": "answer a question about a picture and write down every step, as a page to look at",
     "doctor": "check this installation, and a pair of models, and say what to do",

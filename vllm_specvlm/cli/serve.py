@@ -7,13 +7,17 @@ The `vllm` script asks for the version of a distribution called "vllm" and so fa
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_specvlm.cli.console import UserError, say
 from vllm_specvlm.cli.model_names import resolve
+
+if TYPE_CHECKING:
+    from vllm_specvlm.draft.head_config import TargetId
 
 
 def parser_and_command() -> tuple[Any, Any]:
@@ -30,7 +34,7 @@ def parser_and_command() -> tuple[Any, Any]:
         title="Recording", description="Write chats and their pictures to a folder, for `specvlm train --from-log`."
     )
     recording.add_argument("--record", metavar="DIR", help="record to this folder (default: record nothing)")
-    recording.add_argument("--record-mib", metavar="N", type=_mib, default=1024, help="until it holds N MiB (1024)")
+    recording.add_argument("--record-mib", metavar="N", type=_mib, help="until it holds N MiB (1024)")
     recording.add_argument(
         "--record-redact", metavar="MODULE:FUNCTION", help="what may be kept of a chat: see docs/serving.md"
     )
@@ -55,10 +59,12 @@ def resolve_models(arguments: argparse.Namespace) -> None:
 
 
 def record(arguments: argparse.Namespace) -> None:
-    """Have the server record, if that is asked for. Raises UserError for a folder or function that is none."""
+    """Have the server record, if that is asked for. Raises UserError for a folder, target or function that is none."""
     if arguments.record is None:
         if arguments.record_redact is not None:
             raise UserError("--record-redact redacts what is recorded, and nothing is: give --record DIR as well.")
+        if arguments.record_mib is not None:
+            raise UserError("--record-mib bounds what is recorded, and nothing is: give --record DIR as well.")
         return
     from vllm_specvlm.traffic.log_folder import LogFolder
     from vllm_specvlm.traffic.recording import MIDDLEWARE, Recording
@@ -68,9 +74,9 @@ def record(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.record).expanduser().absolute()
     recording = Recording(
         str(folder),
-        model,
+        _target(model, arguments),
         tuple([names] if isinstance(names, str) else names),
-        arguments.record_mib,
+        arguments.record_mib or 1024,
         arguments.record_redact,
     )
     try:
@@ -81,7 +87,30 @@ def record(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"Nothing can be recorded to '{folder}' ({error.strerror}): name another --record.") from error
     recording.announce()
-    arguments.middleware = [*(arguments.middleware or []), MIDDLEWARE]
+    # What is added first is innermost: the operator's own may refuse or change requests before they are recorded.
+    arguments.middleware = [MIDDLEWARE, *(arguments.middleware or [])]
+
+
+def _target(model: str, arguments: argparse.Namespace) -> TargetId:
+    """What a log says of the target; one that is named and not here yet is fetched, as vLLM would."""
+    from vllm_specvlm.draft import target_id
+
+    try:
+        if Path(model).expanduser().is_dir():
+            return target_id.of_folder(model)
+        from huggingface_hub import snapshot_download
+
+        folder = snapshot_download(
+            model,
+            revision=arguments.revision,
+            cache_dir=arguments.download_dir,
+            allow_patterns=["*.json", "*.safetensors"],
+            ignore_patterns=["original/**"],
+        )
+        return dataclasses.replace(target_id.of_folder(folder), name=Path(model).name)
+    except (OSError, ValueError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"Nothing can be recorded of '{model}' ({said}): leave --record out.") from error
 
 
 def _mib(text: str) -> int:

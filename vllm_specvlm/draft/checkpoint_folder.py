@@ -102,6 +102,8 @@ def write(
         save_file(kept, fresh / WEIGHTS, metadata={"format": "pt"})
         (fresh / CONFIG).write_text(json.dumps(dict(config), indent=2) + "\n")
         (fresh / PROVENANCE).write_text(json.dumps(dict(provenance), indent=2) + "\n")
+        # safetensors writes for its owner's eyes only; a checkpoint is shared, or not, as a whole.
+        (fresh / WEIGHTS).chmod((fresh / CONFIG).stat().st_mode & 0o777)
         fresh.chmod(0o755)
         _sync(fresh)
         _exchange(fresh, folder)

@@ -24,7 +24,7 @@ class SpecVLMOptions:
     """
 
     model: str | None = None
-    """Directory or name of the draft VLM or feature head; without it the model-free lookup drafter is used."""
+    """Directory or name of the draft VLM, feature head or early exit; without it the lookup drafter is used."""
     num_speculative_tokens: int = 16
     """Node budget of one request's tree, 1 to 127: how many drafted tokens the target checks in one step, at most."""
     tree: str = "dynamic"

@@ -13,8 +13,14 @@ from vllm_specvlm.traffic.exchange import Exchange, Message
 _OTHERWISE = (
     *("tools", "functions", "response_format", "structured_outputs", "chat_template", "chat_template_kwargs"),
     *("documents", "continue_final_message", "media_io_kwargs", "mm_processor_kwargs", "prompt_embeds"),
+    *("truncate_prompt_tokens", "add_special_tokens", "reasoning_effort", "thinking_token_budget"),
+    *("logit_bias", "bad_words", "allowed_token_ids"),
 )
-"""What makes a prompt, or an answer's law, another one than training would make of the same messages."""
+"""What makes a prompt, or an answer's law, another one than training would make of the same messages, unless it says
+nothing."""
+_NOTHING: tuple[Any, ...] = (None, False, "", [], {})
+_UNLESS_FALSE = ("add_generation_prompt", "skip_special_tokens", "include_reasoning")
+"""The same of fields that are true where a request does not name them."""
 
 
 def exchange(request: bytes, response: bytes, models: Collection[str]) -> Exchange | None:
@@ -31,9 +37,11 @@ def exchange(request: bytes, response: bytes, models: Collection[str]) -> Exchan
     """
     try:
         asked = json.loads(request)
-        if asked.get("model") not in (None, "", *models) or any(asked.get(key) for key in _OTHERWISE):
+        if asked.get("model") not in (None, "", *models) or asked.get("echo"):
             return None
-        if asked.get("add_generation_prompt") is False or asked.get("echo"):
+        if any(_says(key, asked.get(key)) for key in _OTHERWISE) or any(
+            asked.get(key) is False for key in _UNLESS_FALSE
+        ):
             return None
         answer = _streamed(response) if asked.get("stream") else _whole(json.loads(response))
         if not answer:
@@ -42,6 +50,13 @@ def exchange(request: bytes, response: bytes, models: Collection[str]) -> Exchan
         return Exchange((*messages, Message("assistant", (answer,))))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return None
+
+
+def _says(field: str, value: Any) -> bool:
+    """Whether a field's value asks for something; a budget of 0 does."""
+    if field == "response_format" and value == {"type": "text"}:
+        return False
+    return value not in _NOTHING or (value == 0 and value is not False)
 
 
 def _whole(given: Mapping[str, Any]) -> str | None:

@@ -25,7 +25,7 @@ from vllm_specvlm.traffic.exchange import Exchange
 FORMAT = 1
 _NAME = re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 64 << 20
-"""Of one file: what is larger was not written by us."""
+"""Of one file: what is larger is neither written nor read."""
 
 
 class LogFolder:
@@ -53,26 +53,32 @@ class LogFolder:
         return total
 
     def add(self, exchange: Exchange, target: TargetId) -> int:
-        """Write an exchange, pictures first; returns the bytes written. Raises OSError, and leaves no half file."""
-        written = 0
+        """Write an exchange, pictures first; returns the bytes written: 0 if a file of it would be above 64 MiB.
+
+        Raises OSError, and leaves no half file.
+        """
+        pictures: dict[str, bytes] = {}
 
         def named(part: str | bytes) -> dict[str, str]:
-            nonlocal written
             if isinstance(part, str):
                 return {"text": part}
             name = hashlib.sha256(part).hexdigest()
-            if not (self._pictures / name).exists():
-                written += _write(self._pictures / name, part)
+            pictures[name] = part
             return {"picture": name}
 
         messages = [
             {"role": message.role, "content": [named(part) for part in message.parts]} for message in exchange.messages
         ]
         content = {"format": FORMAT, "target": dataclasses.asdict(target), "messages": messages}
+        data = json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
+        if max(map(len, (data, *pictures.values()))) > _MOST_BYTES:
+            return 0
+        written = 0
+        for name, picture in pictures.items():
+            if _size(self._pictures / name) != len(picture):
+                written += _write(self._pictures / name, picture)
         name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(6)}.json"
-        return written + _write(
-            self._exchanges / name, json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
-        )
+        return written + _write(self._exchanges / name, data)
 
     def names(self) -> list[str]:
         """The exchanges that are complete, in the order of their times. Raises OSError."""
@@ -129,12 +135,22 @@ def _read(path: Path) -> bytes:
     return data
 
 
+def _size(path: Path) -> int | None:
+    """Bytes of a file, None if there is none."""
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return None
+
+
 def _write(path: Path, data: bytes) -> int:
-    """Under another name first, so that a file with its own name is whole."""
+    """Under another name first and on the disk, so that a file with its own name is whole even after a power cut."""
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)

@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from vllm_specvlm.draft import target_id
-from vllm_specvlm.draft.head_config import TargetId
 from vllm_specvlm.engine.log import logger_for
 from vllm_specvlm.traffic.chat import exchange
 from vllm_specvlm.traffic.exchange import Exchange
@@ -27,6 +25,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _PATH = "/v1/chat/completions"
 _MOST_HELD = 256 << 20
 """Bytes of requests and responses that are kept at once; what comes above is not recorded."""
+_MOST_OF_ONE = 48 << 20
+"""Bytes of one request and its response: less than `LogFolder` takes for a file."""
+_FAILED = "Recording failed and has stopped until the server is restarted; requests go on."
 
 
 class TrafficRecorder:
@@ -41,7 +42,7 @@ class TrafficRecorder:
         self._recording = Recording.announced()
         self._held = 0
         self._lock = threading.Lock()
-        self._done: queue.SimpleQueue[tuple[bytes, bytes]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[list[bytes], list[bytes]]] = queue.SimpleQueue()
         self._on = True
         threading.Thread(target=self._write_all, name="specvlm-recorder", daemon=True).start()
 
@@ -77,40 +78,48 @@ class TrafficRecorder:
         with self._lock:
             self._held -= size
 
-    def record(self, request: bytes, response: bytes) -> None:
-        """A response is out; the bytes of both were held."""
+    def record(self, request: list[bytes], response: list[bytes]) -> None:
+        """A response is out; the pieces of both were held."""
         self._done.put((request, response))
+
+    def fail(self) -> None:
+        """Stop recording; the error that is being handled goes to the log, unless one did."""
+        with self._lock:
+            first, self._on = self._on, False
+        if first:
+            logger.exception(_FAILED)
 
     def _write_all(self) -> None:
         try:
             self._write_until_full()
-        except Exception:
-            logger.exception("Recording failed and has stopped until the server is restarted; requests go on.")
+        except BaseException:  # a hook may even ask to exit
+            self.fail()
         self._on = False
         while True:  # what was on its way
-            self.release(sum(map(len, self._done.get())))
+            for pieces in self._done.get():
+                self.release(sum(map(len, pieces)))
 
     def _write_until_full(self) -> None:
         recording = self._recording
-        hook, log, target = recording.hook(), LogFolder(Path(recording.folder)), None
+        hook, log = recording.hook(), LogFolder(Path(recording.folder))
         log.prepare()
         most = recording.mib << 20
         size = counted = log.size()
         while size < most:
-            request, response = self._done.get()
+            asked, answered = self._done.get()
+            held = sum(map(len, (*asked, *answered)))
             try:
-                found = exchange(request, response, recording.models)
+                found = exchange(b"".join(asked), b"".join(answered), recording.models)
                 if found is not None and hook is not None:
                     kept = hook(found.as_dict())
                     found = None if kept is None else Exchange.from_dict(kept)
                 if found is not None:
-                    target = target or _target(recording)
-                    size += log.add(found, target)
+                    size += log.add(found, recording.target)
             finally:
-                self.release(len(request) + len(response))
+                self.release(held)
             if size - counted > most >> 6:  # other processes may write, too
                 size = counted = log.size()
-        logger.warning("'%s' holds %d MiB; recording has stopped there.", recording.folder, recording.mib)
+        logger.warning("'%s' holds %s MiB; recording has stopped there.", recording.folder, recording.mib)
 
 
 class _Passing:
@@ -130,32 +139,36 @@ class _Passing:
 
     def say(self, event: Event) -> None:
         if event["type"] == "http.response.start":
-            self._wanted &= event["status"] == 200
+            if event["status"] != 200:
+                self._drop()
         elif event["type"] == "http.response.body":
             self._keep(self._response, event.get("body", b""))
             self._complete = not event.get("more_body", False)
 
     def end(self) -> None:
-        if self._wanted and self._complete:
-            self._recorder.record(b"".join(self._request), b"".join(self._response))
-        else:
-            self._recorder.release(self._held)
+        """Nothing is raised: the response, or the application's own error, is on its way."""
+        try:
+            if self._wanted and self._complete:
+                self._recorder.record(self._request, self._response)
+            else:
+                self._drop()
+        except Exception:  # no memory
+            self._drop()
+            self._recorder.fail()
 
     def _keep(self, where: list[bytes], piece: bytes) -> None:
         if not (self._wanted and piece):
             return
-        if self._recorder.hold(len(piece)):
+        if self._held + len(piece) <= _MOST_OF_ONE and self._recorder.hold(len(piece)):
             where.append(bytes(piece))
             self._held += len(piece)
         else:
-            self._wanted = False
+            self._drop()
 
-
-def _target(recording: Recording) -> TargetId:
-    """Which target answers. Raises ValueError or OSError if its folder cannot be read."""
-    folder = Path(recording.target)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(recording.target, local_files_only=True))
-    return target_id.of_folder(folder)
+    def _drop(self) -> None:
+        """It will not be recorded; what was kept of it makes room at once."""
+        self._wanted = False
+        self._request.clear()
+        self._response.clear()
+        self._recorder.release(self._held)
+        self._held = 0

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_specvlm.draft.head_config import TargetId
+
 VARIABLE = "SPECVLM_RECORDING"
 MIDDLEWARE = "vllm_specvlm.traffic.recorder.TrafficRecorder"
 
@@ -22,8 +24,8 @@ class Recording:
     """Where to record, and what."""
 
     folder: str
-    target: str
-    """Folder or name of the model that is served."""
+    target: TargetId
+    """Of the model that is served."""
     models: tuple[str, ...]
     """What requests call it."""
     mib: int = 1024
@@ -57,4 +59,4 @@ class Recording:
         if told is None:
             raise ValueError("Nothing says where to record; start the server with `specvlm serve --record DIR`.")
         values = json.loads(told)
-        return cls(**{**values, "models": tuple(values["models"])})
+        return cls(**{**values, "target": TargetId(**values["target"]), "models": tuple(values["models"])})

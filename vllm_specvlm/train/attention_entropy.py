@@ -82,7 +82,11 @@ class SettledLayer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        from transformers import AttentionInterface
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
         self._decoder.config._attn_implementation = self._before
+        AttentionInterface.register(_NAME, sdpa_attention_forward)  # that registry would keep this, and its features
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()

@@ -32,6 +32,8 @@ class Conversation:
     """Characters that the data's answer to the last turn has, where the target is to give its own; 0: unknown."""
     system: str = ""
     """The system message; empty: none, or whatever the chat template has in its place."""
+    recorded: bool = False
+    """Whether it is anybody's, and not the recipe's author's: if it cannot be encoded, another is taken."""
 
     @property
     def asks(self) -> bool:
@@ -42,7 +44,8 @@ class Conversation:
         """The conversation up to `turn`, which the target is to answer."""
         turns = (*self.turns[:turn], replace(self.turns[turn], answer=None))
         shown = sum(part is None for each in turns for part in each.question)
-        return Conversation(self.pictures[:shown], turns, len(self.turns[turn].answer or ""), self.system)
+        expected = len(self.turns[turn].answer or "")
+        return replace(self, pictures=self.pictures[:shown], turns=turns, expected=expected)
 
 
 class Source(Protocol):

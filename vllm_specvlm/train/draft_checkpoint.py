@@ -63,7 +63,13 @@ def load(folder: Path) -> tuple[SmallVLM, TargetId]:
     """
     config, target = _KIND.read(folder / STUDENT)
     path = folder / STUDENT / checkpoint_folder.WEIGHTS
-    network = SmallVLM(config)
+    try:
+        network = SmallVLM(config)
+    except Exception as error:  # whatever the libraries below have against its numbers
+        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(
+            f"The network of '{folder / STUDENT}' cannot be built ({said}); restore its config.json."
+        ) from error
     try:
         network.load_state_dict(load_file(path), assign=True)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -110,7 +116,7 @@ def serving_config(network: SmallVLM, target_folder: Path, dtype: torch.dtype) -
 def serving_tensors(network: SmallVLM, target_folder: Path) -> dict[str, Tensor]:
     """The target's tensors with another language model among them, and the map in the projector's last layer.
 
-    They are of the dtype of the target's final norm.
+    They are of the dtype of the target's final norm. Raises RecipeError if the target's projector is not found.
     """
     kept: dict[str, Tensor] = {}
     start, head, dtype = "", "", torch.float32
@@ -140,22 +146,38 @@ def _fold_map(kept: dict[str, Tensor], network: SmallVLM) -> None:
     projector: Any = network.projector
     map_ = projector.weight.detach().float().cpu()
     shift = torch.zeros(len(map_)) if projector.bias is None else projector.bias.detach().float().cpu()
+    found = False
     for name, before in kept.items():
         stem, _, last = name.rpartition(".")
         if stem.endswith(_LAST):
+            found |= last == "weight"
             kept[name] = (map_ @ before.float() + (shift if last == "bias" else 0.0)).to(before.dtype)
         elif last == "image_newline":
             kept[name] = (map_ @ before.float() + shift).to(before.dtype)
+    if not found:
+        raise _no_projector(_LAST)
 
 
 def _exchange_projector(kept: dict[str, Tensor], network: SmallVLM) -> None:
     """Put the network's own projector in the place of the target's."""
     own = network.projector.state_dict()
+    placed = set()
     for name, before in kept.items():
         stem, _, last = name.rpartition(".")
         for layer, place in (("linear_1", "0"), ("linear_2", "2")):
             if stem.endswith(f"multi_modal_projector.{layer}"):
                 kept[name] = own[f"{place}.{last}"].to("cpu", before.dtype)
+                placed.add(f"{place}.{last}")
+    if placed != own.keys():
+        raise _no_projector(("multi_modal_projector.linear_1", "multi_modal_projector.linear_2"))
+
+
+def _no_projector(names: tuple[str, ...]) -> RecipeError:
+    """Without it what was learned would be lost, and the draft would see nothing."""
+    return RecipeError(
+        f"The target's safetensors name no whole {' or '.join(names)}, its projector; save the target again with "
+        "transformers."
+    )
 
 
 def _is_language(name: str) -> bool:

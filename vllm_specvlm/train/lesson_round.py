@@ -38,6 +38,7 @@ def prepare(
     split: Split = "train",
     longest: int = 2048,
     tell: Tell = lambda share, doing: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Lesson]:
     """`count` lessons that hold something to draft, decided by `key`.
 
@@ -50,11 +51,13 @@ def prepare(
         split: of the sources.
         longest: tokens at which conversations are cut.
         tell: hears how far it is.
+        say: hears of recorded conversations that cannot be encoded, in whose place others are drawn.
 
     Raises:
-        RecipeError: hardly any conversation has something to draft.
+        RecipeError: hardly any conversation has something to draft, or one that was not recorded cannot be encoded.
     """
     lessons: list[Lesson | None] = [None] * count
+    refused, reason = 0, ""
     for attempt in range(_TRIES):
         missing = [at for at, lesson in enumerate(lessons) if lesson is None]
         if not missing:
@@ -63,7 +66,13 @@ def prepare(
         for at in missing:
             rng = random.Random(f"{key}/{at}/{attempt}")
             conversation = choose_asked(sources.draw(rng, split), rng, answers.own)
-            encoded = _cut(target.encoder.encode(conversation), longest)
+            try:
+                encoded = _cut(target.encoder.encode(conversation), longest)
+            except Exception as error:  # templates, tokenizers and Pillow raise all kinds of what strangers sent
+                if not conversation.recorded:
+                    raise
+                refused, reason = refused + 1, (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+                continue
             if encoded is not None:
                 made[at] = encoded
         done = 0
@@ -80,11 +89,15 @@ def prepare(
                 lessons[at] = lesson if lesson.tokens else None
             done += len(places)
             memory.give_back()
+    told = f"{refused} times a recorded conversation could not be encoded (the last time: {reason})" if refused else ""
+    if told:
+        say(f"{told}; others were drawn.")
     found_all = [lesson for lesson in lessons if lesson is not None]
     if len(found_all) < count:
         raise RecipeError(
             f"After {_TRIES} tries {count - len(found_all)} of {count} conversations have an answer of fewer than two "
-            "tokens, or pictures longer than training.longest: give other data or a greater longest."
+            f"tokens, or pictures longer than training.longest{told and f', and {told}'}: give other data or a greater "
+            "longest."
         )
     return found_all
 

@@ -103,6 +103,11 @@ def _other(start: str, target: Target, folder: Path) -> tuple[dict[str, Tensor],
     output = model.get_output_embeddings().weight
     tied = output.data_ptr() == model.get_input_embeddings().weight.data_ptr()
     weights = model.get_decoder().state_dict()
+    if "embed_tokens.weight" not in weights:
+        raise RecipeError(
+            f"[draft] start: '{start}' is of type {model.config.model_type}, whose embeddings are not called "
+            "embed_tokens; give a language model built like a Llama or a Qwen2, or cut the target's own with 'layers'."
+        )
     size = target.text_config.vocab_size
     weights["embed_tokens.weight"] = _fitted(weights["embed_tokens.weight"], size)
     return weights, None if tied else _fitted(output, size), _named(text, target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from vllm_specvlm.draft.head_config import TargetId
@@ -36,19 +36,19 @@ class Sources:
         """A conversation of a random source."""
         return rng.choices(self._sources, self._weights)[0].draw(rng, split)
 
-    def keep_only(self, target: TargetId) -> list[str]:
-        """Leave out what servers recorded of other targets' answers; what was left out, in a sentence for each source.
+    def keep_only(self, target: TargetId, special: Collection[str]) -> list[str]:
+        """Leave out what servers recorded and the target cannot learn from (see `TrafficSource.keep_only`).
 
-        Raises RecipeError if a source has nothing else.
+        Returns what was left out, in a sentence for each source. Raises RecipeError if a source has nothing else.
         """
         told = []
         for name, source in zip(self._names, self._sources, strict=True):
             if isinstance(source, TrafficSource):
-                source.keep_only(target)
-                if source.damaged or source.foreign:
+                source.keep_only(target, special)
+                if source.damaged or source.foreign or source.special:
                     told.append(
-                        f"Of the log '{name}' {source.damaged} files are damaged and {source.foreign} exchanges are of "
-                        "another target; they are left out."
+                        f"Of the log '{name}' {source.damaged} files are damaged, {source.foreign} exchanges are of "
+                        f"another target, and {source.special} have special tokens in their text; they are left out."
                     )
         return told
 

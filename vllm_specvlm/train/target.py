@@ -101,6 +101,14 @@ class Target:
         return target_id.of_config(shown, self.config.to_dict(), target_id.final_norm(self.model.named_parameters()))
 
     @property
+    def special_tokens(self) -> frozenset[str]:
+        """Texts that its tokenizer or processor reads as marks."""
+        tokenizer = self.processor.tokenizer
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        places = [getattr(self.processor, name, None) for name in ("image_token", "video_token")]
+        return frozenset(token for token in (*tokenizer.all_special_tokens, *added, *places) if token)
+
+    @property
     def hidden_size(self) -> int:
         """Channels of its features and embeddings."""
         size: int = self.text_config.hidden_size

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from vllm_specvlm.train.conversation import Conversation, Split, Turn
 from vllm_specvlm.train.errors import RecipeError
 
 _HELD_OUT = 10
-"""One exchange in so many belongs to split `test`, by a hash of what was asked: the same question never stands on both
-sides. Logs are short."""
+"""One exchange in so many belongs to split `test`, by a hash of what was asked first, which all exchanges of one chat
+share: neither a chat nor a question ever stands on both sides. Logs are short."""
 
 
 class TrafficSource:
@@ -32,6 +34,8 @@ class TrafficSource:
         """Files left out because they are no whole exchange."""
         self.foreign = 0
         """Exchanges left out because another target answered; `keep_only` counts them."""
+        self.special = 0
+        """Exchanges left out because of special tokens in their text; `keep_only` counts them."""
         self._entries: list[tuple[TargetId, str, Conversation]] = []
         reason = "it is empty"
         try:
@@ -51,8 +55,12 @@ class TrafficSource:
             raise RecipeError(f"The log '{folder}' has nothing to train on ({reason}); record to it first.")
         self._sort()
 
-    def keep_only(self, target: TargetId) -> None:
-        """Leave out what other targets answered. Raises RecipeError if nothing is left."""
+    def keep_only(self, target: TargetId, special: Collection[str]) -> None:
+        """Leave out what other targets answered, and texts that hold one of `special`, the target's special tokens.
+
+        Those would be read as marks, such as the place of a picture, and not as what somebody wrote. Raises RecipeError
+        if nothing is left.
+        """
         differing = [reason for theirs, _, _ in self._entries if (reason := target.differs(theirs))]
         if len(differing) == len(self._entries):
             name = self._entries[0][0].name
@@ -61,7 +69,14 @@ class TrafficSource:
                 f"({differing[0]}); give a log of '{target.name}'."
             )
         self.foreign = len(differing)
-        self._entries = [entry for entry in self._entries if not target.differs(entry[0])]
+        ours = [entry for entry in self._entries if not target.differs(entry[0])]
+        self._entries = [entry for entry in ours if not _holds(entry[2], special)]
+        self.special = len(ours) - len(self._entries)
+        if not self._entries:
+            raise RecipeError(
+                f"All {len(ours)} exchanges of '{target.name}' in the log '{self._folder}' have special tokens of its "
+                "tokenizer in their text; record others."
+            )
         self._sort()
 
     def digest(self) -> str:
@@ -76,8 +91,10 @@ class TrafficSource:
     def _sort(self) -> None:
         self._splits: dict[Split, list[Conversation]] = {"train": [], "test": []}
         for _, _, conversation in self._entries:
-            asked = repr([turn.question for turn in conversation.turns]) + repr(conversation.pictures)
-            split: Split = "test" if zlib.crc32(asked.encode("utf-8", "replace")) % _HELD_OUT == 0 else "train"
+            first = conversation.asked(0)
+            names = [picture.name for picture in first.pictures if isinstance(picture, Path)]
+            asked = json.dumps([first.turns[0].question, names])
+            split: Split = "test" if zlib.crc32(asked.encode()) % _HELD_OUT == 0 else "train"
             self._splits[split].append(conversation)
 
     def _conversation(self, messages: list[dict[str, Any]]) -> Conversation:
@@ -90,4 +107,10 @@ class TrafficSource:
             pictures += [self._log.picture(part["picture"]) for part in asked["content"] if "picture" in part]
             question = tuple(part.get("text") for part in asked["content"])
             turns.append(Turn(question, answered["content"][0]["text"]))
-        return Conversation(tuple(pictures), tuple(turns), system=system)
+        return Conversation(tuple(pictures), tuple(turns), system=system, recorded=True)
+
+
+def _holds(conversation: Conversation, special: Collection[str]) -> bool:
+    questions = [part for turn in conversation.turns for part in turn.question]
+    texts = [conversation.system, *questions, *(turn.answer for turn in conversation.turns)]
+    return any(token in text for text in texts if text for token in special)

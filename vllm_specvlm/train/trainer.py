@@ -73,7 +73,7 @@ class Trainer(Generic[N]):
         self.recipe, self.target, self.sources, self.ranks = recipe, target, sources, ranks
         self.target_id: TargetId = target.id(recipe.target)
         self._tell, self._say, self._folder = tell, say, folder
-        for sentence in sources.keep_only(self.target_id):
+        for sentence in sources.keep_only(self.target_id, target.special_tokens):
             say(sentence)
         self._checkpoints: Checkpoints[N] = Checkpoints(out, recipe.training.keep, student)
         self._step = 0
@@ -201,6 +201,7 @@ class Trainer(Generic[N]):
                 key,
                 longest=training.longest,
                 tell=lambda share, doing: self._tell(done, f"round {number + 1}: {doing}, {share:.0%}"),
+                say=self._say,
             )
             self._round = (number, lessons, lesson_round.order(lessons, self.recipe, key))
         _, pool, order = self._round
@@ -219,6 +220,7 @@ class Trainer(Generic[N]):
             f"{self.recipe.seed}/check",
             split="test",
             longest=self.recipe.training.longest,
+            say=self._say,
         )
 
     def _checked(self, network: N, held_out: Sequence[Lesson]) -> dict[str, float]:
