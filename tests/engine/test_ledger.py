@@ -10,7 +10,7 @@ from tests.engine import vllm_sources
 from vllm_specvlm.engine import compat
 from vllm_specvlm.engine.attention_cpu import TreeCPUAttentionImpl
 from vllm_specvlm.engine.attention_gpu import TreeFlashAttentionImpl
-from vllm_specvlm.engine.compat import Symbol
+from vllm_specvlm.engine.ledger import LEDGER, Symbol
 from vllm_specvlm.engine.runner import TreeModelRunner
 from vllm_specvlm.engine.runner_cpu import TreeCPUModelRunner
 from vllm_specvlm.engine.runner_gpu import TreeGPUModelRunner
@@ -67,7 +67,7 @@ OURS = [
 @pytest.mark.parametrize("ours", OURS)
 def test_every_override_is_in_the_ledger(ours: type) -> None:
     """A method of ours that hides one of vLLM's is one that vLLM may change."""
-    listed = {symbol.where.rpartition(".")[2] for symbol in compat.LEDGER if symbol.use == "overridden"}
+    listed = {symbol.where.rpartition(".")[2] for symbol in LEDGER if symbol.use == "overridden"}
     stock = [base for base in ours.__mro__ if base.__module__.startswith("vllm.")]
     hidden = {
         name

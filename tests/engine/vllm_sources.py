@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from vllm_specvlm.engine.compat import LEDGER, Symbol
+from vllm_specvlm.engine.ledger import LEDGER, Symbol
 
 
 def problems(root: Path) -> list[str]:

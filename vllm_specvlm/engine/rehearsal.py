@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import torch
 
+from vllm_specvlm.draft.drafter import Drafter
 from vllm_specvlm.engine.peers import Peers
+from vllm_specvlm.schedule.cost_curve import CostCurve
 
 _ROWS = (1, 16, 64, 4, 8, 32, 2, 128, 256)
 """Those that say most about the curve first."""
@@ -48,6 +50,13 @@ def rehearse(run: Callable[[int], object], most: int, peers: Peers, device: torc
         if spent > _SECONDS and len(found) >= _LEAST_SIZES:
             break
     return found
+
+
+def draft_curves(drafter: Drafter, most: int, peers: Peers, device: torch.device) -> tuple[CostCurve, CostCurve]:
+    """What a level of nodes costs a draft, and its first pass, which ends in one root."""
+    level = rehearse(lambda rows: drafter.rehearse(rows, rows), most, peers, device)
+    feed = rehearse(lambda rows: drafter.rehearse(rows, 1), most, peers, device)
+    return CostCurve(level), CostCurve(feed)
 
 
 def _wait(device: torch.device) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class TreeModelRunner(GPUModelRunner):
     """vLLM's V1 runner (that of CPUs is built upon that of GPUs), verifying token trees.
 
-    Overridden are only methods vLLM itself calls once a step; `engine/compat.py` lists each with its reason.
+    Overridden are only methods vLLM itself calls once a step; `engine/ledger.py` lists each with its reason.
     """
 
     drafter: Speculator

@@ -24,7 +24,7 @@ from vllm_specvlm.engine.peers import PeerFailedError, Peers
 from vllm_specvlm.engine.planned_growth import Growable, PlannedGrowth
 from vllm_specvlm.engine.profile_key import profile_given, profile_key
 from vllm_specvlm.engine.recording_growth import RecordingGrowth
-from vllm_specvlm.engine.rehearsal import rehearse
+from vllm_specvlm.engine.rehearsal import draft_curves, rehearse
 from vllm_specvlm.engine.sampling import GREEDY_BELOW
 from vllm_specvlm.engine.step_clock import Elapsed, StepClock
 from vllm_specvlm.engine.tally import Tally
@@ -149,12 +149,10 @@ class Speculator:
 
     def _measured(self, drafter: Drafter, target: Callable[[int], object], most_rows: int) -> Costs | None:
         """What passes cost, by trying; None if the drafter fails at it, which is then off."""
-        device = self._runner.device
-        step = rehearse(target, most_rows, self._peers, device)
+        step = rehearse(target, most_rows, self._peers, self._runner.device)
         with self._switching_off():
-            level = rehearse(lambda rows: drafter.rehearse(rows, rows), most_rows, self._peers, device)
-            feed = rehearse(lambda rows: drafter.rehearse(rows, 1), most_rows, self._peers, device)
-            return Costs(CostCurve(step), CostCurve(step), CostCurve(level), CostCurve(feed))
+            curves = draft_curves(drafter, most_rows, self._peers, self._runner.device)
+            return Costs(CostCurve(step), CostCurve(step), *curves)
         return None
 
     def profile(self) -> Profile | None:
@@ -165,17 +163,19 @@ class Speculator:
 
     def force(self, nodes: int | None) -> None:
         """Draft trees of so many nodes for everyone, 0 for none, to see what they cost; None plans again."""
-        if self._clock is None:
-            raise RuntimeError("There is no planner to stand in for; leave 'planner', 'tree' and 'paths' out.")
+        clock = self._planners_clock()
         planner = Planner(self._costs) if nodes is None else ForcedPlanner(self._costs, nodes)
-        self._planned = PlannedGrowth(planner, self._clock)
+        self._planned = PlannedGrowth(planner, clock)
 
     def record(self) -> None:
         """Draft for every position and verify nothing, to learn what drafts would have been worth (see `recorded`)."""
+        clock = self._planners_clock()
+        self._planned = RecordingGrowth(ForcedPlanner(self._costs, self.shape.nodes), clock, self._runner)
+
+    def _planners_clock(self) -> StepClock:
         if self._clock is None:
             raise RuntimeError("There is no planner to stand in for; leave 'planner', 'tree' and 'paths' out.")
-        planner = ForcedPlanner(self._costs, self.shape.nodes)
-        self._planned = RecordingGrowth(planner, self._clock, self._runner)
+        return self._clock
 
     def recorded(self) -> list[TracedRequest]:
         """The requests answered since `record`, in the order in which they ended; planning goes on from here."""
