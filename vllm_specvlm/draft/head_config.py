@@ -29,7 +29,12 @@ class TargetId:
     vocabulary: int
     digest: str | None = None
     """SHA-256 (hexadecimal) of the final norm's weights in bfloat16, which no quantisation touches and every training
-    moves; None if they were not at hand when a public head was converted."""
+    but that of adapters moves; None if they were not at hand when a public head was converted."""
+    layer_digest: str | None = None
+    """The same of matrices of the last layer in the target's files, which adapters move; None if they were not at hand,
+    or are quantised, and in checkpoints from before there was this. See `target_id.in_files`."""
+    projector_digest: str | None = None
+    """The same of what brings pictures to the language model's width."""
 
     def __post_init__(self) -> None:
         plain_values.check(self, "target's")

@@ -16,7 +16,7 @@ from vllm_specvlm.draft.head_config import TargetId
 def head_problems(target: ModelConfig, folder: str, *, text_only_draft: bool) -> list[str]:
     """What keeps the head in `folder` from drafting for this target, a sentence each; empty when it fits.
 
-    The target's weights are compared once they are loaded (`engine.feature_network`).
+    Of the target's weights, what is in its files is compared here; the rest once it is loaded (`check_loaded`).
     """
     try:
         head, wanted = head_config.read_config(folder)
@@ -67,8 +67,17 @@ def exit_problems(target: ModelConfig, folder: str, *, text_only_draft: bool) ->
 
 
 def _other_target(kind: str, folder: str, wanted: TargetId, target: ModelConfig) -> list[str]:
-    difference = wanted.differs(target_id.of_config(target.model, target.hf_config.to_dict(), None))
+    try:
+        difference = wanted.differs(_id(target, None))
+    except ValueError as error:
+        return [str(error)]
     return [] if difference is None else [_sentence(kind, folder, wanted, target.model, difference)]
+
+
+def _id(target: ModelConfig, norm: torch.Tensor | None, cache: str | None = None) -> TargetId:
+    """`norm` as in `target_id.of_config`; `cache`: where models that have names are downloaded to."""
+    folder = target_id.folder_of(target.model, target.revision, cache)
+    return target_id.of_config(target.model, target.hf_config.to_dict(), norm, folder)
 
 
 def _sentence(kind: str, folder: str, wanted: TargetId, target: str, difference: str) -> str:
@@ -95,6 +104,6 @@ def check_loaded(kind: str, folder: str, wanted: TargetId, vllm_config: VllmConf
     # Rounding to float16 first would round to other bfloat16 numbers.
     half = model.dtype == torch.float16
     norm = None if half else target_id.final_norm(target.named_parameters())
-    difference = wanted.differs(target_id.of_config(model.model, model.hf_config.to_dict(), norm))
+    difference = wanted.differs(_id(model, norm, vllm_config.load_config.download_dir))
     if difference is not None:
         raise ValueError(_sentence(kind, folder, wanted, model.model, difference))

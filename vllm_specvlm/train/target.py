@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vllm_specvlm.draft.head_config import TargetId
@@ -56,7 +57,7 @@ class Target:
                 folder, dtype=dtype, trust_remote_code=False, use_safetensors=True
             )
             self.processor: Any = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise RecipeError(
                 f"The target '{folder}' does not load ({said.rstrip('.')}); give the folder of a vision-language model."
@@ -98,7 +99,8 @@ class Target:
         from vllm_specvlm.draft import target_id
 
         shown = Path(name).name if Path(name).exists() else name
-        return target_id.of_config(shown, self.config.to_dict(), target_id.final_norm(self.model.named_parameters()))
+        norm = target_id.final_norm(self.model.named_parameters())
+        return target_id.of_config(shown, self.config.to_dict(), norm, target_id.folder_of(self.folder))
 
     @property
     def special_tokens(self) -> frozenset[str]:

@@ -75,10 +75,7 @@ def of_folder(folder: str | Path) -> Target:
     """
     folder = Path(folder).expanduser()
     if any(folder.glob("*.safetensors")):
-        try:
-            return Target(folder, target_id.of_folder(folder))
-        except SafetensorError as error:
-            raise ValueError(f"A file of the target '{folder}' cannot be read ({error}); download it again.") from error
+        return Target(folder, target_id.of_folder(folder))
     config = _json(folder / "config.json")
     try:
         return Target(folder, target_id.of_config(folder.resolve().name, config, None))
