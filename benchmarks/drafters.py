@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,9 +73,7 @@ def compressor(draft: str, visual: int) -> dict[str, Any]:
     if not head_config.is_head(folder):
         return {"compressor": None, "ratio": None, "visual_tokens": None}
     config = head_config.read_config(folder)[0].compressor
-    side = math.isqrt(visual)
-    left = count.count(config, visual, (side, side) if side * side == visual else None)
-    return {"compressor": config.kind, "ratio": config.ratio or None, "visual_tokens": left}
+    return {"compressor": config.kind, "ratio": config.ratio or None, "visual_tokens": count.count(config, visual)}
 
 
 def visual_tokens(target: str) -> int:

@@ -102,7 +102,10 @@ def by_task(report: dict[str, Any]) -> str:
 
 
 def compressors(report: dict[str, Any]) -> str:
-    """A row per head: what its compressor leaves of a picture, what that costs in acceptance, what it saves."""
+    """A row per head: what its compressor leaves of a picture, what that costs in acceptance, what it saves.
+
+    Of a gate that selects, also how many pictures it sent through which of its compressors.
+    """
     rows = [row for row in report["rows"] if row["task"] != "all" and row["picture"] == "right"]
     heads: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -120,8 +123,11 @@ def compressors(report: dict[str, Any]) -> str:
     for name, mine in sorted(heads.items(), key=lambda item: -item[1][0]["visual_tokens"]):
         kind, ratio = mine[0]["compressor"], mine[0]["ratio"]
         accepted, speed = means[name]
+        chosen = report["tallies"][name]["compressions"] if kind == "select" else {}
+        pictures = ", ".join(f"{branch} for {number} of {sum(chosen.values())}" for branch, number in chosen.items())
+        said = f", {ratio:g}x" if ratio else f" ({pictures})" if chosen else ""
         lines.append(
-            f"| {kind}{f', {ratio:g}x' if ratio else ''} | {mine[0]['visual_tokens']} | {accepted:.2f} "
+            f"| {kind}{said} | {mine[0]['visual_tokens']} | {accepted:.2f} "
             f"| {accepted / means[whole][0] - 1:+.1%} | {prefill[name]:.1f} ms ({prefill[whole] / prefill[name]:.1f}x "
             f"cheaper) | {speed:.2f}x |"
         )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_specvlm.compress.compressor import Compressed, Compressor, CompressorConfig, Grid, build, count
+from vllm_specvlm.compress.compressor import Compressed, Compressor, CompressorConfig, build, count
 from vllm_specvlm.compress.config import KINDS
 
 HIDDEN = 48
@@ -19,7 +19,6 @@ CONFIGS = [
     CompressorConfig("prune", ratio=1),
     CompressorConfig("select", branches=(CompressorConfig("global"), CompressorConfig("none"))),
 ]
-GRIDS: dict[int, Grid] = {1: (1, 1), 4: (1, 4), 36: (4, 9), 144: (12, 12), 576: (24, 24), 1369: (37, 37)}
 
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: str(config.as_dict()))
 
@@ -51,28 +50,27 @@ def same(one: Compressed, other: Compressed) -> bool:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_shapes(config: CompressorConfig, visual: int, dtype: torch.dtype) -> None:
     compressor = made(config).to(dtype)
-    for grid in (None, GRIDS[visual]):
-        with torch.inference_mode():
-            result = compressor(*picture(visual, dtype=dtype), grid)
-        run = config.branches[result.choice] if result.choice is not None else config
-        left = count(run, visual, grid)
-        assert result.tokens.shape == (left, HIDDEN)
-        assert (run.kind == "text" or left >= 1) and left <= count(config, visual, grid) <= visual
-        assert result.tokens.dtype == dtype
-        assert result.cost.shape == () and result.cost.dtype == torch.float32
-        assert result.tokens.isfinite().all()
-        if run.kind == "global":
-            assert result.global_vector is not None
-            assert result.global_vector.shape == (HIDDEN,) and result.global_vector.dtype == dtype
-        else:
-            assert result.global_vector is None
-        if config.kind != "select":
-            assert result.choice is None and result.cost.item() == pytest.approx(left / visual)
-        if config.kind in ("select", "weight"):
-            assert result.probabilities is not None
-            assert result.probabilities.shape == (len(config.branches),)
-            assert result.probabilities.sum().item() == pytest.approx(1.0, abs=1e-5)
-        assert (result.log_probability is None) == (config.kind != "select")
+    with torch.inference_mode():
+        result = compressor(*picture(visual, dtype=dtype))
+    run = config.branches[result.choice] if result.choice is not None else config
+    left = count(run, visual)
+    assert result.tokens.shape == (left, HIDDEN)
+    assert (run.kind == "text" or left >= 1) and left <= count(config, visual) <= visual
+    assert result.tokens.dtype == dtype
+    assert result.cost.shape == () and result.cost.dtype == torch.float32
+    assert result.tokens.isfinite().all()
+    if run.kind == "global":
+        assert result.global_vector is not None
+        assert result.global_vector.shape == (HIDDEN,) and result.global_vector.dtype == dtype
+    else:
+        assert result.global_vector is None
+    if config.kind != "select":
+        assert result.choice is None and result.cost.item() == pytest.approx(left / visual)
+    if config.kind in ("select", "weight"):
+        assert result.probabilities is not None
+        assert result.probabilities.shape == (len(config.branches),)
+        assert result.probabilities.sum().item() == pytest.approx(1.0, abs=1e-5)
+    assert (result.log_probability is None) == (config.kind != "select")
 
 
 @each_config
@@ -150,19 +148,17 @@ def test_cuda_agrees_with_the_cpu(config: CompressorConfig) -> None:  # pragma: 
 
 
 @pytest.mark.parametrize(
-    ("tokens", "before", "grid", "part"),
+    ("tokens", "before", "part"),
     [
-        (torch.zeros(0, HIDDEN), torch.zeros(HIDDEN), None, "V of 1 or more"),
-        (torch.zeros(1, 4, HIDDEN), torch.zeros(HIDDEN), None, "pass \\[V, H\\]"),
-        (torch.zeros(4, HIDDEN), torch.zeros(3), None, "mean before a picture"),
-        (torch.zeros(4, HIDDEN), torch.zeros(4, HIDDEN), None, "mean before a picture"),
-        (torch.zeros(4, HIDDEN), torch.zeros(HIDDEN), (2, 3), "does not hold 4 tokens"),
-        (torch.zeros(4, HIDDEN), torch.zeros(HIDDEN), (-2, -2), "does not hold 4 tokens"),
+        (torch.zeros(0, HIDDEN), torch.zeros(HIDDEN), "V of 1 or more"),
+        (torch.zeros(1, 4, HIDDEN), torch.zeros(HIDDEN), "pass \\[V, H\\]"),
+        (torch.zeros(4, HIDDEN), torch.zeros(3), "mean before a picture"),
+        (torch.zeros(4, HIDDEN), torch.zeros(4, HIDDEN), "mean before a picture"),
     ],
 )
-def test_refuses_what_is_no_picture(tokens: Tensor, before: Tensor, grid: Grid | None, part: str) -> None:
+def test_refuses_what_is_no_picture(tokens: Tensor, before: Tensor, part: str) -> None:
     with pytest.raises(ValueError, match=part):
-        made(CompressorConfig("pool"))(tokens, before, grid)
+        made(CompressorConfig("pool"))(tokens, before)
 
 
 def test_refuses_pictures_without_channels() -> None:

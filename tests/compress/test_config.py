@@ -7,7 +7,7 @@ import pytest
 
 from vllm_specvlm.compress.compressor import CompressorConfig, count
 from vllm_specvlm.compress.config import KINDS
-from vllm_specvlm.compress.count import kept, pooled_grid
+from vllm_specvlm.compress.count import kept
 
 PRUNE = {"kind": "prune", "ratio": 4}
 
@@ -92,25 +92,9 @@ def test_kept_is_the_ceiling_and_within_the_picture() -> None:
     assert all(1 <= kept(visual, ratio) <= visual for visual in range(1, 400) for ratio in (1.0, 1.1, 2.4, 7.0, 1e9))
 
 
-def test_pooled_grid_keeps_the_shape_and_the_bound() -> None:
-    assert pooled_grid((24, 24), 20.0) == (5, 5)
-    assert pooled_grid((10, 40), 16.0) == (2, 10)
-    assert pooled_grid((1, 400), 20.0) == (1, 20)
-    assert pooled_grid((400, 1), 20.0) == (20, 1)
-    for rows in range(1, 40):
-        for columns in range(1, 40):
-            for ratio in (1.0, 1.7, 10.0, 5000.0):
-                high, wide = pooled_grid((rows, columns), ratio)
-                assert 1 <= high <= rows and 1 <= wide <= columns and high * wide <= kept(rows * columns, ratio)
-
-
-def test_no_compression_pools_nothing() -> None:
-    assert pooled_grid((7, 5), 1.0) == (7, 5)
-
-
 def test_count_of_the_branches() -> None:
     assert count(CompressorConfig(), 576) == 192
     assert count(CompressorConfig("concat"), 576) == 29 + 29 + 192 + 2
     assert count(CompressorConfig("concat"), 4) == 4
     assert count(CompressorConfig("text"), 576) == 0
-    assert count(CompressorConfig("pool", ratio=20.0), 576, (24, 24)) == 25
+    assert [count(CompressorConfig("pool", ratio=10.0), visual) for visual in (144, 576)] == [15, 58]  # as serving has it

@@ -169,8 +169,6 @@ def test_a_mixture_is_the_weighted_mean_of_its_branches() -> None:
     result = module(tokens, before)
     parts = torch.stack([branch(tokens, before).tokens for branch in module.branches])
     torch.testing.assert_close(result.tokens, torch.einsum("b,bkh->kh", result.probabilities, parts))
-    # Rectangles of a grid do not correspond to stretches: a mixture does not use it.
-    assert torch.equal(module(tokens, before, (8, 8)).tokens, result.tokens)
 
 
 def test_the_gate_sees_the_picture_and_what_is_before_it() -> None:

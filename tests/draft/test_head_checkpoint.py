@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from vllm_specvlm.compress.compressor import CompressorConfig
 from vllm_specvlm.draft import checkpoint_folder, head_checkpoint, head_config
@@ -133,6 +134,10 @@ def test_targets_are_told_apart() -> None:
     assert TARGET.differs(replace(TARGET, layers=5)) == "its layers is 5, not 4"
     said = TARGET.differs(replace(TARGET, digest="cd" * 32))
     assert said is not None and said.startswith("its digest is cdcd")
+    known = replace(TARGET, layer_digest="ab" * 32, projector_digest="ab" * 32)
+    assert known.differs(TARGET) is None and TARGET.differs(known) is None
+    said = known.differs(replace(known, layer_digest="cd" * 32))
+    assert said is not None and said.startswith("its layer digest is cdcd")
 
 
 def test_bad_configurations() -> None:
@@ -146,12 +151,27 @@ def test_bad_configurations() -> None:
             replace(CONFIG, **wrong)
 
 
-@pytest.mark.parametrize("tokens", [[0] * 20, [-1, *range(19)], [*range(19), 100]])
+@pytest.mark.parametrize("tokens", [[0] * 20, [-1, *range(19)], [*range(19), 100], [1, 0, *range(2, 20)]])
 def test_vocabulary_must_be_tokens_of_the_target(folder: Path, tokens: list[int]) -> None:
     head, target = head_checkpoint.load(folder)
     head.vocabulary.copy_(torch.tensor(tokens))
     head_checkpoint.save(folder, head, target, {})
-    with pytest.raises(ValueError, match="no set of the target's tokens"):
+    with pytest.raises(ValueError, match="no ascending list of the target's tokens"):
+        head_checkpoint.load(folder)
+
+
+def test_vocabulary_must_be_int64(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"vocabulary": tensors["vocabulary"].int()}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="no ascending list of the target's tokens in int64"):
+        head_checkpoint.load(folder)
+
+
+def test_weights_must_be_finite(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"][3, 1] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"are no finite numbers \('lm_head.weight'\)"):
         head_checkpoint.load(folder)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.train.made import head
 from vllm_specvlm.draft import checkpoint_folder, head_checkpoint, head_config
@@ -54,6 +55,23 @@ def test_truncated_ones_are_passed_over(tmp_path: Path, name: str, share: float)
     save(tmp_path, 2)
     again, damaged = Checkpoints(tmp_path, 3, HeadStudent()).last()
     assert again is not None and again.step == 2 and not damaged
+
+
+def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    """They are not saved; where they lie already, they are passed over."""
+    save(tmp_path, 1)
+    network = head(seed=2)
+    with torch.no_grad():
+        network.q_proj.weight[0, 0] = float("nan")
+    mine = Checkpoints(tmp_path, 3, HeadStudent())
+    with pytest.raises(TrainingError, match=r"After step 2 the weights are no finite numbers .*step-000001"):
+        mine.save(2, network, TARGET, {}, {})
+    assert names(tmp_path) == ["step-000001"]
+    path = save(tmp_path, 3) / "model.safetensors"
+    save_file(load_file(path) | {"q_proj.weight": network.q_proj.weight.detach()}, path)
+    saved, damaged = mine.last()
+    assert saved is not None and saved.step == 1
+    assert len(damaged) == 1 and "no finite numbers" in damaged[0]
 
 
 def test_a_missing_file_is_damage_too(tmp_path: Path) -> None:

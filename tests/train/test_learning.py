@@ -43,6 +43,17 @@ def test_a_batch_in_parts_has_the_same_gradient() -> None:
         torch.testing.assert_close(gradients(parts)[name], gradient, atol=1e-6, rtol=1e-4)
 
 
+def test_a_step_without_deep_slots_does_not_lower_the_mean_of_those_that_have_them() -> None:
+    both, network = Figures(), head("resampler")
+    deep = run(network, recipe())
+    short = run(network, recipe(), ["..PPPPPP..aa", "..PPPPPP.aa"])
+    both.add(deep, 1.0)
+    both.add(short, 1.0)
+    assert "last_agreement" in deep.parts and "last_agreement" not in short.parts
+    assert both.means()["last_agreement"] == deep.parts["last_agreement"]
+    assert both.means()["agreement"] == (deep.parts["agreement"] + short.parts["agreement"]) / 2
+
+
 @pytest.mark.parametrize("kind", ["resampler", "conv", "weight", "global"])
 def test_the_loss_reaches_the_compressor(kind: str) -> None:
     network = head(kind)

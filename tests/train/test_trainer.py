@@ -167,6 +167,14 @@ def test_another_recipe_is_not_resumed(tmp_path: Path) -> None:
     assert longer.run(resume=True).step == 8
 
 
+def test_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that grew, say: the rounds that are to come would not be those of the run."""
+    make(tmp_path, changed(steps=1, save_every=1)).run()
+    monkeypatch.setattr(Sources, "digests", lambda self: {"specvlm/reference": "version 99"})
+    with pytest.raises(RecipeError, match="data 'specvlm/reference' of the run in .* is version 99 now; restore it"):
+        make(tmp_path, changed(steps=2)).run(resume=True)
+
+
 def test_damage_is_said(tmp_path: Path) -> None:
     make(tmp_path).run()
     path = tmp_path / "step-000006" / "training.pt"

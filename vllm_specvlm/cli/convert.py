@@ -88,6 +88,8 @@ def check_out(out: Path) -> None:
 
 def run(options: argparse.Namespace) -> Converted:
     """Convert and write. Raises UserError for anything that is wrong with source, target or folder."""
+    from safetensors import SafetensorError
+
     from vllm_specvlm.draft import head_checkpoint
     from vllm_specvlm.train.convert import conversion
     from vllm_specvlm.train.convert import target as targets
@@ -109,6 +111,9 @@ def run(options: argparse.Namespace) -> Converted:
         head_checkpoint.save(options.out, converted.head, converted.target, converted.provenance)
     except OSError as error:
         raise UserError(f"--out {options.out} cannot be written ({error.strerror}): name another folder.") from error
+    except (RuntimeError, SafetensorError) as error:  # a full disk, as safetensors tells of it
+        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"--out {options.out} cannot be written ({said}): make room or name another folder.") from error
     return converted
 
 

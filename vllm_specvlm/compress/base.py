@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from vllm_specvlm.compress.compressed import Compressed
 from vllm_specvlm.compress.config import CompressorConfig
-from vllm_specvlm.compress.count import Grid
 
 
 class Compressor(nn.Module, ABC):
@@ -27,16 +26,13 @@ class Compressor(nn.Module, ABC):
         super().__init__()
         self.config = config
 
-    def forward(self, tokens: Tensor, before: Tensor, grid: Grid | None = None) -> Compressed:
+    def forward(self, tokens: Tensor, before: Tensor) -> Compressed:
         """Compress one picture.
 
         Args:
             tokens: [V, H], V of 1 or more, of the parameters' dtype and device: the target's own visual tokens, as its
                 language model reads them.
             before: [H]: the mean embedding of the tokens in front of the picture; zeros if there are none.
-            grid: rows and columns of the tokens, if they lie in raster order with nothing in between; pooling then
-                averages over rectangles. Without it the tokens are a sequence: V alone does not tell a square picture
-                from a wide one. A drafter must give it in training and in serving alike, or never.
 
         Raises:
             ValueError: shapes that do not fit together, in one sentence.
@@ -47,10 +43,8 @@ class Compressor(nn.Module, ABC):
             raise ValueError(
                 f"The mean before a picture has shape {tuple(before.shape)}; pass {tuple(tokens.shape[1:])}."
             )
-        if grid is not None and (min(grid) < 1 or grid[0] * grid[1] != tokens.shape[0]):
-            raise ValueError(f"A grid of {grid} does not hold {tokens.shape[0]} tokens; pass their grid, or None.")
-        return self._compress(tokens, before, grid)
+        return self._compress(tokens, before)
 
     @abstractmethod
-    def _compress(self, tokens: Tensor, before: Tensor, grid: Grid | None) -> Compressed:
+    def _compress(self, tokens: Tensor, before: Tensor) -> Compressed:
         """`forward` with its arguments checked."""

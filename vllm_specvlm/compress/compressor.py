@@ -7,7 +7,7 @@ from vllm_specvlm.compress.compressed import Compressed
 from vllm_specvlm.compress.concatenation import Concatenation
 from vllm_specvlm.compress.config import CompressorConfig
 from vllm_specvlm.compress.convolution import Convolution
-from vllm_specvlm.compress.count import Grid, count
+from vllm_specvlm.compress.count import count
 from vllm_specvlm.compress.global_vector import GlobalVector
 from vllm_specvlm.compress.mixture import Mixture
 from vllm_specvlm.compress.pooling import Pooling
@@ -17,7 +17,7 @@ from vllm_specvlm.compress.selection import Selection
 from vllm_specvlm.compress.text_only import TextOnly
 from vllm_specvlm.compress.untouched import Untouched
 
-__all__ = ["Compressed", "Compressor", "CompressorConfig", "Grid", "build", "count"]
+__all__ = ["Compressed", "Compressor", "CompressorConfig", "build", "count"]
 
 
 def build(config: CompressorConfig, hidden: int) -> Compressor:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from vllm_specvlm.compress.base import Compressor
 from vllm_specvlm.compress.compressed import Compressed
 from vllm_specvlm.compress.config import CompressorConfig
-from vllm_specvlm.compress.count import Grid
 
 
 class Concatenation(Compressor):
@@ -20,7 +19,7 @@ class Concatenation(Compressor):
         super().__init__(config)
         self.branches = nn.ModuleList(branches)
 
-    def _compress(self, tokens: Tensor, before: Tensor, grid: Grid | None) -> Compressed:
+    def _compress(self, tokens: Tensor, before: Tensor) -> Compressed:
         visual = tokens.shape[0]
-        together = torch.cat([branch(tokens, before, grid).tokens for branch in self.branches])
+        together = torch.cat([branch(tokens, before).tokens for branch in self.branches])
         return Compressed.plain(together if together.shape[0] < visual else tokens, visual)

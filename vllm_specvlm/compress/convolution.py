@@ -8,15 +8,14 @@ from torch import Tensor, nn
 from vllm_specvlm.compress.base import Compressor
 from vllm_specvlm.compress.compressed import Compressed
 from vllm_specvlm.compress.config import CompressorConfig
-from vllm_specvlm.compress.count import Grid, kept
+from vllm_specvlm.compress.count import kept
 
 
 class Convolution(Compressor):
     """Kind `conv`: a strided, depthwise-separable convolution along the sequence; kernel and stride are the ratio.
 
     A plain convolution, SpecVLM's, has ratio * H * H weights; this one H * (ratio + H). It starts as average pooling.
-    The last stretch is filled up with the last token. Rows of a grid are not told apart, as the stride has no
-    whole root.
+    The last stretch is filled up with the last token. Rows of a picture are not told apart.
     """
 
     def __init__(self, config: CompressorConfig, hidden: int) -> None:
@@ -27,7 +26,7 @@ class Convolution(Compressor):
         nn.init.eye_(self.mix.weight)
         nn.init.zeros_(self.mix.bias)
 
-    def _compress(self, tokens: Tensor, before: Tensor, grid: Grid | None) -> Compressed:
+    def _compress(self, tokens: Tensor, before: Tensor) -> Compressed:
         visual, hidden = tokens.shape
         stretches = kept(visual, self.stride)
         missing = stretches * self.stride - visual

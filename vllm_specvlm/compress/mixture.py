@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from vllm_specvlm.compress.base import Compressor
 from vllm_specvlm.compress.compressed import Compressed
 from vllm_specvlm.compress.config import CompressorConfig
-from vllm_specvlm.compress.count import Grid
 from vllm_specvlm.compress.gate import Gate
 
 
@@ -25,7 +24,7 @@ class Mixture(Compressor):
         self.branches = nn.ModuleList(branches)
         self.gate = Gate(hidden, config.gate_hidden, len(branches))
 
-    def _compress(self, tokens: Tensor, before: Tensor, grid: Grid | None) -> Compressed:
+    def _compress(self, tokens: Tensor, before: Tensor) -> Compressed:
         weights = self.gate(tokens, before).softmax(0)
         parts = torch.stack([branch(tokens, before).tokens for branch in self.branches])
         mixed = (weights.to(parts.dtype)[:, None, None] * parts).sum(0)

@@ -29,7 +29,7 @@ def origins(compressor: Compressor, tokens: Tensor, before: Tensor) -> Tensor:
 
     Args:
         compressor: in evaluation mode.
-        tokens, before: as in `Compressor.forward`, without a grid.
+        tokens, before: as in `Compressor.forward`.
     """
     visual = tokens.shape[0]
     each = torch.eye(visual, device=tokens.device)

@@ -7,22 +7,16 @@ from torch import Tensor
 
 from vllm_specvlm.compress.base import Compressor
 from vllm_specvlm.compress.compressed import Compressed
-from vllm_specvlm.compress.count import Grid, kept, pooled_grid
+from vllm_specvlm.compress.count import kept
 
 
 class Pooling(Compressor):
-    """Kind `pool`: adaptive average pooling, of the sequence to ceil(V / ratio) stretches, of a grid to rectangles.
+    """Kind `pool`: adaptive average pooling of the sequence to ceil(V / ratio) stretches. No parameters.
 
-    On a grid the cells are as many as fit into ceil(V / ratio) with about the grid's shape, in raster order. No
-    parameters.
+    Not of rectangles: V alone does not tell a square picture from a wide one.
     """
 
-    def _compress(self, tokens: Tensor, before: Tensor, grid: Grid | None) -> Compressed:
-        visual, hidden = tokens.shape
-        channels = tokens.transpose(0, 1)
-        if grid is None:
-            pooled = F.adaptive_avg_pool1d(channels, kept(visual, self.config.ratio))
-        else:
-            cells = F.adaptive_avg_pool2d(channels.reshape(hidden, *grid), pooled_grid(grid, self.config.ratio))
-            pooled = cells.flatten(1)
+    def _compress(self, tokens: Tensor, before: Tensor) -> Compressed:
+        visual = tokens.shape[0]
+        pooled = F.adaptive_avg_pool1d(tokens.transpose(0, 1), kept(visual, self.config.ratio))
         return Compressed.plain(pooled.transpose(0, 1), visual)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vllm_specvlm.compress.base import Compressor
 from vllm_specvlm.compress.compressed import Compressed
-from vllm_specvlm.compress.count import Grid, kept
+from vllm_specvlm.compress.count import kept
 
 
 class Pruning(Compressor):
@@ -18,7 +18,7 @@ class Pruning(Compressor):
     would be, and distance from the mean finds within a stretch what is not background. No parameters.
     """
 
-    def _compress(self, tokens: Tensor, before: Tensor, grid: Grid | None) -> Compressed:
+    def _compress(self, tokens: Tensor, before: Tensor) -> Compressed:
         return Compressed.plain(tokens[distinct(tokens, kept(tokens.shape[0], self.config.ratio))], tokens.shape[0])
 
 

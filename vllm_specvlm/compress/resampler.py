@@ -7,7 +7,6 @@ from torch import Tensor
 from vllm_specvlm.compress.base import Compressor
 from vllm_specvlm.compress.compressed import Compressed
 from vllm_specvlm.compress.config import CompressorConfig
-from vllm_specvlm.compress.count import Grid
 from vllm_specvlm.compress.learned_queries import LearnedQueries
 
 
@@ -18,5 +17,5 @@ class Resampler(Compressor):
         super().__init__(config)
         self.attention = LearnedQueries(config.queries, hidden)
 
-    def _compress(self, tokens: Tensor, before: Tensor, grid: Grid | None) -> Compressed:
+    def _compress(self, tokens: Tensor, before: Tensor) -> Compressed:
         return Compressed.plain(self.attention(tokens)[: tokens.shape[0]], tokens.shape[0])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vllm_specvlm.compress.base import Compressor
 from vllm_specvlm.compress.compressed import Compressed
 from vllm_specvlm.compress.config import CompressorConfig
-from vllm_specvlm.compress.count import Grid, count
+from vllm_specvlm.compress.count import count
 from vllm_specvlm.compress.gate import Gate, straight_through
 
 _TINY = torch.finfo(torch.float32).tiny
@@ -33,19 +33,19 @@ class Selection(Compressor):
         self.branches = nn.ModuleList(branches)
         self.gate = Gate(hidden, config.gate_hidden, len(branches))
 
-    def _compress(self, tokens: Tensor, before: Tensor, grid: Grid | None) -> Compressed:
+    def _compress(self, tokens: Tensor, before: Tensor) -> Compressed:
         visual = tokens.shape[0]
         logits = self.gate(tokens, before)
         probabilities = logits.softmax(0)
-        shares = [count(branch, visual, grid) / visual for branch in self.config.branches]
+        shares = [count(branch, visual) / visual for branch in self.config.branches]
         cost = (probabilities * torch.tensor(shares, device=logits.device)).sum()
         if not self.training:
             choice = int(logits.argmax())
-            run: Compressed = self.branches[choice](tokens, before, grid)
+            run: Compressed = self.branches[choice](tokens, before)
             return Compressed(run.tokens, cost, choice, probabilities, run.global_vector)
         noise = -torch.empty_like(logits).exponential_().clamp_min_(_TINY).log()
         choice, factor = straight_through(logits, noise, self.tau)
-        run = self.branches[choice](tokens, before, grid)
+        run = self.branches[choice](tokens, before)
         factor = factor.to(tokens.dtype)
         vector = None if run.global_vector is None else run.global_vector * factor
         return Compressed(run.tokens * factor, cost, choice, probabilities, vector)

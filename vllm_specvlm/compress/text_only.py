@@ -6,11 +6,10 @@ from torch import Tensor
 
 from vllm_specvlm.compress.base import Compressor
 from vllm_specvlm.compress.compressed import Compressed
-from vllm_specvlm.compress.count import Grid
 
 
 class TextOnly(Compressor):
     """Kind `text`: no token, the drafter reads the text alone."""
 
-    def _compress(self, tokens: Tensor, before: Tensor, grid: Grid | None) -> Compressed:
+    def _compress(self, tokens: Tensor, before: Tensor) -> Compressed:
         return Compressed.plain(tokens[:0], tokens.shape[0])

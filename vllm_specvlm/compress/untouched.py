@@ -6,11 +6,10 @@ from torch import Tensor
 
 from vllm_specvlm.compress.base import Compressor
 from vllm_specvlm.compress.compressed import Compressed
-from vllm_specvlm.compress.count import Grid
 
 
 class Untouched(Compressor):
     """Kind `none`: all V tokens."""
 
-    def _compress(self, tokens: Tensor, before: Tensor, grid: Grid | None) -> Compressed:
+    def _compress(self, tokens: Tensor, before: Tensor) -> Compressed:
         return Compressed.plain(tokens, tokens.shape[0])

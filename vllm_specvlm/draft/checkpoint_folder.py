@@ -28,7 +28,7 @@ def load(make: Callable[[], ANetwork], folder: str | Path, target_vocabulary: in
     """The network that `make` builds, with the weights in `folder`, as stored, on the CPU.
 
     Raises:
-        ValueError: it cannot be built, or the weights are truncated, or not those of its configuration.
+        ValueError: it cannot be built, or the weights are truncated, not those of its configuration, or not finite.
     """
     try:
         # Sizes alone: what the configuration asks for is compared with what is there before any of it is allocated.
@@ -52,13 +52,27 @@ def load(make: Callable[[], ANetwork], folder: str | Path, target_vocabulary: in
             f"or type ({len(wrong)} such); copy the checkpoint again."
         )
     tensors = load_file(path)
+    broken = not_finite(tensors)
+    if broken is not None:
+        raise ValueError(f"The weights '{path}' are no finite numbers ({broken!r}); train or convert them again.")
     tokens = tensors.get("vocabulary")
-    if tokens is not None and not (
-        len(tokens.unique()) == len(tokens) and 0 <= int(tokens.min()) <= int(tokens.max()) < target_vocabulary
-    ):
-        raise ValueError(f"The vocabulary in '{path}' is no set of the target's tokens; copy the checkpoint again.")
+    if tokens is not None and not _is_vocabulary(tokens, target_vocabulary):
+        raise ValueError(
+            f"The vocabulary in '{path}' is no ascending list of the target's tokens in int64; copy the checkpoint again."
+        )
     network.load_state_dict(tensors, assign=True)
     return network
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of a tensor that holds something that is no finite number; None if there is none."""
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+
+
+def _is_vocabulary(tokens: torch.Tensor, target_vocabulary: int) -> bool:
+    """Whether places in it can be searched for: int64, ascending, and all of them the target's tokens."""
+    ascends = tokens.dtype == torch.int64 and bool((tokens[1:] > tokens[:-1]).all())
+    return ascends and 0 <= int(tokens[0]) and int(tokens[-1]) < target_vocabulary
 
 
 def _stored(file: Any, name: str) -> tuple[tuple[int, ...], bool]:

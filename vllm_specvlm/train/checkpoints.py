@@ -18,6 +18,7 @@ from typing import Any, Generic
 import torch
 from safetensors import SafetensorError
 
+from vllm_specvlm.draft.checkpoint_folder import not_finite
 from vllm_specvlm.draft.head_config import TargetId
 from vllm_specvlm.train.errors import TrainingError
 from vllm_specvlm.train.student import N, Student
@@ -34,7 +35,7 @@ class Saved(Generic[N]):
     network: N
     target: TargetId
     state: dict[str, Any]
-    """Optimiser and recipe."""
+    """Optimiser, recipe and digests of the data."""
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -67,8 +68,15 @@ class Checkpoints(Generic[N]):
         """Write one; then remove the oldest.
 
         Raises:
-            TrainingError: it cannot be written. Nothing of it is left, and those before it are as they were.
+            TrainingError: it cannot be written, or its weights are not finite. Nothing of it is left, and those before
+                it are as they were.
         """
+        broken = not_finite(dict(network.named_parameters()) | dict(network.named_buffers()))
+        if broken is not None:
+            raise TrainingError(
+                f"After step {step} the weights are no finite numbers ({broken!r}); {self.left()}: lower training.lr or "
+                "training.clip and start again from there."
+            )
         final, partial = self.path(step), self.folder / f".step-{step:06d}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -126,6 +134,9 @@ class Checkpoints(Generic[N]):
             check(state)
             try:
                 network, target = self._student.load(folder)
+                broken = not_finite(dict(network.named_parameters()) | dict(network.named_buffers()))
+                if broken is not None:
+                    raise ValueError(f"its weights are no finite numbers ({broken!r})")
                 for tensor in (*network.parameters(), *network.buffers()):
                     # Out of the mapped file, whose alignment would change how some kernels sum.
                     tensor.data = tensor.data.clone()

@@ -13,7 +13,7 @@ from torch import Tensor
 from vllm_specvlm.compress.compressor import Compressed
 from vllm_specvlm.draft.feature_head import FeatureHead
 from vllm_specvlm.train.lesson import Lesson
-from vllm_specvlm.train.losses import law, smooth_l1, weighted
+from vllm_specvlm.train.losses import PER_TOKEN, law, smooth_l1, weighted
 from vllm_specvlm.train.ranks import Ranks
 from vllm_specvlm.train.recipe import Recipe
 from vllm_specvlm.train.target import Target
@@ -23,7 +23,7 @@ from vllm_specvlm.train.views import view
 
 @dataclass(slots=True)
 class Figures:
-    """What a step, or several, came to: sums over `steps` of them."""
+    """What a step, or several, came to: sums over `steps` of them; of a part over `counted[part]`, those that had it."""
 
     loss: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
@@ -31,6 +31,7 @@ class Figures:
     tokens: int = 0
     """Of answers that were learned from, in all processes."""
     steps: int = 0
+    counted: dict[str, int] = field(default_factory=dict)
 
     def add(self, other: Figures, gradient: float) -> None:
         """Take in one more step, the norm of its gradient before clipping included."""
@@ -40,11 +41,12 @@ class Figures:
         self.steps += 1
         for name, value in other.parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + value
+            self.counted[name] = self.counted.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
-        """Per step."""
-        values = {"loss": self.loss, "gradient": self.gradient, **self.parts}
-        return {name: value / max(1, self.steps) for name, value in values.items()}
+        """Per step that had it."""
+        whole = {name: value / max(1, self.steps) for name, value in (("loss", self.loss), ("gradient", self.gradient))}
+        return whole | {name: value / self.counted[name] for name, value in self.parts.items()}
 
 
 def learn(
@@ -88,10 +90,18 @@ def learn(
         loss = _part(head, target, output_rows, some, recipe, precision, shares, totals, sums)
         loss.backward()
     ranks.add_gradients(head.parameters())
-    names = sorted(sums)
-    values = ranks.total(torch.stack([sums[name].double() for name in names])).tolist()
-    parts = dict(zip(names, values, strict=True))
+    parts = ranks.totals(sums, _names(recipe, totals), target.device)
     return Figures(parts.pop("loss"), parts, tokens=round(totals[0]), steps=1)
+
+
+def _names(recipe: Recipe, totals: Sequence[float]) -> list[str]:
+    """What a step is summed up as, the same in all processes: one whose answers are all short has less to add."""
+    weights = (*PER_TOKEN, "intermediate")
+    names = ["loss", "covered", "agreement", *(name for name in weights if getattr(recipe.losses, name))]
+    steps = recipe.training.unroll
+    if steps > 1 and totals[steps - 1]:
+        names.append("last_agreement")
+    return names + (["gate", "visual_share"] if totals[steps] else [])
 
 
 def _part(

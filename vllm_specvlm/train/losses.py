@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from vllm_specvlm.train.recipe import LossRecipe
 
+PER_TOKEN = ("ce", "kl", "reverse_kl", "hard_ce", "smooth_l1", "cosine")
+"""Names of what `weighted` gives, where the recipe has a weight."""
+
 
 @dataclass(slots=True)
 class Law:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,15 @@ class Ranks:
         if self.count > 1:
             dist.all_reduce(values)
         return values
+
+    def totals(self, values: Mapping[str, Tensor], names: Sequence[str], device: torch.device) -> dict[str, float]:
+        """Sums of scalars over all processes, by name; of a process that has none of a name, 0.
+
+        `names` are the same in all processes, in the same order.
+        """
+        none = torch.zeros((), dtype=torch.float64, device=device)
+        mine = torch.stack([values[name].double() if name in values else none for name in names])
+        return dict(zip(names, self.total(mine).tolist(), strict=True))
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum gradients over all processes; a process without one, whose gate took another branch, counts as 0."""

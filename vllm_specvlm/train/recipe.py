@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ class DataRecipe:
     the recipe's."""
 
     def __post_init__(self) -> None:
-        _check(self.weight > 0, f"'weight' is {self.weight}; write a number above 0.")
+        _check(0 < self.weight < math.inf, f"'weight' is {self.weight}; write a number above 0.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class AnswersRecipe:
         for name in ("own", "sampled"):
             share = getattr(self, name)
             _check(0 <= share <= 1, f"'{name}' is {share}; write a share from 0 to 1.")
-        _check(self.temperature > 0, f"'temperature' is {self.temperature}; write a number above 0.")
+        _check(0 < self.temperature < math.inf, f"'temperature' is {self.temperature}; write a number above 0.")
         _check(self.longest >= 2 and self.batch >= 1, "'longest' must be 2 or more, 'batch' 1 or more.")
 
 
@@ -159,7 +160,7 @@ class LossRecipe:
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):
             weight = getattr(self, each.name)
-            _check(weight >= 0, f"'{each.name}' is {weight}; write 0 or more.")
+            _check(0 <= weight < math.inf, f"'{each.name}' is {weight}; write a number from 0 up.")
         given = (self.ce, self.smooth_l1, self.kl, self.reverse_kl, self.hard_ce, self.cosine)
         _check(any(given), "all losses have weight 0; give one of ce, smooth_l1, kl, reverse_kl, hard_ce, cosine one.")
 
@@ -203,7 +204,10 @@ class TrainingRecipe:
             least = 0 if each.name in ("warmup", "decay", "weight_decay", "bf16") else 1
             if each.type == "int":
                 _check(value >= least, f"'{each.name}' is {value}; write {least} or more.")
-        _check(self.lr > 0 and self.clip > 0, "'lr' and 'clip' must be above 0.")
+        for name in ("lr", "clip"):
+            value = getattr(self, name)
+            _check(0 < value < math.inf, f"'{name}' is {value}; write a number above 0.")
+        _check(0 <= self.weight_decay < math.inf, f"'weight_decay' is {self.weight_decay}; write a number from 0 up.")
         _check(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), f"'betas' is {list(self.betas)}; two < 1.")
         _check(0 <= self.decay <= 1, f"'decay' is {self.decay}; write a share from 0 to 1.")
         _check(

@@ -184,6 +184,14 @@ class Trainer(Generic[N]):
             )
         if (ranks := state["ranks"]) != self.ranks.count:
             raise RecipeError(f"The run had {ranks} processes, not {self.ranks.count}; resume it with as many.")
+        digests = self.sources.digests()
+        before = state.get("data", digests)  # which runs of older versions did not save
+        other = next((name for name in {**digests, **before} if digests.get(name) != before.get(name)), None)
+        if other is not None:
+            raise RecipeError(
+                f"The data '{other}' of the run in '{self._checkpoints.folder}' was {before.get(other)} and is "
+                f"{digests.get(other)} now; restore it as it was, or name another --out."
+            )
 
     def _lessons(self, step: int) -> list[Lesson]:
         """What a step learns from; a new round begins by making its lessons."""
@@ -239,6 +247,7 @@ class Trainer(Generic[N]):
             state = {
                 "optimizer": optimizer.state_dict(),
                 "recipe": self.recipe.as_dict(),
+                "data": self.sources.digests(),
                 "ranks": self.ranks.count,
                 "seconds": self._seconds,
                 "answer_tokens": self._answer_tokens,

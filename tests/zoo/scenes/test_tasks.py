@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import random
+from itertools import product
 
 import pytest
 
-from vllm_specvlm.zoo.scenes import tasks
-from vllm_specvlm.zoo.scenes.canvas import SIDE
+from vllm_specvlm.zoo.scenes import charting, short_answers, tasks
+from vllm_specvlm.zoo.scenes.canvas import SIDE, split_of
 from vllm_specvlm.zoo.scenes.sources import Sources
 from vllm_specvlm.zoo.scenes.turn import TASKS, Sample, found
 
@@ -41,6 +42,25 @@ def test_test_phrasings_are_not_trained_on(sources: Sources, task: str) -> None:
     assert not trained & tested
     again = {turn.question for sample in draw(sources, task, "train", 70)[60:] for turn in sample.turns}
     assert trained & again  # the check can fail: train draws do repeat phrasings
+
+
+def test_phrasings_of_short_answers_are_of_one_split_each() -> None:
+    train, validation, test = (set(short_answers._OF_SPLIT[split]) for split in ("train", "validation", "test"))
+    assert not (train & validation or train & test or validation & test)
+    assert train | validation | test == set(short_answers._FORMS)
+
+
+def test_a_pie_and_its_rotations_are_of_one_split() -> None:
+    """The picture starts anywhere, so that they are one picture."""
+    pies = [(colours, list(shares)) for colours in (["red", "blue", "green"],) for shares in product(range(2, 9), repeat=3)]
+    of = {split: [pie for pie in pies if charting._is_of(split, *pie)] for split in ("train", "validation", "test")}
+    assert all(of.values())
+    for learned in of["train"] + of["validation"]:
+        for first in range(1, 3):
+            turned = tuple(part[first:] + part[:first] for part in learned)
+            assert turned not in of["test"]
+    # Those of the test split are as they were: the committed test set was drawn from them.
+    assert of["test"] == [pie for pie in pies if split_of(f"{pie[0]} {pie[1]}") == "test"]
 
 
 def test_sprites_of_a_split_are_used_for_that_split_alone(sources: Sources) -> None:

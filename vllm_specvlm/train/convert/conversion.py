@@ -105,6 +105,9 @@ def _assemble(parts: Parts, wishes: Wishes) -> tuple[HeadConfig, dict[str, torch
                 f"The head drafts token {int(tokens.max())}, and the target '{target.id.name if target else ''}' has "
                 f"{vocabulary}; give the target that the head was made for."
             )
+        if bool((tokens[1:] < tokens[:-1]).any()):  # ours ascend
+            order = tokens.argsort()
+            output, tokens = output[order], tokens[order]
         state |= {"lm_head.weight": output, "vocabulary": tokens}
     config = HeadConfig(
         **layer.network(),

@@ -11,7 +11,7 @@ import random
 import numpy as np
 from PIL import Image
 
-from vllm_specvlm.zoo.scenes.canvas import SIDE, Canvas, Split, wording
+from vllm_specvlm.zoo.scenes.canvas import SIDE, Canvas, Split
 from vllm_specvlm.zoo.scenes.sources import Sources
 from vllm_specvlm.zoo.scenes.turn import Sample, Turn
 from vllm_specvlm.zoo.wording import capital
@@ -32,6 +32,11 @@ _FORMS: tuple[tuple[str, bool], ...] = (
     ("Reply briefly: {q}", False),
     ("Here is what I want to know: {q}", True),
 )
+_OF_SPLIT: dict[Split, tuple[tuple[str, bool], ...]] = {
+    "train": _FORMS[:-4],
+    "validation": _FORMS[-4:-2],
+    "test": _FORMS[-2:],
+}
 
 
 def _sentence(question: str, answer: str) -> str:
@@ -67,11 +72,7 @@ def sample(sources: Sources, rng: random.Random, split: Split) -> Sample:
     turns = []
     chosen = rng.sample(table[number], min(6, len(table[number])))
     for question, answer in chosen:
-        form, full = (
-            wording(rng, split, _FORMS)
-            if split == "train"
-            else rng.choice(_FORMS[-2:] if split == "test" else _FORMS[-4:-2])
-        )
+        form, full = rng.choice(_OF_SPLIT[split])
         asked = form.format(q=question, Q=capital(question))
         turns.append(Turn(asked, _sentence(question, answer) if full else capital(answer) + ".", (answer,)))
     return Sample("vqa", canvas.finish(rng), tuple(canvas.marks), tuple(turns))
