@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,12 @@ from vllm_specvlm.draft.drafter import Drafter, Opening
 from vllm_specvlm.draft.lookup import LookupDrafter
 from vllm_specvlm.draft.lookup_node import LookupNode
 from vllm_specvlm.engine.mixed_drafter import MixedDrafter
+from vllm_specvlm.engine.planned_growth import Growable, PlannedGrowth
+from vllm_specvlm.schedule.cost_curve import CostCurve
+from vllm_specvlm.schedule.costs import Costs
+from vllm_specvlm.schedule.forced_planner import ForcedPlanner
 from vllm_specvlm.schedule.lookup_confidence import Habit, LookupConfidence, evidence
+from vllm_specvlm.tree.accept import Accepted
 from vllm_specvlm.tree.grow import Frontier, Grown, LevelProposal, TreeShape, grow_scored
 
 SHAPE = TreeShape(nodes=24, depth=8, width=3, top_k=4)
@@ -328,8 +335,9 @@ def test_a_request_that_has_not_caught_up_gets_nothing_from_lookup() -> None:
 
 def test_what_lookup_says_is_not_calibrated_again() -> None:
     """The drafter's own children are, and what becomes of lookup's teaches nothing about them."""
-    costs = Costs(*(CostCurve({1: 1e-3}) for _ in range(4)))
-    growth = PlannedGrowth(Planner(costs), StepClock(costs, Peers()))
+    planner = ForcedPlanner(Costs(*(CostCurve({1: 1e-3}) for _ in range(4))), 24)
+    clock: Any = SimpleNamespace(passed=lambda rows, started, *, first: None)
+    growth = PlannedGrowth(planner, clock)
     growth.acceptance._law.weights[-1] = -2.0
     drafter = mixed(Toy(0, knows=[7] * 8), TEXT)
     batch = [Growable("0", 24, 6, sampled=False, picture=False, left=99, bounded=False)]

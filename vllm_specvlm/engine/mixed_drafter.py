@@ -188,19 +188,17 @@ class MixedDrafter:
         log_probs: np.ndarray,
         settled: np.ndarray,
         law: dict[int, float],
-        found: Sequence[Continuation],
+        continuations: Sequence[Continuation],
         habit: float,
     ) -> None:
         """Write the mixture into a row, [k] each: which children, how probable, and of which of them lookup says so."""
         suggested = {
-            each.token: self.confidence.probability(
-                _opinion(law, each.token), evidence(each.share, each.length), habit
-            )
-            for each in found
+            each.token: self.confidence.probability(_opinion(law, each.token), evidence(each.share, each.length), habit)
+            for each in continuations
         }
         # Lookup may add to what a drafter believes, and not take away: those are not calibrated alike, and what was
         # taken from a drafter's best token would go to its worse ones.
-        suggested = {token: probability for token, probability in suggested.items() if probability > law.get(token, 0.0)}
+        suggested = {token: found for token, found in suggested.items() if found > law.get(token, 0.0)}
         if not suggested:
             return
         if (whole := sum(suggested.values())) > 0.999:
