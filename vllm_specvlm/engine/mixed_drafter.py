@@ -19,7 +19,7 @@ _MOST = 2
 """Continuations of a node that are looked at; further ones are hardly ever right where the first is not."""
 _LIKELY = 0.1
 """Children less probable than this are not looked up: they will hardly be expanded."""
-_SURE = 0.8
+_SURE = 0.75
 """What is known less surely does not spare a forward pass: below a row without one the drafter has no state to go on
 from, and the stretch that is known would soon end."""
 
