@@ -217,7 +217,10 @@ class MixedDrafter:
     ) -> None:
         """Write how probably children's next tokens are known, [k], where that is sure enough."""
         for rank in np.flatnonzero(log_probs > math.log(_LIKELY)).tolist():
-            for follows in self._lookup.below(node, int(tokens[rank])).continuations(1):
+            token = int(tokens[rank])
+            if token not in node.children:  # the match would begin anew, and be short
+                continue
+            for follows in self._lookup.below(node, token).continuations(1):
                 known = self.confidence.probability(None, evidence(follows.share, follows.length), habit)
                 foreseen[rank] = known if known > _SURE else 0.0
 
