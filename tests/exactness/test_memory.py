@@ -186,7 +186,7 @@ def _check_bounds(drafter: Any) -> None:
     vision, features = getattr(drafter, "_vision", None), getattr(drafter, "_features", None)
     pictures, ring = getattr(drafter, "_pictures", None), getattr(drafter, "_ring", None)
     if isinstance(drafter, MixedDrafter):
-        assert not drafter._said and not drafter._habits
+        assert not drafter._requests
         _check_bounds(drafter._lookup)
     if vision is not None:
         assert vision._bytes == sum(tensor.nbytes for tensor in vision._cache.values()) <= 1 << 20
