@@ -256,6 +256,16 @@ def test_promises_that_are_exceeded_are_believed_too() -> None:
     assert sum(speculates(1.3)) > sum(speculates(1.0)) > 0
 
 
+def test_promises_are_believed_by_the_size_of_the_batch() -> None:
+    """What a few requests gain says nothing for many, where other things cost; sizes never seen take the nearest's."""
+    planned = planner(IDLE_SHAPE)
+    keep(planned, 4, 1.3, 200)
+    keep(planned, 64, 0.6, 60)
+    assert planned._trust_at(4) > 1.1 > 1 > planned._trust_at(64)
+    assert planned._trust_at(1) == planned._trust_at(4)
+    assert planned._trust_at(200) == planned._trust_at(64)
+
+
 def test_what_plain_steps_cost_is_asked_once_for_neighbouring_batches() -> None:
     """Requests come and go: 12 and 13 of them need no measurement each."""
     planned = planner(IDLE_SHAPE)
