@@ -97,7 +97,7 @@ class Server:
         return total
 
     def census(self) -> dict[str, Any]:
-        """What its two large processes hold (`soak_census.census`), by their names `front_end` and `engine`."""
+        """What its two large processes hold (`soak_census.census`), by their names `front_end` and `worker`."""
         return dict(httpx.get(f"{self.url}{PATH}", timeout=300).raise_for_status().json())
 
     def trimmed_mib(self) -> int:

@@ -44,7 +44,7 @@ def test_two_hundred_requests(tmp_path: Path) -> None:
         assert row["faults"] == [] and row["requests"] == 200 == row["answered"] + row["left"]
         assert row["left"] > 5 and row["sampled"] > 10 and row["preemptions"] > 0 and row["accepted"] > 0
         for census in row["census"]:
-            assert census["engine"]["objects_of_ours"] > 20 and census["engine"]["allocated_mib"] > 50
+            assert census["worker"]["objects_of_ours"] > 20 and census["worker"]["allocated_mib"] > 50
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_what_makes_a_row_fail(soak: Any) -> None:
         "retries",
     ):
         assert len(soak.faults({**sound, name: 1, "private_memory_mib": [900]})) == 1
-    held = [{"front_end": {"requests_held": []}, "engine": {"requests_held": ["._store._kept[3]"]}}]
+    held = [{"front_end": {"requests_held": []}, "worker": {"requests_held": ["._store._kept[3]"]}}]
     assert len(soak.faults({**sound, "census": held, "private_memory_mib": [900]})) == 1
     assert len(soak.faults({**sound, "held_while_running": 0, "private_memory_mib": [900]})) == 1
     assert soak.faults({**sound, "method": "plain", "retries": 1, "private_memory_mib": [900]}) == []
