@@ -4,8 +4,19 @@ import numpy as np
 import pytest
 import torch
 
+from vllm_specvlm import ops
+from vllm_specvlm.tree import race as python
 from vllm_specvlm.tree.noise import exponentials, position_keys
-from vllm_specvlm.tree.race import NO_LAW, race
+from vllm_specvlm.tree.race import NO_LAW
+
+race = python.race
+
+
+@pytest.fixture(autouse=True, params=["python", "operator"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test twice: of the plain definition, and of the operator that draws for the engine."""
+    if request.param == "operator":
+        monkeypatch.setitem(globals(), "race", ops.race)
 
 
 def keys(count: int, seed: int = 11) -> torch.Tensor:
