@@ -5,7 +5,7 @@ What differs between devices is in `runner_cpu.py` and `runner_gpu.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,14 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_specvlm.engine.dense_store import DenseStore
 from vllm_specvlm.engine.feature_network import feature_layers_trouble
+from vllm_specvlm.engine.sampling import Race
 from vllm_specvlm.engine.speculator import Speculator
 from vllm_specvlm.engine.transfer import upload
 from vllm_specvlm.engine.tree_memory import TreeMemory
 from vllm_specvlm.engine.tree_sampler import TreeSampler
 from vllm_specvlm.engine.verification import Verification
 from vllm_specvlm.tree.flat_code import FlatCode
+from vllm_specvlm.tree.race import race
 from vllm_specvlm.tree.token_tree import TokenTree
 
 if TYPE_CHECKING:
@@ -36,6 +38,10 @@ class TreeModelRunner(GPUModelRunner):
     """
 
     drafter: Speculator
+    race: Race = staticmethod(race)
+    """Draws tokens; one function for all rows, with trees and without."""
+    decides_on_device = False
+    """Whether trees are grown and accepted by operators, with nobody waiting for the device."""
 
     def adopt(self) -> None:
         """Finish the construction of a stock runner whose class has just become one of this family."""
@@ -70,6 +76,10 @@ class TreeModelRunner(GPUModelRunner):
             ValueError: a layer attends in a way that the tree op does not.
         """
         raise NotImplementedError
+
+    def grows_on_device(self, layers: Sequence[str]) -> bool:
+        """See `Batch`: on a CPU there is nothing to wait for."""
+        return False
 
     def attention_ways(self) -> list[str]:
         """How the layers attend tree rows, for people to read."""
@@ -162,11 +172,9 @@ class TreeModelRunner(GPUModelRunner):
         if verification is None and (metadata.all_greedy or not any(ours)):
             return super()._sample(logits, None)
 
-        output, accepted = self.tree_sampler.sample(logits, verification, ours)
+        output, accepted = self.tree_sampler.sample(logits, verification, ours, self._commit)
         if verification is not None:
             with self.drafter.tally.clock("verify"):
-                if verification.dense_rows:
-                    self._commit(verification.commit_slots(accepted))
                 self._kept_rows = verification.kept_rows(accepted)
                 self.drafter.observe_accepted(verification.places, accepted)
         return output

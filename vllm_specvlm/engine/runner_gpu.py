@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from vllm.config import CUDAGraphMode
 
 from vllm_specvlm import ops
-from vllm_specvlm.engine import attention_gpu
+from vllm_specvlm.engine import attention_gpu, decision_trial
+from vllm_specvlm.engine.log import logger_for
 from vllm_specvlm.engine.runner import TreeModelRunner
 from vllm_specvlm.engine.sampling import greedy_tokens, sampled_at_once
 from vllm_specvlm.engine.tree_attention import KernelAttention
 from vllm_specvlm.engine.tree_dispatcher import TreeDispatcher
 from vllm_specvlm.engine.tree_memory import TreeMemory
-from vllm_specvlm.tree.race import race
+
+logger = logger_for(__name__)
 
 
 class TreeGPUModelRunner(TreeModelRunner):
@@ -31,6 +33,22 @@ class TreeGPUModelRunner(TreeModelRunner):
     def adopt_attention(self, layers: Mapping[str, Any]) -> None:
         """As described there; each kind of layer is tried on the device."""
         attention_gpu.adopt(layers, self.device)
+        reason = decision_trial.trouble(self.device)
+        self.decides_on_device = reason is None
+        if reason is None:
+            self.race = ops.race
+        else:
+            logger.warning(
+                "Trees are not grown and accepted on the device: %s. The CPU does it; answers stay right. Run `specvlm "
+                "selftest` and send its report.",
+                reason,
+            )
+
+    def grows_on_device(self, layers: Sequence[str]) -> bool:
+        """See `Batch`: the fallbacks of attention want to know the nodes on the host."""
+        found = self.compilation_config.static_forward_context
+        kernels = all(isinstance(found[name].impl.tree_attention, KernelAttention) for name in layers)
+        return self.decides_on_device and kernels
 
     def attention_ways(self) -> list[str]:
         """As described there."""
@@ -55,7 +73,7 @@ class TreeGPUModelRunner(TreeModelRunner):
         logits = self.model.compute_logits(hidden[:rows])
         greedy_tokens(logits)
         law = logits[: sampled_at_once(logits)].float().softmax(dim=-1)
-        race(law, torch.zeros(len(law), dtype=torch.int64, device=law.device))
+        self.race(law, torch.zeros(len(law), dtype=torch.int64, device=law.device))
 
     def _largest_pictures(self) -> Mapping[str, Any] | None:
         """Pixels of as many pictures of the largest size as vLLM encodes at once; None for a text model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from copy import copy
 
 import torch
@@ -18,6 +19,8 @@ from vllm_specvlm.tree.race import race
 # vLLM's own bound between greedy and sampled requests (vllm/v1/sample/sampler.py).
 GREEDY_BELOW = 1e-5
 _CHUNK_ELEMENTS = 1 << 23
+Race = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Laws float32 [n, V] and keys int64 [n] give tokens int64 [n], as `tree.race.race`."""
 _GREEDY_ELEMENTS = 1 << 26
 
 
@@ -61,6 +64,7 @@ def target_tokens(
     metadata: SamplingMetadata,
     seeds: torch.Tensor,
     positions: torch.Tensor,
+    draw: Race = race,
 ) -> torch.Tensor:
     """One token per row: vLLM's arg-max for greedy requests, else a draw from the request's processed distribution.
 
@@ -73,6 +77,7 @@ def target_tokens(
         metadata: vLLM's sampling metadata of the batch.
         seeds: int64 [rows].
         positions: int64 [rows], position of the token being chosen.
+        draw: runs the races; the same one for all tokens of an engine.
 
     Returns:
         int64 [rows].
@@ -99,7 +104,7 @@ def target_tokens(
         # A row of overflowed logits has no law to draw from; it keeps its arg-max, and its neighbours their draws.
         drawable = probabilities.isfinite().all(dim=-1)
         laws = torch.where(drawable[:, None], probabilities, 1.0)
-        drawn = race(laws, position_keys(seeds[chunk], positions[chunk]))
+        drawn = draw(laws, position_keys(seeds[chunk], positions[chunk]))
         tokens[chunk] = torch.where(drawable, drawn, tokens[chunk])
     return tokens
 

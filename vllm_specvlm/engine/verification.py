@@ -128,6 +128,21 @@ class Verification:
                 accepted[place.request] = Accepted((), (row_tokens[first],))
         return accepted
 
+    @property
+    def linear_slots(self) -> torch.Tensor:
+        """int64 [KV cache groups, nodes]: the slots that vLLM had meant for the rows of all trees."""
+        return torch.stack(self._slots)
+
+    @property
+    def dense_nodes(self) -> np.ndarray:
+        """int64 [dense rows]: which of the nodes of all trees each is."""
+        return np.concatenate(
+            [
+                np.empty(0, dtype=np.int64),
+                *(p.first_node + np.arange(len(p.tree)) for p in self.places if p.dense_start is not None),
+            ]
+        )
+
     def kept_rows(self, accepted: Mapping[int, Accepted]) -> dict[int, np.ndarray]:
         """Per request with a tree the batch rows (int64) of its root and of the accepted nodes, in their order."""
         return {
