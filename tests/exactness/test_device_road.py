@@ -1,4 +1,4 @@
-"""Trees grown and accepted by operators with nobody waiting, through the whole engine: the same trees, the same answers."""
+"""Trees grown and accepted by operators with nobody waiting, through the whole engine: the same trees and answers."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _count(patch: pytest.MonkeyPatch, where: Any, name: str) -> list[None]:
 
 @pytest.mark.parametrize("drafter", ["draft", "head", "exit"])
 def test_nobody_waits_between_levels(drafter: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the first level to the one copy at the end nothing looks into a tensor; nor from the tokens to the commit."""
+    """From the first level to the one copy at the end nothing looks into a tensor, nor from the walks to theirs."""
     kernels = Kernels()
     kernels.install(monkeypatch)
     batch = prompts("llava")
