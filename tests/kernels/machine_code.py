@@ -1,8 +1,8 @@
 """What nvcc makes of the GPU kernels: registers, memory and machine instructions, without a GPU.
 
 `python -m tests.kernels.machine_code` writes the tables that the tests hold the code to: machine_code.csv, which
-benchmarks/roofline.py computes with as well, and wrapper_code.csv. Needs nvcc and cuobjdump (package nvidia-cuda-cuobjdump with
-nvidia-cuda-nvdisasm, or a CUDA toolkit).
+benchmarks/roofline.py computes with as well, and wrapper_code.csv. Needs nvcc and cuobjdump (package
+nvidia-cuda-cuobjdump with nvidia-cuda-nvdisasm, or a CUDA toolkit).
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from vllm_specvlm.engine.dense_store import DenseStore
 from vllm_specvlm.engine.feature_network import feature_layers_trouble
 from vllm_specvlm.engine.sampling import Race
 from vllm_specvlm.engine.speculator import Speculator
+from vllm_specvlm.engine.static_tables import StaticTables
 from vllm_specvlm.engine.transfer import upload
 from vllm_specvlm.engine.tree_memory import TreeMemory
 from vllm_specvlm.engine.tree_sampler import TreeSampler
@@ -40,6 +41,8 @@ class TreeModelRunner(GPUModelRunner):
     drafter: Speculator
     race: Race = staticmethod(race)
     """Draws tokens; one function for all rows, with trees and without."""
+    tree_tables: StaticTables | None = None
+    """Where a step's tables lie; None: anywhere."""
     decides_on_device = False
     """Whether trees are grown and accepted by operators, with nobody waiting for the device."""
 
@@ -98,11 +101,16 @@ class TreeModelRunner(GPUModelRunner):
     @torch.inference_mode()
     def _rehearse(self, rows: int) -> None:
         """A pass of the target over so many rows, for the planner's stopwatch."""
-        hidden, _ = self._dummy_run(rows)
+        hidden = self._dummy_pass(rows)
         if self.lora_config:
             # The dummy run says of fewer rows than these which adapter their logits take: none.
             self._set_active_loras((0,) * rows, (0,) * rows, set())
         self.model.compute_logits(hidden[:rows])
+
+    def _dummy_pass(self, rows: int) -> torch.Tensor:
+        """Hidden states of a pass that means nothing; on a CPU without attention."""
+        hidden: torch.Tensor = self._dummy_run(rows)[0]
+        return hidden
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
         """Decode the trees the scheduler carried as flat integers; vLLM sees plain token ids from here on."""
@@ -153,7 +161,8 @@ class TreeModelRunner(GPUModelRunner):
         metadata, common = super()._build_attention_metadata(*args, **kwargs)
         if self._verification is not None:
             with self.drafter.tally.clock("verify"):
-                step = self._verification.step(self.tree_store, self.device, fast=self.drafter.options.fast_attention)
+                fast = self.drafter.options.fast_attention
+                step = self._verification.step(self.tree_store, self.device, fast=fast, tables=self.tree_tables)
                 for layer_metadata in {id(m): m for m in metadata.values()}.values():
                     layer_metadata.tree_step = step
         return metadata, common

@@ -16,8 +16,12 @@ from vllm_specvlm.engine.sampling import greedy_tokens, sampled_at_once
 from vllm_specvlm.engine.tree_attention import KernelAttention
 from vllm_specvlm.engine.tree_dispatcher import TreeDispatcher
 from vllm_specvlm.engine.tree_memory import TreeMemory
+from vllm_specvlm.engine.tree_step import TreeStep
 
 logger = logger_for(__name__)
+
+_REHEARSED_CONTEXT = 1024
+"""Tokens: a picture and a question."""
 
 
 class TreeGPUModelRunner(TreeModelRunner):
@@ -65,6 +69,9 @@ class TreeGPUModelRunner(TreeModelRunner):
         del kept
         memory = TreeMemory(self.compilation_config.static_forward_context, 0)
         memory.allocate(self.tree_store, memory.target(), self.device)
+        # Also of trees that are not verified: placeholders, and what finds no room.
+        listed = min(self.max_num_tokens, self.max_num_reqs * (1 + self.drafter.shape.nodes))
+        self.tree_tables = TreeStep.room(self.max_num_reqs, max(listed, self.max_num_reqs), self.device)
 
     def _profile_verification(self) -> None:
         """The logits of as many rows as a step of trees has, as the sampler takes them."""
@@ -74,6 +81,16 @@ class TreeGPUModelRunner(TreeModelRunner):
         greedy_tokens(logits)
         law = logits[: sampled_at_once(logits)].float().softmax(dim=-1)
         self.race(law, torch.zeros(len(law), dtype=torch.int64, device=law.device))
+
+    def _dummy_pass(self, rows: int) -> torch.Tensor:
+        """As described there, with attention over a context.
+
+        All its blocks are vLLM's empty one, so keys come out of a cache of the GPU's and cost less than they will; and
+        each row has a context to itself, where a tree's rows share theirs. Steps correct both as they are measured.
+        """
+        context = min(_REHEARSED_CONTEXT, self.max_model_len)
+        hidden: torch.Tensor = self._dummy_run(rows, force_attention=True, profile_seq_lens=context)[0]
+        return hidden
 
     def _largest_pictures(self) -> Mapping[str, Any] | None:
         """Pixels of as many pictures of the largest size as vLLM encodes at once; None for a text model."""
