@@ -17,6 +17,7 @@ from tests.tiny.checkpoints import build
 from tests.tiny.prompts import prompts
 from tests.tiny.sizes import TARGET
 from vllm_specvlm import ops
+from vllm_specvlm.draft.calibration import Calibration
 from vllm_specvlm.engine import device_growth, tree_walks
 from vllm_specvlm.engine.model_drafter import ModelDrafter
 from vllm_specvlm.engine.runner_gpu import TreeGPUModelRunner
@@ -35,6 +36,8 @@ def drafted(llm: Any, batch: Any, params: Any, patch: pytest.MonkeyPatch) -> tup
     codes: Codes = []
     with patch.context() as here:
         speculator = runner(llm).drafter
+        # What was learned of the draft's law goes into the trees of sampled requests.
+        here.setattr(speculator._model._choice, "_calibration", Calibration())  # type: ignore[union-attr]
         stock = speculator.draft
 
         def noted(*args: Any) -> dict[str, list[int]]:

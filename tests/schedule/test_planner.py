@@ -266,13 +266,13 @@ def test_what_plain_steps_cost_is_asked_once_for_neighbouring_batches() -> None:
 
 
 @pytest.mark.parametrize("requests", [1, 3, 32])
-@pytest.mark.parametrize("shape", [IDLE_SHAPE, {1: 0.010, 64: 0.040}], ids=["idle", "dearer rows"])
+@pytest.mark.parametrize("shape", [IDLE_SHAPE, {1: 0.010, 64: 0.015}], ids=["idle", "dearer rows"])
 def test_levels_laid_out_beforehand_are_those_the_gate_admits(requests: int, shape: dict[int, float]) -> None:
     """For trees like the remembered ones: as deep, and as wide to within one node a tree."""
     planned = planner(shape)
     play(planned, requests, 0.8, 80)
-    while planned.plan(requests, [READY] * requests).mode is not Mode.TREES:
-        planned.spent(planned.costs.plain.at(requests))
+    # One of them may be a plain step, to compare with.
+    assert any(planned.plan(requests, [READY] * requests).mode is Mode.TREES for _ in range(2))
     widths = planned.layout(requests, 9, 4)
     assert widths is not None and widths[0] == 1
     for level in range(1, 9):
