@@ -290,7 +290,7 @@ def test_a_layout_learns_how_deep_to_go() -> None:
     play(planned, 1, 0.1, 30)
     depths = {share: [laid_out(planned, share) for _ in range(300)] for share in (0.9, 0.3)}
     deep, shallow = depths[0.9][-20:], depths[0.3][-20:]
-    assert max(deep) == 8 and min(d for d in deep if d) >= 5
+    assert max(deep) >= 6 and min(d for d in deep if d) >= 5
     assert max(shallow) <= 3
 
 

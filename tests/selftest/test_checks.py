@@ -65,7 +65,7 @@ class _Shifted(GatheredAttention):
 
     def attend(self, call: AttentionCall) -> None:
         super().attend(call)
-        call.out += 0.02
+        call.out.add_(0.02)
 
 
 def test_wrong_attention_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

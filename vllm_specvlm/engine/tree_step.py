@@ -100,7 +100,7 @@ class TreeStep:
     @staticmethod
     def room(requests: int, rows: int, device: torch.device) -> StaticTables:
         """Tables for steps of at most so many requests, with one span each, and rows."""
-        largest = [
+        largest: list[np.ndarray] = [
             np.empty((requests, 6), dtype=np.int32),
             np.empty((requests, 2), dtype=np.int32),
             np.empty(rows, dtype=np.int32),

@@ -33,7 +33,7 @@ class TreeWalks:
             token if place.dense_start is not None else -1 for place in self._places for token in place.tree.tokens
         ]
         parents = [parent for place in self._places for parent in place.tree.parents]
-        tables = [
+        tables: list[np.ndarray] = [
             np.asarray(tokens, dtype=np.int64),
             np.asarray(parents, dtype=np.int32),
             np.concatenate(([0], np.cumsum(sizes))).astype(np.int32),
