@@ -113,13 +113,13 @@ class Kernels:
         patch.setattr(attention_choice, "kernel_trouble", lambda kind, device: None)
         patch.setattr(ops, "tree_attention", self.tree_attention)
         patch.setattr(ops, "commit_rows", self.commit_rows)
-        ops.load()
-        for name in ("walk_trees", "race", "grow_level"):
-            patch.setattr(torch.ops.vllm_specvlm, name, self._deciding(name))
+        if self._namespace is not None:  # the CPU has its own
+            ops.load()
+            for name in ("walk_trees", "race", "grow_level"):
+                patch.setattr(torch.ops.vllm_specvlm, name, self._deciding(getattr(self._namespace, name), name))
 
-    def _deciding(self, name: str) -> Callable[..., Any]:
-        """An operator that the CPU has too; counted."""
-        operator = getattr(torch.ops.vllm_specvlm if self._namespace is None else self._namespace, name)
+    def _deciding(self, operator: Any, name: str) -> Callable[..., Any]:
+        """Counted."""
 
         def counted(*arguments: Any) -> Any:
             self.decided[name] += 1
