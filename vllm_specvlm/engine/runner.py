@@ -14,6 +14,7 @@ import torch
 from vllm.v1.outputs import DraftTokenIds, SamplerOutput
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from vllm_specvlm import ops
 from vllm_specvlm.engine.dense_store import DenseStore
 from vllm_specvlm.engine.feature_network import feature_layers_trouble
 from vllm_specvlm.engine.sampling import Race
@@ -24,7 +25,6 @@ from vllm_specvlm.engine.tree_memory import TreeMemory
 from vllm_specvlm.engine.tree_sampler import TreeSampler
 from vllm_specvlm.engine.verification import Verification
 from vllm_specvlm.tree.flat_code import FlatCode
-from vllm_specvlm.tree.race import race
 from vllm_specvlm.tree.token_tree import TokenTree
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class TreeModelRunner(GPUModelRunner):
     """
 
     drafter: Speculator
-    race: Race = staticmethod(race)
+    race: Race = staticmethod(ops.race)
     """Draws tokens; one function for all rows, with trees and without."""
     tree_tables: StaticTables | None = None
     """Where a step's tables lie; None: anywhere."""

@@ -17,6 +17,7 @@ from vllm_specvlm.engine.tree_attention import KernelAttention
 from vllm_specvlm.engine.tree_dispatcher import TreeDispatcher
 from vllm_specvlm.engine.tree_memory import TreeMemory
 from vllm_specvlm.engine.tree_step import TreeStep
+from vllm_specvlm.tree.race import race
 
 logger = logger_for(__name__)
 
@@ -39,9 +40,8 @@ class TreeGPUModelRunner(TreeModelRunner):
         attention_gpu.adopt(layers, self.device)
         reason = decision_trial.trouble(self.device)
         self.decides_on_device = reason is None
-        if reason is None:
-            self.race = ops.race
-        else:
+        if reason is not None:
+            self.race = race
             logger.warning(
                 "Trees are not grown and accepted on the device: %s. The CPU does it; answers stay right. Run `specvlm "
                 "selftest` and send its report.",

@@ -13,8 +13,9 @@ from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm.v1.sample.sampler import Sampler
 
+from vllm_specvlm import ops
 from vllm_specvlm.tree.noise import position_keys
-from vllm_specvlm.tree.race import race
+from vllm_specvlm.tree.race import NO_LAW
 
 # vLLM's own bound between greedy and sampled requests (vllm/v1/sample/sampler.py).
 GREEDY_BELOW = 1e-5
@@ -64,7 +65,7 @@ def target_tokens(
     metadata: SamplingMetadata,
     seeds: torch.Tensor,
     positions: torch.Tensor,
-    draw: Race = race,
+    draw: Race = ops.race,
 ) -> torch.Tensor:
     """One token per row: vLLM's arg-max for greedy requests, else a draw from the request's processed distribution.
 
@@ -82,16 +83,14 @@ def target_tokens(
     Returns:
         int64 [rows].
     """
-    tokens = greedy_tokens(logits)
     if metadata.all_greedy:
-        return tokens
+        return greedy_tokens(logits)
     assert metadata.temperature is not None
     temperature = metadata.temperature[request_of_row]
     # Finding them makes the CPU wait for a GPU.
     everyone = torch.arange(len(logits), device=logits.device)
     rows = everyone if metadata.all_random else everyone[temperature >= GREEDY_BELOW]
-    if not len(rows):
-        return tokens
+    tokens = torch.full((len(logits),), NO_LAW, dtype=torch.int64, device=logits.device)
     # A few rows at a time: a batch of large trees has thousands, each with a copy of the vocabulary per operation.
     for chunk in rows.split(sampled_at_once(logits)):
         requests = request_of_row[chunk]
@@ -100,12 +99,13 @@ def target_tokens(
             None if metadata.top_k is None else metadata.top_k[requests],
             None if metadata.top_p is None else metadata.top_p[requests],
         )
-        probabilities = scaled.softmax(dim=-1)
-        # A row of overflowed logits has no law to draw from; it keeps its arg-max, and its neighbours their draws.
-        drawable = probabilities.isfinite().all(dim=-1)
-        laws = torch.where(drawable[:, None], probabilities, 1.0)
-        drawn = draw(laws, position_keys(seeds[chunk], positions[chunk]))
-        tokens[chunk] = torch.where(drawable, drawn, tokens[chunk])
+        tokens[chunk] = draw(scaled.softmax(dim=-1), position_keys(seeds[chunk], positions[chunk]))
+    # Greedy rows are left, and rows of overflowed logits: without a law to draw from they keep their arg-max.
+    left = tokens == NO_LAW
+    if logits.device.type != "cpu":  # looking which they are would make the CPU wait
+        return torch.where(left, greedy_tokens(logits), tokens)
+    if left.any():
+        tokens[left] = greedy_tokens(logits[left])
     return tokens
 
 
