@@ -77,7 +77,7 @@ class Instruction:
     Attributes:
         kernel: `try_wrappers` and its template argument.
         architecture: such as sm_90.
-        instruction: the machine instruction with all its modifiers, one of `PTX`.
+        instruction: the machine instruction with all its modifiers, one of `PTX`; "!PT" is a copy of zeros.
         count: how often it stands there.
     """
 
@@ -135,10 +135,17 @@ def read_wrappers(path: Path, architecture: str) -> list[Instruction]:
     """What an object file of wrappers.cu holds of them."""
     found = []
     for name, listing in _listings(path).items():
-        texts = [re.sub(r"^@!?U?P\w+ +", "", text).split()[0] for _, text in listing if _operation(text) in PTX]
-        counted = sorted(Counter(texts).items())
+        counted = sorted(Counter(_modified(text) for _, text in listing if _operation(text) in PTX).items())
         found += [Instruction(_readable(name), architecture, text, count) for text, count in counted]
     return found
+
+
+def _modified(text: str) -> str:
+    """The instruction without its registers; how many groups a wait leaves, and that a copy is of zeros, are said."""
+    said = re.sub(r"^@!?U?P\w+ +", "", text).strip()
+    if said.startswith("DEPBAR"):
+        return said
+    return said.split()[0] + (" !PT" if said.endswith("!PT") else "")
 
 
 def _dump(path: Path, option: str) -> str:

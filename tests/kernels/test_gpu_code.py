@@ -53,7 +53,7 @@ def test_instructions_are_those_of_the_algorithm(code: Code) -> None:
 @pytest.mark.parametrize("architecture", machine_code.ARCHITECTURES)
 @pytest.mark.parametrize(("dtype", "product"), [("half", "HMMA.16816.F32"), ("bfloat16", "HMMA.16816.F32.BF16")])
 def test_each_wrapper_becomes_its_instruction(architecture: str, dtype: str, product: str) -> None:
-    """Shapes, types, transposition, width and zero filling of copies are modifiers: a wrong string would change one."""
+    """Shapes, types, transposition, width and zeros of copies, groups a wait leaves: a wrong string changes one."""
     found = {
         each.instruction: each.count
         for each in machine_code.wrapper_table()
@@ -64,9 +64,10 @@ def test_each_wrapper_becomes_its_instruction(architecture: str, dtype: str, pro
         "LDSM.16.M88.4": 1,
         "LDSM.16.MT88.4": 1,
         "LDGSTS.E.BYPASS.128": 2,
-        "LDGSTS.E.BYPASS.128.ZFILL": 1,
+        "LDGSTS.E.BYPASS.128 !PT": 1,
         "LDGDEPBAR": 2,
-        "DEPBAR.LE": 2,
+        "DEPBAR.LE SB0, 0x1": 1,
+        "DEPBAR.LE SB0, 0x0": 1,
         "MUFU.EX2": 1,
     }
 
