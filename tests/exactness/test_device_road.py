@@ -18,7 +18,7 @@ from tests.tiny.prompts import prompts
 from tests.tiny.sizes import TARGET
 from vllm_specvlm import ops
 from vllm_specvlm.draft.calibration import Calibration
-from vllm_specvlm.engine import device_growth, tree_walks
+from vllm_specvlm.engine import decision_trial, device_growth, tree_walks
 from vllm_specvlm.engine.model_drafter import ModelDrafter
 from vllm_specvlm.engine.runner_gpu import TreeGPUModelRunner
 from vllm_specvlm.schedule.cost_curve import CostCurve
@@ -206,3 +206,23 @@ def test_the_planner_lays_levels_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(widths is None for widths in laid), "nothing was probed"
     assert runner(llm).drafter._planned.acceptance.observed > 100  # type: ignore[union-attr]
     assert runner(llm).drafter._costs.draft._count.sum() > observed + 20, "no pass was timed"
+
+
+def test_operators_that_fail_their_trial_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine says so, and the host decides as ever."""
+    assert decision_trial.trouble(torch.device("cpu")) is None
+    batch, target = prompts("llava"), build("llava", size=TARGET)
+    plain = tokens(answers(engine(target, **SCENARIO.options), batch, SCENARIO.params()))
+    Kernels().install(monkeypatch)
+    stock = ops.walk_trees
+    with flash_attention(monkeypatch), monkeypatch.context() as here:
+        here.setattr(ops, "walk_trees", lambda *a, **k: stock(*a, **k)._replace(counts=torch.zeros(40).int()))
+        assert "walks are wrong" in str(decision_trial.trouble(torch.device("cpu")))
+        here.setattr(ops, "race", None)
+        options = {**SCENARIO.options, "num_gpu_blocks_override": 67}
+        llm = gpu_engine(target, speculative("itself"), here, **options)
+        assert not runner(llm).decides_on_device
+        before = tally(llm)
+        assert tokens(answers(llm, batch, SCENARIO.params())) == plain
+        after = tally(llm)
+    assert after["accepted"] - before["accepted"] > 20 and after["drafter_failures"] == 0
