@@ -114,16 +114,14 @@ MUTANTS = [
         GROWTH,
         "  team.sync();\n  for (int i = team.index(); i < all; i += team.size()) {\n    if (c.ranks[i] < 0)",
         "  for (int i = team.index(); i < all; i += team.size()) {\n    if (c.ranks[i] < 0)",
-        THREADS,
-        "data race",
+        words="grow_level",
     ),
     Mutant(
         "growth: the frontier is chosen before all nodes lie there",
         GROWTH,
         "  team.sync();\n  if (team.index() != 0)",
         "  if (team.index() != 0)",
-        THREADS,
-        "data race",
+        words="grow_level",
     ),
     Mutant("growth: shared memory too small", GROWTH, "count(p)) * 32", "count(p)) * 28", ADDRESSES, "heap-buffer"),
     Mutant(
@@ -150,8 +148,7 @@ MUTANTS = [
         RACE,
         "const bool broken = __syncthreads_or(!law);",
         "const bool broken = !law;",
-        THREADS,
-        "data race",
+        words="acceptance",
     ),
     Mutant(
         "wrappers: a copy is not waited for", "wrappers.cu", "  wait_copies<1>();\n", "", PLAIN, "try_wrappers: wrong"
