@@ -320,7 +320,7 @@ bool acceptance() {
       parents.push_back(static_cast<int32_t>(pick(-1, i)));
       tokens.push_back(pick(-1, 3));
     }
-    for (int64_t i = 0; i <= count; i++) row_tokens.push_back(pick(0, 3));
+    for (int64_t i = 0; i <= count; i++) row_tokens.push_back(pick(-1, 3));
     first_nodes.push_back(static_cast<int32_t>(parents.size()));
   }
   const int64_t nodes = static_cast<int64_t>(parents.size());
