@@ -60,7 +60,7 @@ def drafted(llm: Any, batch: Any, params: Any, patch: pytest.MonkeyPatch) -> tup
         ("llava", "head", SCENARIO),
         ("llava", "exit", SCENARIO),
         ("qwen2_5_vl", "itself", CHUNKS),
-        ("qwen2_5_vl", "head", CHUNKS),
+        pytest.param("qwen2_5_vl", "head", CHUNKS, marks=pytest.mark.slow),
     ],
 )
 def test_trees_and_answers(family: str, drafter: str, scenario: Any, monkeypatch: pytest.MonkeyPatch) -> None:
