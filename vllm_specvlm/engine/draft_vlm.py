@@ -21,7 +21,7 @@ from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.pair import draft_model_config, map_tokens
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.engine.token_drafter import TokenDrafter
-from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
+from vllm_specvlm.engine.tree_step import TreeStep
 from vllm_specvlm.timeline.sight import ALL, BLIND, Sight
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class DraftVLM(TokenDrafter[Feed]):
         else:
             self._choice = DraftChoice(self._runner, self._tensor(self._map.meant))
             self._drafted = self._tensor(self._map.drafted)
+            self._stand_ins = self._tensor(self._map.stand_ins.astype(np.int32))
         self._cache = DraftCache(self._runner, self._network.layers)
         encode = self._network.encode if self._network.sees else None
         capacity = self._options.vision_cache_mib << 20
@@ -227,11 +228,14 @@ class DraftVLM(TokenDrafter[Feed]):
             first_row += len(at)
             if feed.root is not None:
                 roots.append(first_row - 1)
+        step = TreeStep.build(
+            rows, self._trees.store, self._device, covers_batch=True, fast=self._options.fast_attention
+        )
         hidden = self._forward(
-            rows,
-            np.concatenate(ids),
-            np.concatenate(positions, axis=-1),
-            np.concatenate(slots),
+            step,
+            self._ids(np.concatenate(ids)),
+            self._tensor(np.concatenate(positions, axis=-1)),
+            self._tensor(np.concatenate(slots)),
             pictures,
             np.concatenate(masks),
         )
@@ -248,30 +252,31 @@ class DraftVLM(TokenDrafter[Feed]):
         """int32: the draft's own ids of the target's tokens."""
         return super()._ids(tokens if self._map is None else self._map.stand_ins[tokens.astype(np.int64)])
 
-    def _run_level(self, rows: Sequence[TreeRows], tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
-        return self._forward(rows, tokens, positions, np.full(len(tokens), -1, dtype=np.int64), (), None)
+    def _own_ids(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.int() if self._map is None else self._stand_ins[tokens]
+
+    def _run(self, step: TreeStep, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        slots = torch.full((len(ids),), -1, dtype=torch.int64, device=self._device)
+        return self._forward(step, ids, positions, slots, (), None)
 
     def _forward(
         self,
-        rows: Sequence[TreeRows],
-        ids: np.ndarray,
-        positions: np.ndarray,
-        slots: np.ndarray,
+        step: TreeStep,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
         pictures: Sequence[torch.Tensor],
         is_picture: np.ndarray | None,
     ) -> torch.Tensor:
-        step = TreeStep.build(
-            rows, self._trees.store, self._device, covers_batch=True, fast=self._options.fast_attention
-        )
         table = self._cache.device_table()
         self._peers.agree()
         with self._tally.clock("draft_model"):
             return self._network.forward(
-                self._ids(ids),
-                self._tensor(positions),
+                ids,
+                positions,
                 step,
                 table,
-                self._tensor(slots),
+                slots,
                 pictures,
                 None if is_picture is None else torch.from_numpy(is_picture),
             )

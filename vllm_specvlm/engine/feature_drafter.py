@@ -11,6 +11,7 @@ from vllm.config import VllmConfig
 
 from vllm_specvlm.compress.compressor import Compressed
 from vllm_specvlm.draft.head_config import read_config
+from vllm_specvlm.engine.device_trees import DeviceLevel
 from vllm_specvlm.engine.draft_cache import DraftCache
 from vllm_specvlm.engine.draft_choice import DraftChoice
 from vllm_specvlm.engine.feature_context import FeatureContext, Span, in_spans
@@ -338,6 +339,29 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         )
         return taken, self._states
 
+    def _roots_on_device(self) -> torch.Tensor:
+        assert self._states is not None
+        return self._states
+
+    def open_levels(self, widths: Sequence[int]) -> None:
+        """Also the roots' positions."""
+        super().open_levels(widths)
+        self._grown = [self._trees[index] for index in self._trees.indexes]
+        self._roots_at = self._tensor(np.asarray([[tree.root] for tree in self._grown], dtype=np.int64))
+        self._lines = torch.arange(len(self._grown), device=self._device)[:, None]
+
+    def _level_on_device(self, level: DeviceLevel, step: TreeStep) -> torch.Tensor:
+        """As `_level`: the rows' states replace their parents'."""
+        assert self._states is not None
+        lines, width = level.tokens.shape
+        parents = level.parent_rows + self._lines * (len(self._states) // lines)
+        request_ids = [self._runner.input_batch.req_ids[tree.row] for tree in self._grown for _ in range(width)]
+        embeddings = self._with_pictures(self._network.embed(level.tokens.view(-1).int()), request_ids)
+        positions = (self._roots_at + (level.depth - 1)).expand(-1, width).reshape(-1)
+        slots = torch.full((lines * width,), -1, dtype=torch.int64, device=self._device)
+        self._states = self._run(step, self._states[parents.view(-1)], embeddings, positions, slots, None, None)
+        return self._states
+
     def _settle(self, rows: int, taken: np.ndarray) -> None:
         """Note which of `_states` each row of the frontier has."""
         self._state_of = np.full(rows, -1, dtype=np.int64)
@@ -368,15 +392,27 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         step = TreeStep.build(
             rows, self._trees.store, self._device, covers_batch=True, fast=self._options.fast_attention
         )
+        return self._run(step, state, embeddings, self._tensor(positions), self._tensor(slots), visual, is_visual)
+
+    def _run(
+        self,
+        step: TreeStep,
+        state: torch.Tensor,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        visual: torch.Tensor | None,
+        is_visual: torch.Tensor | None,
+    ) -> torch.Tensor:
         self._peers.agree()
         with self._tally.clock("draft_model"):
             return self._network.forward(
                 state,
                 embeddings,
-                self._tensor(positions),
+                positions,
                 step,
                 self._cache.device_table(),
-                self._tensor(slots),
+                slots,
                 visual if visual is not None and len(visual) else None,
                 is_visual,
                 vectors,

@@ -174,8 +174,21 @@ LEDGER: tuple[Symbol, ...] = (
     Symbol(
         "vllm.v1.worker.gpu_model_runner:GPUModelRunner._dummy_run",
         "called",
-        "times passes of the target before the first request",
-        ("num_tokens",),
+        "times passes of the target before the first request, on GPUs with attention",
+        (
+            "num_tokens",
+            "cudagraph_runtime_mode",
+            "force_attention",
+            "uniform_decode",
+            "allow_microbatching",
+            "skip_eplb",
+            "is_profile",
+            "create_mixed_batch",
+            "remove_lora",
+            "is_graph_capturing",
+            "num_active_loras",
+            "profile_seq_lens",
+        ),
     ),
     Symbol(
         "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras",

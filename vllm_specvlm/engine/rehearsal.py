@@ -24,7 +24,7 @@ def rehearse(run: Callable[[int], object], most: int, peers: Peers, device: torc
     """Seconds of a pass by its rows, from a few passes each.
 
     Args:
-        run: makes a pass over so many rows, without attention.
+        run: makes a pass over so many rows; with attention where the device's own dummy pass has any.
         most: rows a batch may have.
         peers: all ranks run the same passes and keep the first one's times.
         device: where the passes run; a GPU is waited for, once a pass.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from copy import copy
 
 import torch
@@ -14,11 +15,13 @@ from vllm.v1.sample.sampler import Sampler
 
 from vllm_specvlm import ops
 from vllm_specvlm.tree.noise import position_keys
-from vllm_specvlm.tree.race import NO_LAW, race
+from vllm_specvlm.tree.race import NO_LAW
 
 # vLLM's own bound between greedy and sampled requests (vllm/v1/sample/sampler.py).
 GREEDY_BELOW = 1e-5
 _CHUNK_ELEMENTS = 1 << 23
+Race = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Laws float32 [n, V] and keys int64 [n] give tokens int64 [n], as `tree.race.race`."""
 _GREEDY_ELEMENTS = 1 << 26
 
 
@@ -62,6 +65,7 @@ def target_tokens(
     metadata: SamplingMetadata,
     seeds: torch.Tensor,
     positions: torch.Tensor,
+    draw: Race = ops.race,
 ) -> torch.Tensor:
     """One token per row: vLLM's arg-max for greedy requests, else a draw from the request's processed distribution.
 
@@ -74,6 +78,7 @@ def target_tokens(
         metadata: vLLM's sampling metadata of the batch.
         seeds: int64 [rows].
         positions: int64 [rows], position of the token being chosen.
+        draw: runs the races; the same one for all tokens of an engine.
 
     Returns:
         int64 [rows].
@@ -94,7 +99,7 @@ def target_tokens(
             None if metadata.top_k is None else metadata.top_k[requests],
             None if metadata.top_p is None else metadata.top_p[requests],
         )
-        tokens[chunk] = _race(scaled.softmax(dim=-1), position_keys(seeds[chunk], positions[chunk]))
+        tokens[chunk] = draw(scaled.softmax(dim=-1), position_keys(seeds[chunk], positions[chunk]))
     # Greedy rows are left, and rows of overflowed logits: without a law to draw from they keep their arg-max.
     left = tokens == NO_LAW
     if logits.device.type != "cpu":  # looking which they are would make the CPU wait
@@ -102,11 +107,6 @@ def target_tokens(
     if left.any():
         tokens[left] = greedy_tokens(logits[left])
     return tokens
-
-
-def _race(laws: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """See `tree.race.race`; on CPUs in one pass."""
-    return ops.race(laws, keys) if laws.device.type == "cpu" else race(laws, keys)
 
 
 def sampled_at_once(logits: torch.Tensor) -> int:

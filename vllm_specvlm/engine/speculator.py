@@ -13,6 +13,7 @@ from vllm.config import VllmConfig
 from vllm_specvlm.draft.drafter import Drafter
 from vllm_specvlm.engine import exporter
 from vllm_specvlm.engine.batch import Batch
+from vllm_specvlm.engine.device_growth import DeviceProposer, can_grow, grow_on_device, levels
 from vllm_specvlm.engine.drafters import drafter_for, with_lookup
 from vllm_specvlm.engine.eligibility import Eligibility
 from vllm_specvlm.engine.feature_drafter import FeatureDrafter
@@ -320,14 +321,21 @@ class Speculator:
         for growable in batch:
             self._tell(drafter, growable.request_id)
         drafter.open([growable.request_id for growable in batch])
-        grown = grow(
-            drafter,
-            self.shape,
-            [growable.nodes for growable in batch],
-            range(len(batch)),
-            [growable.depth for growable in batch],
-        )
+        budgets, depths = [growable.nodes for growable in batch], [growable.depth for growable in batch]
+        device = self._device_proposer(drafter)
+        if device is not None:
+            found = grow_on_device(device, self.shape, budgets, depths, levels(self.shape, budgets, depths))
+            return {batch[i].request_id: grown.tree for i, grown in found.trees.items()}
+        grown = grow(drafter, self.shape, budgets, range(len(batch)), depths)
         return {batch[i].request_id: tree for i, tree in grown.items()}
+
+    def _device_proposer(self, drafter: Drafter) -> DeviceProposer | None:
+        """The drafter, if its trees can grow with nobody waiting for its device.
+
+        Not while lookup's continuations are merged into its trees or a trace is recorded: both want to see every level.
+        """
+        model = self._model
+        return model if model is drafter and model.grows_on_device and can_grow(self.shape) else None
 
     def _grow_planned(
         self,
@@ -359,7 +367,7 @@ class Speculator:
         chosen = [able[i][0] for i in plan.chosen]
         for growable in chosen:
             self._tell(drafter, growable.request_id)
-        return planned.grow(drafter, chosen, self.shape)
+        return planned.grow(drafter, chosen, self.shape, self._device_proposer(drafter))
 
     def _candidate(self, growable: Growable, backlog: int) -> Candidate:
         state = self._runner.requests[growable.request_id]

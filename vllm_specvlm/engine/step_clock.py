@@ -96,7 +96,10 @@ class StepClock:
 
         `first`: it computed the roots and what was missing before them, not a level of nodes.
         """
-        seconds = time.perf_counter() - started
+        self.took(rows, time.perf_counter() - started, first=first)
+
+    def took(self, rows: int, seconds: float, *, first: bool) -> None:
+        """A draft pass over so many rows took so long; as `passed`."""
         self._passes += seconds
         self._seen.append(("feed" if first else "draft", rows, seconds))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +13,7 @@ from vllm_specvlm.engine import row_features
 from vllm_specvlm.engine.row_features import FeatureRow
 from vllm_specvlm.engine.sampling import request_seed, target_tokens
 from vllm_specvlm.engine.transfer import upload
+from vllm_specvlm.engine.tree_walks import TreeWalks
 from vllm_specvlm.engine.verification import Verification
 from vllm_specvlm.tree.accept import Accepted
 
@@ -53,14 +54,19 @@ class TreeSampler:
         return self._seeds[request_id]
 
     def sample(
-        self, logits: torch.Tensor, verification: Verification | None, ours: Sequence[bool]
+        self,
+        logits: torch.Tensor,
+        verification: Verification | None,
+        ours: Sequence[bool],
+        commit: Callable[[list[torch.Tensor]], None],
     ) -> tuple[SamplerOutput, dict[int, Accepted]]:
-        """Emit tokens for all requests.
+        """Emit tokens for all requests, and commit what was accepted.
 
         Args:
             logits: [rows, vocabulary]; each request's root row, then its nodes' rows.
             verification: the step's trees, if there are any.
             ours: per request, whether we choose its tokens.
+            commit: writes dense rows to the slots (per KV cache group, int64 [dense rows], -1 for none).
 
         Returns:
             vLLM's output, int32 [requests, longest] padded with -1, and the walk of each tree by request index. The
@@ -75,7 +81,10 @@ class TreeSampler:
             rows_of[place.request] += len(place.tree)
         first_row = np.concatenate(([0], np.cumsum(rows_of)[:-1]))
 
-        tokens = self._tokens(logits, verification, rows_of, first_row, ours)
+        featured = self._feature_rows(verification, first_row, ours)
+        tokens = self._tokens(logits, verification, rows_of, first_row, featured)
+        if verification is not None and self._decides_on_device(ours, featured):
+            return self._accept_on_device(verification, tokens, first_row.tolist(), commit)
         stock = None
         if not all(ours):
             device = self._runner.device
@@ -91,11 +100,32 @@ class TreeSampler:
             with self._runner.drafter.tally.clock("verify"):
                 walks = [mine and not alone for mine, alone in zip(ours, single, strict=True)]
                 accepted = verification.accept(row_tokens, first_row.tolist(), walks)
+                if verification.dense_rows:
+                    commit(verification.commit_slots(accepted))
             for request, walked in accepted.items():
                 emitting[request] += [int(first_row[request]) + 1 + node for node in walked.path]
         emitted = [[row_tokens[row] for row in rows] for rows in emitting]
         logprobs = self._logprobs(logits, tokens, emitting, metadata, stock)
         return _output(emitted, logprobs), accepted
+
+    def _decides_on_device(self, ours: Sequence[bool], featured: Sequence[FeatureRow]) -> bool:
+        """Whether nothing but the trees and the rows' tokens says what is emitted."""
+        return self._runner.decides_on_device and all(ours) and not featured
+
+    def _accept_on_device(
+        self,
+        verification: Verification,
+        tokens: torch.Tensor,
+        first_rows: Sequence[int],
+        commit: Callable[[list[torch.Tensor]], None],
+    ) -> tuple[SamplerOutput, dict[int, Accepted]]:
+        """As `sample`; everything is queued before the tokens are waited for."""
+        with self._runner.drafter.tally.clock("verify"):
+            walks = TreeWalks(verification, tokens, first_rows)
+            if verification.dense_rows:
+                commit(walks.commit_slots())
+        emitted, accepted = walks.wait()
+        return SamplerOutput(torch.from_numpy(emitted).int(), logprobs_tensors=None), accepted
 
     def _params(self, request: int) -> SamplingParams:
         params: SamplingParams = self._runner.requests[self._runner.input_batch.req_ids[request]].sampling_params
@@ -107,11 +137,10 @@ class TreeSampler:
         verification: Verification | None,
         rows_of: np.ndarray,
         first_row: np.ndarray,
-        ours: Sequence[bool],
+        featured: Sequence[FeatureRow],
     ) -> torch.Tensor:
         """int64 [rows]: the target's own token at every row (see `sampling.target_tokens`)."""
         batch, metadata = self._runner.input_batch, self._runner.input_batch.sampling_metadata
-        featured = self._feature_rows(verification, first_row, ours)
         if featured:
             logits = logits.float() if logits.dtype != torch.float32 else logits.clone()
             at_once = max(1, _FEATURED_ELEMENTS // logits.shape[-1])
@@ -132,6 +161,7 @@ class TreeSampler:
             metadata,
             upload(seeds[request_of_row], device),
             upload(positions, device),
+            self._runner.race,
         )
 
     def _feature_rows(

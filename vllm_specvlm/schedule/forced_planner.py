@@ -25,6 +25,10 @@ class ForcedPlanner(Planner):
             return Plan(Mode.PLAIN, ())
         return Plan(Mode.TREES, tuple(range(len(candidates))))
 
+    def layout(self, trees: int, depth: int, width: int) -> tuple[int, ...] | None:
+        """As many as a tree has nodes."""
+        return (1, *[min(width, self._nodes)] * (depth - 1))
+
     def admit(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
         """As many rows as all trees have nodes, so that small trees show what narrow draft passes cost."""
         return [row < self._nodes * self._trees for row in range(len(scores))]

@@ -204,23 +204,57 @@ class Planner:
         """The first draft pass had so many rows; it may not have caught up with everybody."""
         self._rows[:1] = [rows]
 
+    def layout(self, trees: int, depth: int, width: int) -> tuple[int, ...] | None:
+        """How many nodes of each tree to expand in each level, decided before the first one is drafted.
+
+        It is what `admit` would say of trees like those remembered, level by level, until it says nothing: for drafters
+        whose levels are queued one after the other with nobody looking.
+
+        Args:
+            trees: that will be grown.
+            depth: levels at most.
+            width: nodes of a tree in a level at most.
+
+        Returns:
+            The roots' level first, which has one; None for a probe, which has to look.
+        """
+        if self._mode is not Mode.TREES:
+            return None
+        scale, widths = trees / len(self._memory), [1]
+        for level in range(1, depth):
+            reach = np.concatenate([tree.probabilities[tree.depths == level][:width] for tree in self._memory])
+            wanted = self._worth_expanding(level, reach, scale)
+            if not wanted.any():
+                break
+            widths.append(min(width, math.ceil(int(wanted.sum()) / len(self._memory))))
+        return tuple(widths)
+
+    def passed(self, depth: int, rows: int, reach: float) -> None:
+        """A level of a `layout` was drafted: rows of its pass, and the sum of its nodes' probabilities."""
+        self._rows.append(rows)
+        self._frontier[depth] = reach
+
     def admit(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
         """Nodes worth another level (see `tree.grow.LevelGate`): what it should add against what it costs."""
         reach = np.exp(np.asarray(scores, dtype=np.float64))
-        rows, costs = len(reach), self.costs
+        wanted = self._worth_expanding(depth, reach, 1.0)
+        if wanted.any():
+            self.passed(depth, int(wanted.sum()), float(reach[wanted].sum()))
+        flags: list[bool] = wanted.tolist()
+        return flags
+
+    def _worth_expanding(self, depth: int, reach: Floats, scale: float) -> npt.NDArray[np.bool_]:
+        """Which nodes of a level are worth a row, each standing for `scale` nodes of the probability in `reach`."""
+        rows, costs = max(round(len(reach) * scale), 1), self.costs
         verified, ahead = self._requests + rows, max(rows, 8)
         node = (costs.tree.at(verified + ahead) - costs.tree.at(verified)) / ahead
         row = (costs.draft.at(rows + 8) - costs.draft.at(rows)) / 8
         gain = reach * self._ratio[min(depth, len(self._ratio) - 1)]
         wanted: npt.NDArray[np.bool_] = gain > self._goal * (row + node)
-        count = int(wanted.sum())
-        if float(gain[wanted].sum()) <= self._goal * (costs.draft.at(1) + (row + node) * count):
+        price = costs.draft.at(1) + (row + node) * int(wanted.sum()) * scale
+        if float(gain[wanted].sum()) * scale <= self._goal * price:
             wanted[:] = False
-        if wanted.any():
-            self._rows.append(count)
-            self._frontier[depth] = float(reach[wanted].sum())
-        flags: list[bool] = wanted.tolist()
-        return flags
+        return wanted
 
     def admit_free(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
         """Nodes whose next one is known already (see `tree.grow.LevelGate`): worth it if verifying that one is."""
