@@ -345,7 +345,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl": Family(_qwen3_vl, _QWEN_IMAGE, _QWEN, mrope=True, video=_QWEN_VIDEO),
     "idefics3": Family(_idefics3, "<image>", _IDEFICS, first_seed=100),
     "smolvlm": Family(_smolvlm, "<image>", _IDEFICS, first_seed=100),
-    "internvl": Family(_internvl, "<IMG_CONTEXT>", attributes=_INTERN),
+    "internvl": Family(_internvl, "<IMG_CONTEXT>", attributes=_INTERN, video="<video>"),
     "mistral3": Family(_mistral3, "[IMG]", ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]),
 }
 

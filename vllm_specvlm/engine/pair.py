@@ -12,6 +12,7 @@ from vllm.config import ModelConfig
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.tokenizers import cached_tokenizer_from_config
 
+from vllm_specvlm.draft import picture_compressor
 from vllm_specvlm.draft.token_map import TokenMap
 
 _PROBE = "The sign reads: 3.14 naïve façades?\n\t<b>Über</b> 雪が降る 🙂 def f(x): return x**2"
@@ -88,6 +89,12 @@ def problems(target: ModelConfig, draft: ModelConfig, *, text_only_draft: bool, 
         found.append(
             f"The draft '{draft.model}' uses M-RoPE positions and the target '{target.model}' does not; "
             "give a draft of the target's family."
+        )
+    tower = getattr(draft.hf_config, "vision_config", None)
+    if getattr(tower, "deepstack_visual_indexes", None) and picture_compressor.is_there(draft.model):
+        found.append(
+            f"The draft '{draft.model}' has a compressor, and its visual tokens also carry features for deeper layers, "
+            "which compressors were not made for; give a draft without its folder 'compressor'."
         )
     return found or _picture_problems(target, draft, same_ids=not token_map)
 
