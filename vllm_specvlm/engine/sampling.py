@@ -31,7 +31,6 @@ def plain_reason(params: SamplingParams, logprobs_mode: str, *, grammars: bool) 
     """
     features = {
         "structured_outputs without the plugin's entry point": params.structured_outputs is not None and not grammars,
-        "thinking_token_budget": params.thinking_token_budget is not None,
         "logprob_token_ids": params.logprob_token_ids is not None,
         f"logprobs with --logprobs-mode {logprobs_mode}": params.logprobs is not None
         and logprobs_mode != "raw_logprobs",
