@@ -60,6 +60,7 @@ def target_tokens(
     metadata: SamplingMetadata,
     seeds: torch.Tensor,
     positions: torch.Tensor,
+    drawn: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One token per row: vLLM's arg-max for greedy requests, else a draw from the request's processed distribution.
 
@@ -72,6 +73,7 @@ def target_tokens(
         metadata: vLLM's sampling metadata of the batch.
         seeds: int64 [rows].
         positions: int64 [rows], position of the token being chosen.
+        drawn: int64, rows for which sampled requests draw; others get the arg-max. None: all.
 
     Returns:
         int64 [rows].
@@ -81,9 +83,9 @@ def target_tokens(
         return tokens
     assert metadata.temperature is not None
     temperature = metadata.temperature[request_of_row]
+    everyone = torch.arange(len(logits), device=logits.device) if drawn is None else drawn
     # Finding them makes the CPU wait for a GPU.
-    everyone = torch.arange(len(logits), device=logits.device)
-    rows = everyone if metadata.all_random else everyone[temperature >= GREEDY_BELOW]
+    rows = everyone if metadata.all_random else everyone[temperature[everyone] >= GREEDY_BELOW]
     if not len(rows):
         return tokens
     # A few rows at a time: a batch of large trees has thousands, each with a copy of the vocabulary per operation.
@@ -98,8 +100,8 @@ def target_tokens(
         # A row of overflowed logits has no law to draw from; it keeps its arg-max, and its neighbours their draws.
         drawable = probabilities.isfinite().all(dim=-1)
         laws = torch.where(drawable[:, None], probabilities, 1.0)
-        drawn = race(laws, position_keys(seeds[chunk], positions[chunk]))
-        tokens[chunk] = torch.where(drawable, drawn, tokens[chunk])
+        winners = race(laws, position_keys(seeds[chunk], positions[chunk]))
+        tokens[chunk] = torch.where(drawable, winners, tokens[chunk])
     return tokens
 
 

@@ -139,13 +139,6 @@ class TreeSampler:
     ) -> torch.Tensor:
         """int64 [rows]: the target's own token at every row (see `sampling.target_tokens`)."""
         batch, metadata = self._runner.input_batch, self._runner.input_batch.sampling_metadata
-        featured = self._feature_rows(verification, first_row, ours)
-        if featured:
-            logits = logits.float() if logits.dtype != torch.float32 else logits.clone()
-            at_once = max(1, _FEATURED_ELEMENTS // logits.shape[-1])
-            for some in (featured[i : i + at_once] for i in range(0, len(featured), at_once)):
-                processed = row_features.process(self._runner.sampler, logits, some, metadata, self._budgets)
-                logits[upload(np.asarray([row.row for row in some]), logits.device)] = processed
         request_of_row = np.repeat(np.arange(len(rows_of)), rows_of)
         # The token chosen at a row stands one position behind the row.
         positions = self._runner.optimistic_seq_lens_cpu.numpy()[: len(rows_of)].astype(np.int64)[request_of_row]
@@ -154,13 +147,19 @@ class TreeSampler:
             positions[first_row[place.request] :][: len(depths)] = place.root_position + 1 + depths
         seeds = np.asarray([self._seeds.get(request_id, 0) for request_id in batch.req_ids], dtype=np.int64)
         device = self._runner.device
-        return target_tokens(
-            logits,
-            upload(request_of_row, device),
-            metadata,
-            upload(seeds[request_of_row], device),
-            upload(positions, device),
-        )
+        requests, seeds = upload(request_of_row, device), upload(seeds[request_of_row], device)
+        stand = upload(positions, device)
+        featured = self._feature_rows(verification, first_row, ours)
+        free = np.setdiff1d(np.arange(len(logits)), [row.row for row in featured])
+        drawn = upload(free, device) if featured else None
+        tokens = target_tokens(logits, requests, metadata, seeds, stand, drawn)
+        # Rows that have features are copied, and no others: those beside them pay nothing.
+        at_once = max(1, _FEATURED_ELEMENTS // logits.shape[-1])
+        for some in (featured[i : i + at_once] for i in range(0, len(featured), at_once)):
+            processed = row_features.process(self._runner.sampler, logits, some, metadata, self._budgets)
+            rows = upload(np.asarray([row.row for row in some]), device)
+            tokens[rows] = target_tokens(processed, requests[rows], metadata, seeds[rows], stand[rows])
+        return tokens
 
     def _feature_rows(
         self, verification: Verification | None, first_row: np.ndarray, ours: Sequence[bool]
