@@ -155,7 +155,8 @@ class Reference:
     def _visual(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """bool: which tokens stand for parts of pictures, and of videos."""
         config = self.model.config
-        of_videos = getattr(config, "video_token_id", None) or getattr(self.processor, "video_token_id", None) or -1
+        moving = getattr(self.processor, "video_token", None)
+        of_videos = -1 if moving is None else self.processor.tokenizer.convert_tokens_to_ids(moving)
         return ids == config.image_token_id, ids == of_videos
 
     def check_pictures(self, seen: Seen) -> None:
