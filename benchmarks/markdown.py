@@ -140,6 +140,18 @@ def server(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def simulator(report: dict[str, Any]) -> str:
+    """A row per policy, a column per concurrency: measured tokens per second, and by how much the simulator errs."""
+    rows = report["rows"]
+    sizes = sorted({row["concurrency"] for row in rows})
+    lines = ["| policy | " + " | ".join(f"{n} at once" for n in sizes) + " |", "|---|" + "---|" * len(sizes)]
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        mine = {row["concurrency"]: row for row in rows if row["policy"] == policy}
+        cells = [f"{mine[n]['measured_tokens_per_s']:.0f} tokens/s, {mine[n]['error']:+.1%}" for n in sizes]
+        lines.append(f"| {policy} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 FAMILIES = {
     "llava": "LLaVA-1.5",
     "llava_next": "LLaVA-NeXT (any resolution)",
@@ -232,10 +244,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "compressors": _placed(compressors, "compressors-float32"),
     "compressors_576": _placed(compressors, "compressors-576-float32"),
     "server": _placed(server, "server-float32"),
+    "server_scenes": _placed(server, "server-scenes-float32"),
+    "simulator": _placed(simulator, "simulator"),
     "support": lambda: support(_read("support")),
     "accuracy": lambda: accuracy(json.loads(EVALUATION.read_text())),
 }
-PAGES = ("README.md", "docs/scenes.md", "docs/training.md")
+PAGES = ("README.md", "docs/calibration.md", "docs/scenes.md", "docs/training.md")
 
 
 def with_blocks(text: str) -> str:

@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include "acceptance.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -61,12 +63,15 @@ typedef struct {
 typedef int64_t (*specvlm_scratch_fn)(const specvlm_tree_attention*, const specvlm_item*);
 typedef void (*specvlm_attend_fn)(const specvlm_tree_attention*, const specvlm_item*, void* scratch);
 
+typedef void (*specvlm_race_fn)(const specvlm_race*, int64_t first, int64_t last);
+
 typedef struct {
   const char* name;             // "portable", "avx2", "avx512", "avx512_bf16"
   int32_t rows_at_once;         // rows of a register block: items are best cut at its multiples
   int32_t has_fast;
   specvlm_scratch_fn scratch;
   specvlm_attend_fn attend;
+  specvlm_race_fn race;         // rows [first, last) of races
 } specvlm_cpu_variant;
 
 // The variant that runs (the best this CPU has, unless chosen), the choice ("" = best; nonzero if unknown or not

@@ -1,6 +1,7 @@
 // Tree attention on the CPU. Compiled once per instruction set; SPECVLM_VARIANT names it.
 #include "dense.h"
 #include "item.h"
+#include "race.h"
 #include "rounding.h"
 
 #if defined(__AVX512BF16__)
@@ -231,4 +232,4 @@ constexpr int kHasFast = 0;
 }  // namespace
 
 extern "C" __attribute__((visibility("hidden"))) const specvlm_cpu_variant SPECVLM_SYMBOL(SPECVLM_VARIANT) = {
-    SPECVLM_NAME(SPECVLM_VARIANT), kRows, kHasFast, scratch_bytes, attend};
+    SPECVLM_NAME(SPECVLM_VARIANT), kRows, kHasFast, scratch_bytes, attend, race_rows};

@@ -153,19 +153,8 @@ void walk_trees(const Tensor tokens, const Tensor parents, const Tensor first_no
 Tensor race(const Tensor probs, const Tensor keys) {
   Tensor winners = torch::stable::new_empty(keys, {keys.dim() == 1 ? keys.size(0) : 0}, ScalarType::Long);
   const specvlm_race p = check_race(probs, keys, winners);
-  torch::stable::parallel_for(0, p.rows, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; row++) {
-      float speed = 0.0f;
-      int32_t token = -1;
-      bool law = true;
-      for (int32_t t = 0; t < p.vocabulary; t++) {
-        const float prob = p.probs[row * p.row_stride + t], mine = specvlm::race_speed(prob, p.keys[row], t);
-        law = law && mine < INFINITY && prob == prob;
-        if (mine > 0.0f && specvlm::runs_ahead(mine, t, speed, token)) speed = mine, token = t;
-      }
-      p.winners[row] = law ? token : -1;
-    }
-  });
+  const specvlm_cpu_variant& variant = *specvlm_cpu_current();
+  torch::stable::parallel_for(0, p.rows, 1, [&](int64_t begin, int64_t end) { variant.race(&p, begin, end); });
   return winners;
 }
 

@@ -104,3 +104,15 @@ def test_one_number_is_as_many() -> None:
     curve.observe(24, 0.05)
     rows = np.concatenate([np.arange(1, 700), [8191, 8192, 8193, 20_000]]).astype(np.float64)
     assert [curve.at(int(n)) for n in rows] == pytest.approx(curve.over(rows).tolist())
+
+
+def test_passes_are_padded_to_the_graphs_that_were_captured() -> None:
+    """Rows up to the next graph's are free, and one more costs all of the graph behind; beyond the last none are."""
+    line = {1: 0.011, 65: 0.075}
+    curve, graphs = CostCurve(line), CostCurve(line, [8, 16, 32])
+    for rows, padded in ((1, 8), (8, 8), (9, 16), (17, 32), (32, 32), (33, 33), (300, 300)):
+        assert graphs.at(rows) == pytest.approx(curve.at(padded))
+        assert graphs.over(np.array([float(rows)]))[0] == pytest.approx(curve.at(padded))
+    assert CostCurve.from_dict(graphs.as_dict()).at(9) == pytest.approx(graphs.at(9), rel=1e-5)
+    graphs.observe(10, 2 * curve.at(16))
+    assert graphs.at(16) == pytest.approx(2 * curve.at(16))

@@ -256,6 +256,30 @@ def test_promises_that_are_exceeded_are_believed_too() -> None:
     assert sum(speculates(1.3)) > sum(speculates(1.0)) > 0
 
 
+def test_promises_are_believed_by_the_size_of_the_batch() -> None:
+    """What a few requests gain says nothing for many, where other things cost; sizes never seen take the nearest's."""
+    planned = planner(IDLE_SHAPE)
+    keep(planned, 4, 1.3, 200)
+    keep(planned, 64, 0.6, 60)
+    assert planned._trust_at(4) > 1.1 > 1 > planned._trust_at(64)
+    assert planned._trust_at(1) == planned._trust_at(4)
+    assert planned._trust_at(200) == planned._trust_at(64)
+
+
+def test_a_graph_that_is_paid_for_is_filled() -> None:
+    """Where a step of 33 rows takes as long as one of 40, the nodes up to 40 cost nothing."""
+    prior = {1: 0.010, 65: 0.042}
+    checked = []
+    for graphs in ((), (16, 40, 64)):
+        curve = CostCurve(prior, graphs)
+        planned = Planner(Costs(curve, curve, CostCurve({1: 1e-4}), CostCurve({1: 1e-4})))
+        play(planned, 16, 0.9, 40)
+        planned.plan(16, [READY] * 16)
+        kept = planned.cut([(np.log([0.9, 0.25, 0.05]).tolist(), [1, 1, 1])] * 16, [True] * 16)
+        checked.append(16 + sum(kept))
+    assert checked == [32, 40]
+
+
 def test_what_plain_steps_cost_is_asked_once_for_neighbouring_batches() -> None:
     """Requests come and go: 12 and 13 of them need no measurement each."""
     planned = planner(IDLE_SHAPE)

@@ -12,8 +12,9 @@ from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm.v1.sample.sampler import Sampler
 
+from vllm_specvlm import ops
 from vllm_specvlm.tree.noise import position_keys
-from vllm_specvlm.tree.race import race
+from vllm_specvlm.tree.race import NO_LAW, race
 
 # vLLM's own bound between greedy and sampled requests (vllm/v1/sample/sampler.py).
 GREEDY_BELOW = 1e-5
@@ -78,16 +79,14 @@ def target_tokens(
     Returns:
         int64 [rows].
     """
-    tokens = greedy_tokens(logits)
     if metadata.all_greedy:
-        return tokens
+        return greedy_tokens(logits)
     assert metadata.temperature is not None
     temperature = metadata.temperature[request_of_row]
     everyone = torch.arange(len(logits), device=logits.device) if drawn is None else drawn
     # Finding them makes the CPU wait for a GPU.
     rows = everyone if metadata.all_random else everyone[temperature[everyone] >= GREEDY_BELOW]
-    if not len(rows):
-        return tokens
+    tokens = torch.full((len(logits),), NO_LAW, dtype=torch.int64, device=logits.device)
     # A few rows at a time: a batch of large trees has thousands, each with a copy of the vocabulary per operation.
     for chunk in rows.split(sampled_at_once(logits)):
         requests = request_of_row[chunk]
@@ -96,13 +95,19 @@ def target_tokens(
             None if metadata.top_k is None else metadata.top_k[requests],
             None if metadata.top_p is None else metadata.top_p[requests],
         )
-        probabilities = scaled.softmax(dim=-1)
-        # A row of overflowed logits has no law to draw from; it keeps its arg-max, and its neighbours their draws.
-        drawable = probabilities.isfinite().all(dim=-1)
-        laws = torch.where(drawable[:, None], probabilities, 1.0)
-        winners = race(laws, position_keys(seeds[chunk], positions[chunk]))
-        tokens[chunk] = torch.where(drawable, winners, tokens[chunk])
+        tokens[chunk] = _race(scaled.softmax(dim=-1), position_keys(seeds[chunk], positions[chunk]))
+    # Greedy rows are left, and rows of overflowed logits: without a law to draw from they keep their arg-max.
+    left = tokens == NO_LAW
+    if logits.device.type != "cpu":  # looking which they are would make the CPU wait
+        return torch.where(left, greedy_tokens(logits), tokens)
+    if left.any():
+        tokens[left] = greedy_tokens(logits[left])
     return tokens
+
+
+def _race(laws: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """See `tree.race.race`; on CPUs in one pass."""
+    return ops.race(laws, keys) if laws.device.type == "cpu" else race(laws, keys)
 
 
 def sampled_at_once(logits: torch.Tensor) -> int:

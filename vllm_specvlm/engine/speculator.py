@@ -296,14 +296,14 @@ class Speculator:
 
     def _draft(self, sampled: Sequence[bool], code: FlatCode) -> dict[str, list[int]]:
         assert self._drafter is not None
-        elapsed = self._clock.begin_drafting() if self._clock is not None else Elapsed(0.0, None)
+        elapsed = self._clock.begin_drafting() if self._clock is not None else Elapsed(0.0, None, 0)
         if self._failure is not None:
             raise self._failure
         self._peers.agree()
         rows = self._eligible.going_on(sampled)
         batch = self._bounds.within(self._eligible.growable(rows))
         if self._planned is not None:
-            trees = self._grow_planned(self._drafter, self._planned, batch, len(rows), sum(sampled), elapsed)
+            trees = self._grow_planned(self._drafter, self._planned, batch, len(rows), elapsed)
         elif batch:
             self.metrics.plan("fixed")
             trees = self._grow(self._drafter, batch)
@@ -335,16 +335,15 @@ class Speculator:
         planned: PlannedGrowth,
         batch: Sequence[Growable],
         requests: int,
-        decoded: int,
         elapsed: Elapsed,
     ) -> dict[str, TokenTree]:
-        """Trees of the planner's choice: so many `decoded` in the last step, so many `requests` will in the next."""
+        """Trees of the planner's choice, in a step in which so many `requests` will decode."""
         assert self._clock is not None
         planner = planned.planner
         planner.overhead = self._clock.overhead
         planner.spent(elapsed.step)
         if elapsed.cycle is not None:
-            planner.achieved(decoded, decoded + self._accepted, elapsed.cycle)
+            planner.achieved(elapsed.requests, elapsed.requests + self._accepted, elapsed.cycle)
         self._accepted = 0
         if self._model is None:
             # The lookup drafter reads as answers are written, and learns from those that it did not draft for.

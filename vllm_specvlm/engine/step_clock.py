@@ -23,7 +23,10 @@ class Elapsed:
     step: float
     """Since the end of the last drafting, waits included; 0 before the first."""
     cycle: float | None
-    """Since the beginning of the last drafting; None unless one step that only decoded followed it."""
+    """Since the beginning of the last drafting; None unless one step of decoding followed it. What a step took that
+    computed prompts too, is what its decoding should have taken."""
+    requests: int
+    """That decoded in that step."""
 
 
 class StepClock:
@@ -41,7 +44,8 @@ class StepClock:
         self._began: float | None = None
         self._ended: float | None = None
         self._scheduled = 0
-        self._decoding: tuple[int, int] | None = None
+        self._decoding = (0, 0)
+        self._steady = False
         self._seen: list[tuple[str, int, float]] = []
         self._passes = 0.0
         self.overhead = 1e-3
@@ -51,42 +55,46 @@ class StepClock:
         """A step begins."""
         self._scheduled += 1
         drafts = scheduled.scheduled_spec_decode_tokens
-        steady = (
-            not scheduled.scheduled_new_reqs
-            and not scheduled.scheduled_cached_reqs.resumed_req_ids
-            and all(
-                tokens == 1 + len(drafts.get(request_id, ()))
-                for request_id, tokens in scheduled.num_scheduled_tokens.items()
-            )
-        )
-        requests = len(scheduled.num_scheduled_tokens)
-        self._decoding = (requests, scheduled.total_num_scheduled_tokens) if steady and requests else None
+        starting = {request.req_id for request in scheduled.scheduled_new_reqs}
+        starting |= scheduled.scheduled_cached_reqs.resumed_req_ids
+        decoding = [
+            tokens
+            for request_id, tokens in scheduled.num_scheduled_tokens.items()
+            if request_id not in starting and tokens == 1 + len(drafts.get(request_id, ()))
+        ]
+        self._decoding = len(decoding), sum(decoding)
+        self._steady = len(decoding) == len(scheduled.num_scheduled_tokens)
 
     def begin_drafting(self) -> Elapsed:
         """Drafting begins: learn what was measured since the last time."""
         now = time.perf_counter()
         if self._began is not None and self._ended is not None:
             self._seen.append(("elapsed", 0, now - self._ended))
-            if self._decoding is not None and self._scheduled == 1:
-                requests, rows = self._decoding
-                self._seen.append(("plain" if rows == requests else "tree", rows, now - self._ended))
-                self._seen.append(("cycle", 0, now - self._began))
+            requests, rows = self._decoding
+            if requests and self._scheduled == 1:
+                kind = "plain" if rows == requests else "tree"
+                if self._steady:
+                    self._seen.append((kind, rows, now - self._ended))
+                    step = now - self._ended
+                else:
+                    step = getattr(self._costs, kind).at(rows)
+                self._seen.append(("cycle", requests, self._ended - self._began + step))
         self._scheduled = 0
         self._passes = 0.0
         self._began = now
         seen, self._seen = self._peers.share(self._seen), []
-        elapsed, cycle = 0.0, None
+        elapsed, cycle, decoded = 0.0, None, 0
         for kind, rows, seconds in seen:
             if kind == "elapsed":
                 elapsed = seconds
             elif kind == "cycle":
-                cycle = seconds
+                cycle, decoded = seconds, rows
             elif kind == "overhead":
                 self.overhead += _OVERHEAD_WEIGHT * (min(seconds, 4 * self.overhead) - self.overhead)
             else:
                 curve: CostCurve = getattr(self._costs, kind)
                 curve.observe(rows, seconds)
-        return Elapsed(elapsed, cycle)
+        return Elapsed(elapsed, cycle, decoded)
 
     def passed(self, rows: int, started: float, *, first: bool) -> None:
         """A draft pass over so many rows began at `started` (of `time.perf_counter`) and has just ended.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,12 +37,18 @@ class CostCurve:
     spreads to stretches that were never seen from the nearest ones that were.
     """
 
-    def __init__(self, prior: Mapping[int, float]) -> None:
-        """`prior`: seconds by rows, at least one entry. Raises ValueError for rows or seconds that are not positive."""
+    def __init__(self, prior: Mapping[int, float], graphs: Sequence[int] = ()) -> None:
+        """`prior`: seconds by rows, at least one entry; `graphs`: rows of captured graphs, to which passes are padded.
+
+        Raises:
+            ValueError: rows or seconds are not positive.
+        """
         if not prior or min(prior) < 1 or not min(prior.values()) > 0:
             raise ValueError(
                 f"A cost curve needs positive seconds for positive rows, got {dict(prior)}; measure again."
             )
+        self.graphs = tuple(sorted(graphs))
+        """A pass of no more rows than the last one has costs what the next one of these costs."""
         self._rows = np.array(sorted(prior), dtype=np.float64)
         # A pass over fewer rows is never dearer: what looks so met a busy moment.
         seconds = np.array([prior[row] for row in sorted(prior)], dtype=np.float64)
@@ -56,6 +62,7 @@ class CostCurve:
 
     def observe(self, rows: int, seconds: float) -> None:
         """A pass over `rows` rows took so long."""
+        rows = self._padded(rows)
         knot = _nearest(rows)
         found = math.log(seconds / float(self._prior(np.array([rows], dtype=np.float64))[0]))
         weight = max(1 / (self._count[knot] + 1), _SLOWEST)
@@ -82,6 +89,7 @@ class CostCurve:
         """Expected seconds of a pass. (`over` in plain Python, which is quicker for one number.)"""
         if self._stale:
             self._refresh()
+        rows = self._padded(rows)
         if rows >= _KNOTS[-1]:
             return self._values[-1] * rows / _KNOTS[-1]
         left = max(bisect.bisect_right(_KNOTS, rows) - 1, 0)
@@ -92,7 +100,15 @@ class CostCurve:
         """Expected seconds, float64 [n] for float64 [n]."""
         if self._stale:
             self._refresh()
+        if self.graphs:
+            graphs = np.array(self.graphs, dtype=np.float64)
+            rows = np.maximum(rows, graphs[np.minimum(np.searchsorted(graphs, rows), len(graphs) - 1)])
         return _line(rows, KNOTS, self._at_knots)
+
+    def _padded(self, rows: int) -> int:
+        if not self.graphs or rows > self.graphs[-1]:
+            return rows
+        return self.graphs[bisect.bisect_left(self.graphs, rows)]
 
     def _refresh(self) -> None:
         # More rows never cost less: where it looks so, the larger passes met shorter contexts.
@@ -102,10 +118,12 @@ class CostCurve:
 
     def as_dict(self) -> dict[str, Any]:
         """The curve at the knots and how often each was observed, for a profile file."""
+        self._refresh()
         return {
             "rows": [int(knot) for knot in KNOTS],
-            "seconds": [float(f"{s:.6g}") for s in self.over(KNOTS)],
+            "seconds": [float(f"{s:.6g}") for s in self._values],
             "observed": self._count.tolist(),
+            "graphs": list(self.graphs),
         }
 
     @classmethod
@@ -115,7 +133,8 @@ class CostCurve:
         if not isinstance(rows, list) or not isinstance(seconds, list) or len(rows) != len(seconds):
             raise ValueError("A saved cost curve needs 'rows' and 'seconds' of one length; calibrate again.")
         try:
-            curve = cls({int(row): float(second) for row, second in zip(rows, seconds, strict=True)})
+            prior = {int(row): float(second) for row, second in zip(rows, seconds, strict=True)}
+            curve = cls(prior, [int(size) for size in saved.get("graphs", ())])
             observed = [int(count) for count in saved.get("observed", ())]
         except (OverflowError, TypeError) as error:
             raise ValueError("A saved cost curve holds something that is no number; calibrate again.") from error

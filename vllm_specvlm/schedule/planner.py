@@ -79,7 +79,7 @@ class Planner:
         self._refreshed: dict[int, int] = {}
         self._speculating = False
         self._promised = 0.0
-        self._trust = 1.0
+        self._trust: dict[int, float] = {}
         self._expected: dict[tuple[int, int], tuple[float, int]] = {}
         self._ratio = np.full(128, 0.6)
         self._requests = self._probes = self._steps = 0
@@ -99,7 +99,7 @@ class Planner:
         plain = requests / self.costs.plain.at(requests)
         chosen = self._worth_feeding(requests, candidates, plain)
         promised = self._expect(requests, len(chosen)) if chosen else 0.0
-        expected = promised * self._trust
+        expected = promised * self._trust_at(requests)
         self._promised = 0.0
         self._speculating = bool(chosen) and expected > plain * (1.0 if self._speculating else _MARGIN)
         if self._speculating:
@@ -112,7 +112,8 @@ class Planner:
             self._since_plain = 0
             self._refreshed[requests] = self._refreshed.get(requests, 0) + 1
             return self._nothing()
-        self._trust += _FORGIVEN * (1.0 - self._trust)
+        trust = self._trust_at(requests)
+        self._trust[requests.bit_length()] = trust + _FORGIVEN * (1.0 - trust)
         return self._probe(requests, candidates, plain)
 
     def _draft(self, mode: Mode, goal: float, chosen: Sequence[int], candidates: Sequence[Candidate]) -> Plan:
@@ -128,7 +129,7 @@ class Planner:
             return []
         if not candidates:
             return []
-        expected = self._expect(requests, len(candidates)) * self._trust
+        expected = self._expect(requests, len(candidates)) * self._trust_at(requests)
         saved = requests / plain - requests / max(expected, 1e-9)
         rows = sum(c.backlog for c in candidates)
         row = self.costs.feed.at(rows) / rows if rows else 0.0
@@ -286,9 +287,17 @@ class Planner:
     def achieved(self, requests: int, tokens: int, seconds: float) -> None:
         """What was last planned, its drafting and the step after, gave `requests` so many tokens in so much time.
 
-        To be told of steps without prompts only: the formula does not know what those cost. A step in which fewer
-        requests were left than planned for tells nothing.
+        Without the time for prompts, which the formula does not know; but with that in which the draft read them. A
+        step in which fewer requests were left than planned for tells nothing.
         """
         if self._promised and requests == self._requests:
-            weight = _TRUST_WEIGHT * min(self._requests / 16, 1.0)
-            self._trust += weight * (min(tokens / seconds / self._promised, 2.0) - self._trust)
+            weight = _TRUST_WEIGHT * min(requests / 16, 1.0)
+            trust = self._trust_at(requests)
+            kept = min(tokens / seconds / self._promised, 2.0)
+            self._trust[requests.bit_length()] = trust + weight * (kept - trust)
+
+    def _trust_at(self, requests: int) -> float:
+        """What promises are worth in batches of about this size: those of the nearest size known, 1 before any."""
+        size = requests.bit_length()
+        nearest = min(self._trust, key=lambda known: abs(known - size), default=None)
+        return 1.0 if nearest is None else self._trust[nearest]

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from vllm_specvlm.tree.noise import exponentials
 
+NO_LAW = -1
+"""The winner where the probabilities are none: NaN, infinite or all 0."""
 _CHUNK_ELEMENTS = 1 << 20
 _GPU_CHUNK_ELEMENTS = 1 << 24
 
@@ -25,8 +27,7 @@ def race(probs: Tensor, keys: Tensor) -> Tensor:
 
     A token of probability 0 never wins. Each row depends on its own law and key only. Temporary memory is bounded (five
     times 4 MiB, or five rows; on other devices than the CPU five times 64 MiB) by working on some rows at a time; rows
-    of one key are worked on together, since they share their noise. On the CPU a row without positive, finite mass
-    raises ValueError; on other devices, where looking would cost a synchronisation, such a row's token is undefined.
+    of one key are worked on together, since they share their noise. A row without positive, finite mass gives `NO_LAW`.
     """
     count, vocabulary = probs.shape
     winners = torch.empty(count, dtype=torch.int64, device=probs.device)
@@ -37,9 +38,7 @@ def race(probs: Tensor, keys: Tensor) -> Tensor:
     chunk = _CHUNK_ELEMENTS if on_cpu else _GPU_CHUNK_ELEMENTS
     for rows in keys.argsort().split(max(1, chunk // vocabulary)):
         speed, winner = (probs[rows] / _noise(keys[rows], tokens, share=on_cpu)).max(dim=1)
-        if on_cpu and not bool(((speed > 0) & speed.isfinite()).all()):
-            raise ValueError("A row's probabilities are no law; check the logits for NaN or all -inf.")
-        winners[rows] = winner
+        winners[rows] = torch.where((speed > 0) & speed.isfinite(), winner, NO_LAW)
     return winners
 
 
