@@ -117,7 +117,9 @@ class Reference:
         images = [each for each in shown if not isinstance(each, np.ndarray)]
         videos = [each for each in shown if isinstance(each, np.ndarray)]
         if images:
-            inputs |= dict(self.processor.image_processor(images=images, return_tensors="pt"))
+            # Mistral 3's processor asks for patches that the projector has merged.
+            merged = {"patch_size": 28} if self.family == "mistral3" else {}
+            inputs |= dict(self.processor.image_processor(images=images, return_tensors="pt", **merged))
         if videos:
             inputs |= dict(
                 self.processor.video_processor(
