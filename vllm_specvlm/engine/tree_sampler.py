@@ -145,9 +145,9 @@ class TreeSampler:
         for place in verification.places if verification is not None else ():
             depths = np.asarray((0, *place.tree.depths))
             positions[first_row[place.request] :][: len(depths)] = place.root_position + 1 + depths
-        seeds = np.asarray([self._seeds.get(request_id, 0) for request_id in batch.req_ids], dtype=np.int64)
+        of_requests = np.asarray([self._seeds.get(request_id, 0) for request_id in batch.req_ids], dtype=np.int64)
         device = self._runner.device
-        requests, seeds = upload(request_of_row, device), upload(seeds[request_of_row], device)
+        requests, seeds = upload(request_of_row, device), upload(of_requests[request_of_row], device)
         stand = upload(positions, device)
         featured = self._feature_rows(verification, first_row, ours)
         free = np.setdiff1d(np.arange(len(logits)), [row.row for row in featured])
