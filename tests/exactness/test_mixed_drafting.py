@@ -104,12 +104,12 @@ def test_more_is_accepted_where_the_text_repeats_itself() -> None:
     assert shares[1] > 1.2 * shares[0]
 
 
-@pytest.mark.parametrize("call", ["continuations", "next_continuation", "begin", "open"])
+@pytest.mark.parametrize("call", ["root", "below", "begin"])
 def test_a_lookup_that_raises_switches_drafting_off_and_nothing_else(
     call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # num_speculative_tokens makes it an engine of this test's own, as it is broken afterwards
-    number = 3 + ["continuations", "next_continuation", "begin", "open"].index(call)
+    number = 3 + ["root", "below", "begin"].index(call)
     llm = mixing("vlm", "llava", SCENARIOS[0], num_speculative_tokens=number)
 
     def fault(*args: Any, **kwargs: Any) -> Any:

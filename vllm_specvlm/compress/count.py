@@ -26,7 +26,7 @@ def count(config: CompressorConfig, visual_tokens: int, grid: Grid | None = None
             return kept(visual_tokens, config.ratio)
         case "resampler":
             return min(config.queries, visual_tokens)
-        case "global":
+        case "global" | "adaptor":
             return min(config.queries - 1, visual_tokens)
         case "concat":
             return min(sum(count(branch, visual_tokens, grid) for branch in config.branches), visual_tokens)

@@ -87,7 +87,7 @@ COMPRESSED = Metric(
     "specvlm_compressed_pictures_total",
     "counter",
     "Pictures compressed for a head or a draft VLM, by the primitive that did it: a gate's choice, or the only one.",
-    (("primitive", ("none", "text", "prune", "pool", "conv", "resampler", "global", "weight", "concat")),),
+    (("primitive", ("none", "text", "prune", "pool", "conv", "resampler", "global", "adaptor", "weight", "concat")),),
 )
 DRAFTER_OFF = Metric("specvlm_drafter_off", "gauge", "1 after the drafter failed and was switched off, else 0.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from vllm_specvlm.draft.drafter import Drafter
 from vllm_specvlm.engine.step_clock import StepClock
 from vllm_specvlm.schedule.acceptance import FEATURES, AcceptanceModel, features
+from vllm_specvlm.schedule.logistic import Floats
 from vllm_specvlm.schedule.planner import Planner
 from vllm_specvlm.tree.accept import Accepted
 from vllm_specvlm.tree.grow import Frontier, LevelProposal, grow_scored
@@ -112,8 +114,10 @@ class PlannedGrowth:
             self._sampled[frontier.request],
             self._picture[frontier.request],
         )
-        self._levels.append(level)
         calibrated = LevelProposal(proposal.tokens, self.acceptance.log_probs(level), proposal.foreseen)
+        if proposal.settled is not None and proposal.settled.any():
+            calibrated, level = _with_settled(calibrated, proposal.log_probs, proposal.settled, level)
+        self._levels.append(level)
         if rows:
             self._clock.passed(rows, started, first=first)
         return calibrated
@@ -127,11 +131,34 @@ class PlannedGrowth:
                 continue
             path = set(accepted.path)
             tried = [i for i, parent in enumerate(tree.parents) if parent < 0 or parent in path]
+            # Of what was settled (see `_with_settled`) there is nothing to learn here.
+            tried = [i for i in tried if not np.isnan(sent.features[nodes[i], 0])]
             self.acceptance.observe(sent.features[[nodes[i] for i in tried]], [i in path for i in tried])
 
     def forget(self, request_id: str) -> None:
         """The request is over or starts anew."""
         self._sent.pop(request_id, None)
+
+
+def _with_settled(
+    level: LevelProposal, log_probs: npt.NDArray[np.float32], settled: npt.NDArray[np.bool_], made: Floats
+) -> tuple[LevelProposal, Floats]:
+    """A calibrated level in which settled children keep their `log_probs`, [F, k], best first again.
+
+    Beside it its features, [F, k, 6], likewise in order; those of settled children are not a number.
+    """
+    found = np.where(settled, log_probs, level.log_probs)
+    order = np.argsort(-found, axis=1, kind="stable")
+
+    def sorted_(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.take_along_axis(values, order, axis=1)
+
+    features_ = np.where(settled[..., None], np.nan, made)
+    foreseen = None if level.foreseen is None else sorted_(level.foreseen)
+    return (
+        LevelProposal(sorted_(level.tokens), sorted_(found), foreseen),
+        np.take_along_axis(features_, order[..., None], axis=1),
+    )
 
 
 def _found_again(tree: TokenTree, sent: TokenTree) -> list[int] | None:

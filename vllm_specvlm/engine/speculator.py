@@ -91,7 +91,7 @@ class Speculator:
     def bind(self, runner: Batch) -> None:
         """Tell the runner whose batch is drafted for."""
         self._runner = runner
-        self._eligible = Eligibility(runner, self.shape.nodes, self._logprobs_mode)
+        self._eligible = Eligibility(runner, self.shape, self._logprobs_mode)
         self._peers = Peers()
         if self._peers.first:
             self.metrics = exporter.metrics()
@@ -296,7 +296,7 @@ class Speculator:
 
     def _draft(self, sampled: Sequence[bool], code: FlatCode) -> dict[str, list[int]]:
         assert self._drafter is not None
-        elapsed = self._clock.begin_drafting() if self._clock is not None else Elapsed(0.0, None, 0)
+        elapsed = self._clock.begin_drafting() if self._clock is not None else Elapsed(None, 0)
         if self._failure is not None:
             raise self._failure
         self._peers.agree()
@@ -341,7 +341,6 @@ class Speculator:
         assert self._clock is not None
         planner = planned.planner
         planner.overhead = self._clock.overhead
-        planner.spent(elapsed.step)
         if elapsed.cycle is not None:
             planner.achieved(elapsed.requests, elapsed.requests + self._accepted, elapsed.cycle)
         self._accepted = 0
@@ -364,7 +363,8 @@ class Speculator:
 
     def _candidate(self, growable: Growable, backlog: int) -> Candidate:
         state = self._runner.requests[growable.request_id]
-        return Candidate(backlog, self._lengths.remaining(len(state.output_token_ids), growable.left))
+        remaining = self._lengths.remaining(len(state.output_token_ids), growable.left)
+        return Candidate(backlog, remaining, not growable.bounded)
 
     def _tell(self, drafter: Drafter, request_id: str) -> None:
         """Bring the drafter's idea of a request up to the confirmed tokens."""

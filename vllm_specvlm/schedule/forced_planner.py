@@ -33,8 +33,5 @@ class ForcedPlanner(Planner):
         """The wanted size, or what was grown."""
         return [min(self._nodes, len(scores)) for scores, _ in trees]
 
-    def achieved(self, requests: int, tokens: int, seconds: float) -> None:
+    def achieved(self, requests: int, tokens: float, seconds: float) -> None:
         """Nothing is learned."""
-
-    def spent(self, seconds: float) -> None:
-        """Nothing: nothing is planned by it."""
