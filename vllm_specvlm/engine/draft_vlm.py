@@ -16,7 +16,7 @@ from vllm_specvlm.engine.draft_cache import DraftCache
 from vllm_specvlm.engine.draft_choice import DraftChoice
 from vllm_specvlm.engine.draft_feed import Feed, complement, feed_rows
 from vllm_specvlm.engine.draft_network import DraftNetwork
-from vllm_specvlm.engine.draft_vision import DraftVision, place
+from vllm_specvlm.engine.draft_vision import DraftVision, left_out, place
 from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.pair import draft_model_config, map_tokens
 from vllm_specvlm.engine.tally import Tally
@@ -44,6 +44,7 @@ class DraftVLM(TokenDrafter[Feed]):
             self._vocabulary = min(self._vocabulary, target.get_vocab_size())
         self._fed: dict[str, int] = {}
         self._holes: dict[str, list[tuple[int, int]]] = {}
+        self._left_out: dict[str, list[tuple[int, int]]] = {}
 
     def load(self, target: object) -> None:
         """Load the draft's weights; of the `target` it shares nothing."""
@@ -111,8 +112,12 @@ class DraftVLM(TokenDrafter[Feed]):
         compressor = self._network.compressor
         if compressor is None:
             return []
-        places = [feature.mm_position for feature in self._runner.requests[request_id].mm_features]
-        return [(at.offset + count(compressor.config, at.length), at.offset + at.length) for at in places]
+        if request_id not in self._left_out:
+            places = [feature.mm_position for feature in self._runner.requests[request_id].mm_features]
+            self._left_out[request_id] = [
+                stretch for at in places for stretch in left_out(at, count(compressor.config, at.get_num_embeds()))
+            ]
+        return self._left_out[request_id]
 
     def rehearse(self, rows: int, scored: int) -> None:
         """A pass without attention, and the likeliest tokens of some rows."""
@@ -125,6 +130,7 @@ class DraftVLM(TokenDrafter[Feed]):
         """Forget the request; its blocks keep their marks, since vLLM may still share them."""
         self._fed.pop(request_id, None)
         self._holes.pop(request_id, None)
+        self._left_out.pop(request_id, None)
 
     def sights(self, request_id: str) -> list[Sight]:
         """All of a picture's tokens, from its own tower, or what its compressor leaves; none of one that is a hole."""

@@ -178,7 +178,7 @@ class TreeModelRunner(GPUModelRunner):
                 self.input_batch.generators.pop(request, None)
         self.drafter.observe_step(verification is not None)
         self._kept_rows = {}
-        if verification is None and (metadata.all_greedy or not any(ours)):
+        if verification is None and (metadata.all_greedy or not any(ours)) and not self.tree_sampler.has_budgets:
             return super()._sample(logits, None)
 
         output, accepted = self.tree_sampler.sample(logits, verification, ours, self._commit)

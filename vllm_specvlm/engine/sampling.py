@@ -35,7 +35,6 @@ def plain_reason(params: SamplingParams, logprobs_mode: str, *, grammars: bool) 
     """
     features = {
         "structured_outputs without the plugin's entry point": params.structured_outputs is not None and not grammars,
-        "thinking_token_budget": params.thinking_token_budget is not None,
         "logprob_token_ids": params.logprob_token_ids is not None,
         f"logprobs with --logprobs-mode {logprobs_mode}": params.logprobs is not None
         and logprobs_mode != "raw_logprobs",
@@ -66,6 +65,7 @@ def target_tokens(
     seeds: torch.Tensor,
     positions: torch.Tensor,
     draw: Race = ops.race,
+    drawn: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One token per row: vLLM's arg-max for greedy requests, else a draw from the request's processed distribution.
 
@@ -79,6 +79,7 @@ def target_tokens(
         seeds: int64 [rows].
         positions: int64 [rows], position of the token being chosen.
         draw: runs the races; the same one for all tokens of an engine.
+        drawn: int64, rows for which sampled requests draw; others get the arg-max. None: all.
 
     Returns:
         int64 [rows].
@@ -87,9 +88,9 @@ def target_tokens(
         return greedy_tokens(logits)
     assert metadata.temperature is not None
     temperature = metadata.temperature[request_of_row]
+    everyone = torch.arange(len(logits), device=logits.device) if drawn is None else drawn
     # Finding them makes the CPU wait for a GPU.
-    everyone = torch.arange(len(logits), device=logits.device)
-    rows = everyone if metadata.all_random else everyone[temperature >= GREEDY_BELOW]
+    rows = everyone if metadata.all_random else everyone[temperature[everyone] >= GREEDY_BELOW]
     tokens = torch.full((len(logits),), NO_LAW, dtype=torch.int64, device=logits.device)
     # A few rows at a time: a batch of large trees has thousands, each with a copy of the vocabulary per operation.
     for chunk in rows.split(sampled_at_once(logits)):
