@@ -405,7 +405,7 @@ def test_a_layout_learns_how_deep_to_go() -> None:
 def laid_out(planned: Planner, accepted: float) -> int:
     """One step of one request, whose levels are decided beforehand where the planner can; how many there were."""
     if planned.plan(1, [READY]).mode is Mode.PLAIN:
-        planned.spent(planned.costs.plain.at(1))
+        planned.achieved(1, 1, planned.costs.plain.at(1))
         planned.costs.plain.observe(1, planned.costs.plain.at(1))
         return 0
     widths = planned.layout(1, 8, 4)
@@ -420,7 +420,9 @@ def laid_out(planned: Planner, accepted: float) -> int:
         else:
             planned.passed(depth, widths[depth], float(np.exp(score)))
         depth += 1
-    planned.cut([([np.log(accepted) * d for d in range(1, depth + 1)], list(range(1, depth + 1)))], [True])
+    scores = [np.log(accepted) * d for d in range(1, depth + 1)]
+    (kept,) = planned.cut([(scores, list(range(1, depth + 1)))], [True])
+    planned.achieved(1, 1 + float(np.exp(scores[:kept]).sum()), as_expected(planned, 1 + kept))
     return depth
 
 
