@@ -58,6 +58,7 @@ def drafted(llm: Any, batch: Any, params: Any, patch: pytest.MonkeyPatch) -> tup
     [
         ("llava", "draft", SCENARIO),
         ("llava", "head", SCENARIO),
+        ("llava", "head with a global vector", SCENARIO),
         ("llava", "exit", SCENARIO),
         ("qwen2_5_vl", "itself", CHUNKS),
         pytest.param("qwen2_5_vl", "head", CHUNKS, marks=pytest.mark.slow),

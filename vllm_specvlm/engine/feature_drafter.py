@@ -344,23 +344,33 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         return self._states
 
     def open_levels(self, widths: Sequence[int]) -> None:
-        """Also the roots' positions."""
+        """Also the roots' positions, and the vectors that all nodes of a tree get."""
         super().open_levels(widths)
-        self._grown = [self._trees[index] for index in self._trees.indexes]
-        self._roots_at = self._tensor(np.asarray([[tree.root] for tree in self._grown], dtype=np.int64))
-        self._lines = torch.arange(len(self._grown), device=self._device)[:, None]
+        trees = [self._trees[index] for index in self._trees.indexes]
+        self._roots_at = self._tensor(np.asarray([[tree.root] for tree in trees], dtype=np.int64))
+        self._lines = torch.arange(len(trees), device=self._device)[:, None]
+        latest = [self._latest_vector(self._runner.input_batch.req_ids[tree.row]) for tree in trees]
+        known = next((vector for vector in latest if vector is not None), None)
+        self._latest = None if known is None else _together(latest, [known] * len(latest))
 
     def _level_on_device(self, level: DeviceLevel, step: TreeStep) -> torch.Tensor:
         """As `_level`: the rows' states replace their parents'."""
         assert self._states is not None
         lines, width = level.tokens.shape
         parents = level.parent_rows + self._lines * (len(self._states) // lines)
-        request_ids = [self._runner.input_batch.req_ids[tree.row] for tree in self._grown for _ in range(width)]
-        embeddings = self._with_pictures(self._network.embed(level.tokens.view(-1).int()), request_ids)
+        embeddings = self._network.embed(level.tokens.view(-1).int())
+        vectors = None if self._latest is None else self._latest.repeat_interleave(width, dim=0)
         positions = (self._roots_at + (level.depth - 1)).expand(-1, width).reshape(-1)
         slots = torch.full((lines * width,), -1, dtype=torch.int64, device=self._device)
-        self._states = self._run(step, self._states[parents.view(-1)], embeddings, positions, slots, None, None)
+        states = self._states[parents.view(-1)]
+        self._states = self._run(step, states, embeddings, positions, slots, None, None, vectors)
         return self._states
+
+    def _latest_vector(self, request_id: str) -> torch.Tensor | None:
+        """[1, hidden]: the global vector of a request's latest picture, if there is one."""
+        context = self._contexts[request_id]
+        extra = context.global_vectors(np.asarray([len(context.visible) - 1]))
+        return None if extra is None or not extra[0].any() else extra[1]
 
     def _settle(self, rows: int, taken: np.ndarray) -> None:
         """Note which of `_states` each row of the frontier has."""
@@ -392,7 +402,8 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         step = TreeStep.build(
             rows, self._trees.store, self._device, covers_batch=True, fast=self._options.fast_attention
         )
-        return self._run(step, state, embeddings, self._tensor(positions), self._tensor(slots), visual, is_visual)
+        at, to = self._tensor(positions), self._tensor(slots)
+        return self._run(step, state, embeddings, at, to, visual, is_visual, vectors)
 
     def _run(
         self,
@@ -403,6 +414,7 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         slots: torch.Tensor,
         visual: torch.Tensor | None,
         is_visual: torch.Tensor | None,
+        vectors: torch.Tensor | None,
     ) -> torch.Tensor:
         self._peers.agree()
         with self._tally.clock("draft_model"):
