@@ -25,7 +25,7 @@ from vllm_specvlm.engine.peers import PeerFailedError, Peers
 from vllm_specvlm.engine.planned_growth import Growable, PlannedGrowth
 from vllm_specvlm.engine.profile_key import profile_given, profile_key
 from vllm_specvlm.engine.recording_growth import RecordingGrowth
-from vllm_specvlm.engine.rehearsal import draft_curves, rehearse
+from vllm_specvlm.engine.rehearsal import draft_curves, graph_sizes, rehearse
 from vllm_specvlm.engine.sampling import GREEDY_BELOW
 from vllm_specvlm.engine.step_clock import Elapsed, StepClock
 from vllm_specvlm.engine.tally import Tally
@@ -150,10 +150,12 @@ class Speculator:
 
     def _measured(self, drafter: Drafter, target: Callable[[int], object], most_rows: int) -> Costs | None:
         """What passes cost, by trying; None if the drafter fails at it, which is then off."""
-        step = rehearse(target, most_rows, self._peers, self._runner.device)
+        device = self._runner.device
+        step = rehearse(target, most_rows, self._peers, device)
+        graphs = graph_sizes(self._config.compilation_config, device)
         with self._switching_off():
-            curves = draft_curves(drafter, most_rows, self._peers, self._runner.device)
-            return Costs(CostCurve(step), CostCurve(step), *curves)
+            curves = draft_curves(drafter, most_rows, self._peers, device, graphs)
+            return Costs(CostCurve(step, graphs), CostCurve(step, graphs), *curves)
         return None
 
     def profile(self) -> Profile | None:
