@@ -12,7 +12,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -35,6 +35,8 @@ class Question:
     arrival_s: float = 0.0
     logprobs: int | None = None
     extra_args: dict[str, Any] | None = None
+    features: dict[str, Any] = field(default_factory=dict)
+    """More arguments of `SamplingParams`; `structured_outputs` has those of `StructuredOutputsParams`."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def _serve(pipe: Any, method: Method, settings: dict[str, Any]) -> None:
 def _answer(engine: Any, number: int, questions: Sequence[Question], concurrency: int) -> Round:
     """A closed loop of `concurrency` clients, who ask as soon as they are free and the question has arrived."""
     from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
 
     waiting = deque(enumerate(questions))
     answers: dict[int, Answer] = {}
@@ -158,12 +161,16 @@ def _answer(engine: Any, number: int, questions: Sequence[Question], concurrency
     while waiting or running:
         while waiting and running < concurrency and time.perf_counter() - started >= waiting[0][1].arrival_s:
             index, question = waiting.popleft()
+            features = dict(question.features)
+            if "structured_outputs" in features:
+                features["structured_outputs"] = StructuredOutputsParams(**features["structured_outputs"])
             params = SamplingParams(
                 temperature=question.temperature,
                 max_tokens=question.max_tokens,
                 seed=question.seed,
                 logprobs=question.logprobs,
                 extra_args=question.extra_args,
+                **features,
             )
             engine.add_request(f"{number}-{index}", question.prompt, params)
             running += 1

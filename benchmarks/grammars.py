@@ -1,7 +1,7 @@
 """What trees are worth to requests with a grammar: tokens per decoding pass, one greedy request at a time.
 
-Plain decoding makes one token a pass. The draft knows no grammar; its trees are cut where the grammar does. Answers
-must be those of plain vLLM under the same grammar. No timings.
+Plain decoding makes one token a pass. The draft knows no grammar; what the grammar forbids is taken out of its trees
+before they are verified, and counted. Answers must be those of plain vLLM under the same grammar. No timings.
 """
 
 from __future__ import annotations
@@ -68,9 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     engines = [LLM(**options), LLM(**options, speculative_config={**speculative, "planner": False})]
     prompts = held_out.prompts(arguments.target, arguments.prompts, seed=1)
 
+    core: Any = engines[1].llm_engine.engine_core
+
     def tally() -> dict[str, Any]:
         counted: dict[str, Any] = engines[1].collective_rpc("specvlm_tally")[0]
-        return counted
+        return {**counted, "forbidden": core.engine_core.structured_output_manager.forbidden}
 
     table = []
     for name, grammar in GRAMMARS.items():
@@ -88,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "tokens_per_pass": round(made / passes, 3),
             "accepted": after["accepted"] - before["accepted"],
             "trees": after["trees"] - before["trees"],
+            "nodes_verified": after["nodes"] - before["nodes"],
+            "nodes_forbidden": after["forbidden"] - before["forbidden"],
             "identical": sum(a == b for a, b in zip(*texts, strict=True)),
             "answers": len(prompts),
         }

@@ -146,6 +146,34 @@ def server(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+SOAKED = {
+    "plain": "plain vLLM",
+    "draft-trees": "draft VLM, trees in every step",
+    "head-trees": "feature head, trees in every step",
+    "draft": "draft VLM, planner",
+    "head": "feature head, planner",
+    "lookup": "lookup, planner",
+}
+
+
+def soak(report: dict[str, Any]) -> str:
+    """A row per method: what became of the requests, and private memory after every round."""
+    lines = [
+        "| method | answered, hung up | lost, twice, different | asked again | preemptions | drafted tokens accepted "
+        "| private memory at the start and after each 500, MiB |",
+        "|---" * 7 + "|",
+    ]
+    for row in report["rows"]:
+        wrong = f"{row['lost']}, {row['twice']}, {row['different'] + row['sampled_different']}"
+        accepted = row["accepted"] if row["drafts"] else "-"
+        memory = ", ".join(map(str, row["private_memory_mib"]))
+        lines.append(
+            f"| {SOAKED[row['method']]} | {row['answered']}, {row['left']} | {wrong} | {row['retries']} "
+            f"| {row['preemptions']} | {accepted} | {memory} |"
+        )
+    return "\n".join(lines)
+
+
 def simulator(report: dict[str, Any]) -> str:
     """A row per policy, a column per concurrency: measured tokens per second, and by how much the simulator errs."""
     rows = report["rows"]
@@ -250,12 +278,13 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "compressors": _placed(compressors, "compressors-float32"),
     "compressors_576": _placed(compressors, "compressors-576-float32"),
     "server": _placed(server, "server-float32"),
+    "soak": lambda: soak(_read("soak-float32")),
     "server_scenes": _placed(server, "server-scenes-float32"),
     "simulator": _placed(simulator, "simulator"),
     "support": lambda: support(_read("support")),
     "accuracy": lambda: accuracy(json.loads(EVALUATION.read_text())),
 }
-PAGES = ("README.md", "docs/calibration.md", "docs/scenes.md", "docs/training.md")
+PAGES = ("README.md", "docs/calibration.md", "docs/scenes.md", "docs/serving.md", "docs/training.md")
 
 
 def with_blocks(text: str) -> str:

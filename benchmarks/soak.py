@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import base64
 import io
+import itertools
 import json
 import random
 import sys
@@ -29,7 +30,9 @@ from typing import Any
 
 import httpx
 from machine import write_report
+from soak_census import NAMED
 from soak_judge import Judge, PlainAnswer
+from soak_models import reference, tiny
 from soak_server import NAME, Server
 
 _WAVES = (16, 400, 64, 20)
@@ -49,6 +52,8 @@ _METHODS = {
 }
 """By name: under the planner, and with trees in every step. Plain vLLM shows what is its own doing."""
 _LOG_LINES = 60
+_numbers = itertools.count()
+"""Of all requests, which have names of their own."""
 _TRIES = 3
 """As often as the `openai` package asks when the answer is status 500."""
 _CACHE_MISS = "Multi-modal cache miss for request"
@@ -148,19 +153,19 @@ def body(question: Question, tokens: int, **more: Any) -> dict[str, Any]:
     }
 
 
-async def ask(client: httpx.AsyncClient, question: Question, request: Request) -> Heard:
+async def ask(client: httpx.AsyncClient, question: Question, request: Request, name: str) -> Heard:
     """Send one request and listen; again after status 500, as the `openai` package does."""
     for retries in range(_TRIES):
-        heard = await _ask_once(client, question, request)
+        heard = await _ask_once(client, question, request, f"{name}-{next(_numbers)}")
         heard.retries = retries
         if not heard.error.startswith("status 500") or heard.tokens:
             break
     return heard
 
 
-async def _ask_once(client: httpx.AsyncClient, question: Question, request: Request) -> Heard:
+async def _ask_once(client: httpx.AsyncClient, question: Question, request: Request, name: str) -> Heard:
     more: dict[str, Any] = {} if request.seed is None else {"temperature": 1.0, "seed": request.seed}
-    content = body(question, request.tokens, stream=request.stream, **more)
+    content = body(question, request.tokens, stream=request.stream, request_id=name, **more)
     heard = Heard()
     try:
         if not request.stream:
@@ -198,11 +203,26 @@ def _hear(heard: Heard, piece: dict[str, Any]) -> None:
         heard.ends += choice.get("finish_reason") is not None
 
 
-async def crowd(url: str, pool: Sequence[Question], wave: Sequence[Request]) -> list[Heard]:
-    """All requests of a wave at once, each with a connection of its own."""
+async def crowd(url: str, pool: Sequence[Question], wave: Sequence[Request], name: str = NAMED) -> list[Heard]:
+    """All requests of a wave at once, each with a connection of its own; their names begin with `name`."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=url, timeout=1800, limits=limits) as client:
-        return await asyncio.gather(*(ask(client, pool[request.question], request) for request in wave))
+        return await asyncio.gather(*(ask(client, pool[request.question], request, name) for request in wave))
+
+
+async def watched(server: Server, pool: Sequence[Question], wave: Sequence[Request]) -> tuple[list[Heard], int]:
+    """As `crowd`, and in how many places the census meanwhile found names of its requests: it has to find some."""
+    asking = asyncio.create_task(crowd(server.url, pool, wave))
+    places = 0
+    while not asking.done():
+        await asyncio.sleep(1.0)
+        places = max(places, len(held([await asyncio.to_thread(server.census)])))
+    return await asking, places
+
+
+def held(counted: Sequence[dict[str, Any]]) -> list[str]:
+    """Where names of requests are held by these censuses."""
+    return [where for census in counted for process in census.values() for where in process["requests_held"]]
 
 
 async def plain_answers(url: str, pool: Sequence[Question]) -> list[PlainAnswer]:
@@ -236,14 +256,24 @@ def soak(
 ) -> Any:
     """All waves, judged; a row of the report."""
     asyncio.run(crowd(server.url, pool, [Request(i, 8, False, None, None) for i in range(4)]))
-    before, memory, started = settle(server), [server.memory_mib()], time.monotonic()
+    before, memory, counted, started = settle(server), [server.memory_mib()], [server.census()], time.monotonic()
+    places = 0
     for number, wave in enumerate(waves, 1):
-        for request, heard in zip(wave, asyncio.run(crowd(server.url, pool, wave)), strict=True):
+        if number == 2:  # the large one, which takes a while
+            answers, places = asyncio.run(watched(server, pool, wave))
+        else:
+            answers = asyncio.run(crowd(server.url, pool, wave))
+        for request, heard in zip(wave, answers, strict=True):
             judge.hear(request, heard)
         judge.unhealthy += not server.healthy()
         if number % a_round == 0:
+            # The latest batch that was drafted for may still be looked at, so others take its place.
+            asyncio.run(
+                crowd(server.url, pool, [Request(i % len(pool), 24, False, None, None) for i in range(16)], "last")
+            )
             settle(server)
             memory.append(server.memory_mib())
+            counted.append(server.census())
             print(f"  {judge.requests} requests, {time.monotonic() - started:.0f} s, {memory[-1]} MiB", flush=True)
     after = settle(server)
     grown = {name: int(value - before.get(name, 0.0)) for name, value in after.items()}
@@ -259,6 +289,9 @@ def soak(
         "running_at_the_end": int(after["vllm:num_requests_running"] + after["vllm:num_requests_waiting"]),
         "kv_cache_used_at_the_end": after["vllm:kv_cache_usage_perc"],
         "private_memory_mib": memory,
+        "private_memory_trimmed_mib": server.trimmed_mib(),
+        "held_while_running": places,
+        "census": counted,
         "seconds": round(time.monotonic() - started),
     }
 
@@ -274,27 +307,13 @@ def faults(row: dict[str, Any]) -> list[str]:
     # Caches fill and the allocator makes arenas, plain vLLM's too, ever more slowly; a leak would go on as it began.
     if len(memory) > 2 and memory[-1] - memory[-2] > max(0.04 * memory[-1], (memory[1] - memory[0]) / 2):
         found.append(f"private memory grew from {memory[-2]} to {memory[-1]} MiB in the last round")
+    if left := held(row["census"]):
+        found.append(f"requests that are over are held at {', '.join(left[:5])}")
+    if not row["held_while_running"]:
+        found.append("the census did not see the requests that ran")
     if not row["preemptions"]:
         found.append("nothing was preempted: the KV cache is too large for this test")
     return found
-
-
-def tiny() -> dict[str, str]:
-    """Folders of target, draft and head with random weights, made for the tests: quick, and near no tie."""
-    sys.path.insert(0, str(Path(__file__).parent.parent))
-    from tests.tiny.checkpoints import DRAFT, build
-    from tests.tiny.heads import build_head
-    from vllm_specvlm.compress.compressor import CompressorConfig
-
-    head = build_head("llava", CompressorConfig())
-    return {"target": str(build("llava")), "draft": str(build("llava", seed=7, size=DRAFT)), "head": str(head)}
-
-
-def reference() -> dict[str, str]:
-    """Folders of the reference models."""
-    from vllm_specvlm import zoo
-
-    return {name: zoo.resolve(f"specvlm/reference-{name}") for name in ("target", "draft", "head")}
 
 
 def speculative(method: str, models: dict[str, str]) -> dict[str, Any] | None:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from soak_census import PATH, private_mib
 
+_ROOT = Path(__file__).parent.parent
 NAME = "soaked"
 """What the model is called in requests."""
 _UNTIL_HEALTHY_S = 600
@@ -33,6 +35,12 @@ class Server:
         self.log = log
         command = [sys.executable, "-m", "vllm_specvlm.cli", "serve", model, "--host", "127.0.0.1", "--port", str(port)]
         command += ["--served-model-name", NAME, "--disable-uvicorn-access-log", *options]
+        command += [
+            "--middleware",
+            "benchmarks.soak_census.Counted",
+            "--worker-extension-cls",
+            "benchmarks.soak_census.Counting",
+        ]
         if speculative is not None:
             command += ["--speculative-config", json.dumps(speculative)]
         environment = {
@@ -40,10 +48,11 @@ class Server:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "HF_HUB_OFFLINE": "1",
         }
+        paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command,
-                env={**environment, **os.environ},
+                env={**environment, **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -82,11 +91,19 @@ class Server:
         total = 0
         for process in self._processes():
             try:
-                sizes = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+                total += private_mib(process)
             except OSError:  # ended meanwhile
                 continue
-            total += sum(int(line.split()[1]) for line in sizes if line.startswith("Private_"))
-        return total >> 10
+        return total
+
+    def census(self) -> dict[str, Any]:
+        """What its two large processes hold (`soak_census.census`), by their names `front_end` and `worker`."""
+        return dict(httpx.get(f"{self.url}{PATH}", timeout=300).raise_for_status().json())
+
+    def trimmed_mib(self) -> int:
+        """Private memory of the two after what their allocators only keep is given back."""
+        found: dict[str, int] = httpx.get(f"{self.url}{PATH}/trim", timeout=300).raise_for_status().json()
+        return sum(found.values())
 
     def _processes(self) -> list[int]:
         found = []

@@ -192,13 +192,34 @@ def test_a_pair_that_does_not_fit_is_status_1(
     monkeypatch: pytest.MonkeyPatch, models: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["--target", "specvlm/reference-target", "--draft", "specvlm/reference-draft"]
-    install(monkeypatch, engine, "compat_pair", check=lambda target, draft: [])
+    install(monkeypatch, engine, "compat_pair", check=lambda target, draft, token_map: [])
     assert doctor.main(line) == 0
     install(
-        monkeypatch, engine, "compat_pair", check=lambda target, draft: [f"{Path(draft).name} knows 7 words too few."]
+        monkeypatch,
+        engine,
+        "compat_pair",
+        check=lambda target, draft, token_map: [f"{Path(draft).name} knows 7 words too few."],
     )
     assert doctor.main(line) == 1
     assert "reference-draft knows 7 words too few." in capsys.readouterr().out
+
+
+@pytest.mark.slow  # imports vLLM
+@pytest.mark.usefixtures("healthy")
+def test_a_pair_with_another_vocabulary(capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.tiny.checkpoints import DRAFT, build
+
+    def said(tokenizer: str, *more: str) -> tuple[int, str]:
+        draft = build("llava", seed=7, size=DRAFT, tokenizer=tokenizer)
+        status = doctor.main(["--target", str(build("llava")), "--draft", str(draft), *more])
+        return status, capsys.readouterr().out
+
+    status, text = said("other", "--token-map")
+    assert status == 0 and "with 'token_map': true" in text
+    status, text = said("other")
+    assert status == 1 and "or set 'token_map': true." in text
+    status, text = said("usual", "--token-map")
+    assert status == 1 and "has the target's tokenizer; leave 'token_map' out." in text
 
 
 @pytest.mark.usefixtures("healthy")
@@ -207,3 +228,5 @@ def test_mistakes_of_the_caller(tmp_path: Path) -> None:
         doctor.main(["--target", str(tmp_path)])
     with pytest.raises(UserError, match=r"no config\.json"):
         doctor.main(["--target", str(tmp_path), "--draft", str(tmp_path)])
+    with pytest.raises(UserError, match="is about a pair"):
+        doctor.main(["--token-map"])

@@ -70,6 +70,8 @@ def test_weight_leaves_out_a_convolution_that_cannot_have_its_ratio() -> None:
         ({"kind": "resampler", "queries": -1}, "write 1 or more"),
         ({"kind": "resampler", "queries": 2.0}, "write a whole number"),
         ({"kind": "global", "queries": 1}, "write 2 or more"),
+        ({"kind": "adaptor", "heads": -1}, "'heads' of a compressor is -1; write 1 or more"),
+        ({"kind": "global", "heads": 4}, "kind 'global' has no 'heads'"),
         ({"kind": "select", "gate_hidden": -3}, "is -3; write 1 or more"),
         ({"kind": "pool", "branches": [PRUNE, PRUNE]}, "has no 'branches'"),
         ({"kind": "select", "branches": [PRUNE]}, "has 1 branch"),
@@ -97,4 +99,7 @@ def test_count_of_the_branches() -> None:
     assert count(CompressorConfig("concat"), 576) == 29 + 29 + 192 + 2
     assert count(CompressorConfig("concat"), 4) == 4
     assert count(CompressorConfig("text"), 576) == 0
-    assert [count(CompressorConfig("pool", ratio=10.0), visual) for visual in (144, 576)] == [15, 58]  # as serving has it
+    assert [count(CompressorConfig("pool", ratio=10.0), visual) for visual in (144, 576)] == [
+        15,
+        58,
+    ]  # as serving has it

@@ -143,6 +143,7 @@ def test_targets_are_told_apart() -> None:
 def test_bad_configurations() -> None:
     for wrong, said in (
         ({"fusion": "narrow"}, "must be 'linear' or 'wide'"),
+        ({"fusion": "wide", "compressor": CompressorConfig("adaptor")}, "whose vector is added behind a 'linear' one"),
         ({"num_key_value_heads": 3}, "not a multiple"),
         ({"vocabulary": 101}, "must be 1 to the target's 100"),
         ({"vocabulary": 0}, "vocabulary is 0; write a whole number from 1 to"),

@@ -44,6 +44,8 @@ def test_counts_arrive() -> None:
     for nodes, length in ((1, 1), (16, 5), (17, 18), (127, 128)):
         metrics.tree(nodes, length, picture=True, sampled=False)
     metrics.tree(3, 1, picture=False, sampled=True)
+    metrics.forbidden(3)
+    metrics.forbidden(4)
     metrics.spent({"draft": 2.5, "draft_model": 2.0, "verify": 0.25})
     assert [_value("specvlm_plans_total", {**ENGINE, "mode": mode}) for mode in ("plain", "trees", "probe")] == [
         1,
@@ -59,6 +61,7 @@ def test_counts_arrive() -> None:
     assert lengths == [1, 2, 3, 4]
     other = {**ENGINE, "modality": "text", "sampling": "sampled"}
     assert _value("specvlm_acceptance_length_sum", other) == 1
+    assert _value("specvlm_forbidden_nodes_total", ENGINE) == 7
     assert _value("specvlm_draft_seconds_total", ENGINE) == 2.5
     assert _value("specvlm_draft_pass_seconds_total", ENGINE) == 2.0
     assert _value("specvlm_verify_seconds_total", ENGINE) == 0.25

@@ -83,3 +83,19 @@ def test_overlapping_pictures_and_gaps_in_features() -> None:
     seen = context(pictures=(PICTURE, Span("sound", 4, 9)))
     missing = seen.missing(16, np.asarray([0, 2, 12, 15]), two_tokens)
     assert missing.tolist() == sorted(set(missing.tolist())) == [0, 2, 3, 4, 5, 12, 15]
+
+
+def test_a_head_that_reads_ahead_has_its_tokens_in_the_last_slots() -> None:
+    seen = FeatureContext((PICTURE,), np.zeros(64, dtype=bool), reads_ahead=True)
+    missing = seen.missing(16, np.arange(0, 16), two_tokens)
+    assert missing.tolist() == [0, 1, 2, 9, 10, 11, 12, 13, 14, 15]
+    assert seen.first_token(PICTURE) == 9
+    assert not seen.before_picture(np.asarray([1, 2, 11])).any()
+    assert context().before_picture(np.asarray([1, 2, 11])).tolist() == [False, True, False]
+
+
+def test_a_head_that_reads_ahead_leaves_the_slot_before_the_placeholders_alone() -> None:
+    """That may lie in a block that requests with other pictures share."""
+    seen = FeatureContext((PICTURE,), np.zeros(64, dtype=bool), reads_ahead=True)
+    whole = seen.missing(12, np.arange(0, 12), lambda span: Compressed.plain(torch.ones(8, 4), 8))
+    assert whole.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]

@@ -14,6 +14,7 @@ from tests.tree.random_tree import paths
 from tests.tree.toy_drafter import ToyDrafter
 from vllm_specvlm.draft.drafter import Drafter, Opening
 from vllm_specvlm.draft.lookup import LookupDrafter
+from vllm_specvlm.draft.lookup_node import LookupNode
 from vllm_specvlm.engine.mixed_drafter import MixedDrafter
 from vllm_specvlm.schedule.lookup_confidence import Habit, LookupConfidence, evidence
 from vllm_specvlm.tree.grow import Frontier, Grown, LevelProposal, TreeShape, grow_scored
@@ -68,8 +69,10 @@ class Gate:
         return [True] * len(scores)
 
 
-def mixed(toy: Toy, *texts: list[int]) -> MixedDrafter:
+def mixed(toy: Toy, *texts: list[int], traffic: float = 1.0) -> MixedDrafter:
+    """In traffic where lookup gained so much, in tokens per tree."""
     made = MixedDrafter(toy, LookupDrafter())
+    made.merit.traffic = traffic
     for index, text in enumerate(texts):
         made.begin(str(index), text)
     return made
@@ -129,7 +132,7 @@ def test_what_is_known_needs_no_forward_pass() -> None:
 def test_lookup_goes_on_where_the_drafter_led() -> None:
     text = [*range(100, 120), 7, 8]
     toy = Toy(0, knows=[103, 104, 0, 0, 0, 0, 0, 0])
-    tree = probabilities(grown(mixed(toy, text), deepest=1)[0])
+    tree = probabilities(grown(mixed(toy, text), deepest=3)[0])
     # The text does not continue after 7, 8; after the drafted 103, 104 it does.
     assert (103, 104, 105, 106) in tree
 
@@ -170,16 +173,86 @@ def test_a_drafter_without_numbers_is_survived() -> None:
     assert len(set(paths(made.tree))) == len(made.tree)
 
 
+def answered(drafter: Drafter, answer: Sequence[int], steps: int, prompt: list[int]) -> tuple[list[Grown], float]:
+    """The trees of a request that is answered so, again and again, and the tokens accepted of each on the mean."""
+    trees: list[Grown] = []
+    accepted = 0
+    at = len(answer)
+    for _ in range(steps):
+        if at >= len(answer):
+            drafter.finish("0")
+            drafter.begin("0", prompt)
+            at = 0
+        drafter.open(["0"])
+        made = grow_scored(drafter, SHAPE, [SHAPE.nodes], [0], gate=Gate(2))[0]
+        trees.append(made)
+        known = set(paths(made.tree))
+        path = tuple(answer[at : at + 1])
+        while path in known and at + len(path) < len(answer):
+            path = tuple(answer[at : at + len(path) + 1])
+        accepted += len(path) - 1
+        drafter.advance("0", path)
+        at += len(path)
+    return trees, accepted / steps
+
+
+@pytest.mark.parametrize("traffic", [0.0, 1.0], ids=["new", "after traffic that repeated itself"])
+def test_where_lookup_is_wrong_trees_are_soon_the_drafters_own(traffic: float) -> None:
+    """Its suggestion (4 after 1, 2, 3) never comes, and what it displaces does."""
+
+    class Alike(Toy):
+        def children(self, request: int, context: tuple[int, ...], top_k: int) -> list[tuple[int, float]]:
+            return [(7, math.log(0.5)), (8, math.log(0.3)), (9, math.log(0.1))][:top_k]
+
+    wrong = mixed(Alike(0), traffic=traffic)
+    merged, length = answered(wrong, [8, 7, 7, 9, 7], 200, TEXT)
+    own, without = answered(Alike(0), [8, 7, 7, 9, 7], 200, TEXT)
+    asked = [tree.tree != other.tree for tree, other in zip(merged, own, strict=True)]
+    assert any(asked) == (traffic > 0.0), "only traffic that repeated itself starts with lookup"
+    assert merged[-100:] == own[-100:]
+    assert length == pytest.approx(without, abs=0.2) and not wrong._merged
+
+
+def test_where_lookup_is_right_more_is_accepted() -> None:
+    """The answer is the prompt's text, of which the drafter knows nothing."""
+    prompt = [*range(100, 160), *range(100, 104)]
+    right = mixed(Toy(1), traffic=0.0)
+    _, length = answered(right, range(104, 156), 100, prompt)
+    _, without = answered(Toy(1), range(104, 156), 100, prompt)
+    assert without == 0.0
+    assert length > 3.0 and right.merit.traffic > 0.5
+
+
+def test_a_request_that_is_left_out_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = mixed(Toy(2), TEXT, TEXT, traffic=0.0)
+    drafter._requests["1"].merit.gain = 1.0
+    asked: list[str] = []
+    stock = drafter._lookup.root
+
+    def root(request_id: str) -> LookupNode:
+        asked.append(request_id)
+        return stock(request_id)
+
+    monkeypatch.setattr(drafter._lookup, "root", root)
+    found = grown(drafter, 2)
+    assert asked == ["1"]
+    alone = grow_scored(Toy(2), SHAPE, [24, 24], [0, 1])
+    assert (found[0].tree, found[0].log_probs) == (alone[0].tree, alone[0].log_probs)
+    assert found[1].tree != alone[1].tree
+
+
 def test_what_followed_is_learned_and_what_never_follows_is_dropped() -> None:
     toy = Toy(0, knows=[7] * 8)
     drafter = mixed(toy, TEXT)
     before = probabilities(grown(drafter)[0])[(4,)]
     text = list(TEXT)
     for _ in range(200):  # lookup always says 4 after 1, 2, 3, and the target never does
+        drafter._requests["0"].merit.gain = 1.0
         grown(drafter)
         drafter.advance("0", [7])
         drafter.finish("0")
         drafter.begin("0", text)
+    drafter._requests["0"].merit.gain = 1.0
     after = probabilities(grown(drafter)[0])
     assert after.get((4,), 0.0) < before / 2
     assert after[(7,)] > 0.7
@@ -189,10 +262,12 @@ def test_lookup_takes_nothing_from_what_the_drafter_believes() -> None:
     """However often it was wrong, a token that both suggest is as probable as the drafter says."""
     drafter = mixed(Toy(0, knows=[4, 5, 6, 7, 8, 9, 1, 2]), TEXT)
     for _ in range(200):
+        drafter._requests["0"].merit.gain = 1.0
         grown(drafter)
         drafter.advance("0", [7])
         drafter.finish("0")
         drafter.begin("0", TEXT)
+    drafter._requests["0"].merit.gain = 1.0
     tree = probabilities(grown(drafter)[0])
     assert drafter.confidence.probability(0.8, evidence(1.0, 3), 0.0) < 0.3
     assert tree[(4,)] == pytest.approx(0.8)
@@ -229,7 +304,7 @@ def test_a_request_that_is_over_leaves_nothing() -> None:
     grown(drafter)
     drafter.finish("0")
     drafter.finish("never began")
-    assert not drafter._said and not drafter._habits
+    assert not drafter._requests
     with pytest.raises(KeyError):
         drafter.advance("0", [1])
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from vllm.config import CompilationConfig, CUDAGraphMode
 
 from vllm_specvlm.engine.peers import PeerFailedError
-from vllm_specvlm.engine.rehearsal import rehearse
+from vllm_specvlm.engine.rehearsal import graph_sizes, rehearse
 
 
 class Meeting:
@@ -96,3 +97,12 @@ def test_one_that_fails_stops_both(last: int) -> None:
 def _reset(calls: list[int], run: Callable[[int], object]) -> Callable[[int], object]:
     calls.clear()
     return run
+
+
+def test_passes_are_padded_where_graphs_are_captured() -> None:
+    """vLLM's sizes, on a device that has graphs, unless they are off."""
+    captured = CompilationConfig(cudagraph_mode=CUDAGraphMode.PIECEWISE, cudagraph_capture_sizes=[1, 2, 4, 8])
+    off = CompilationConfig(cudagraph_mode=CUDAGraphMode.NONE, cudagraph_capture_sizes=[1, 2, 4, 8])
+    assert graph_sizes(captured, torch.device("cuda")) == (1, 2, 4, 8)
+    assert graph_sizes(captured, torch.device("cpu")) == ()
+    assert graph_sizes(off, torch.device("cuda")) == ()

@@ -69,7 +69,7 @@ def test_seeds() -> None:
     [
         ({}, "raw_logprobs", None),
         ({"temperature": 0.7, "top_p": 0.9, "logprobs": 3, "min_tokens": 4}, "raw_logprobs", None),
-        ({"thinking_token_budget": 10}, "raw_logprobs", "thinking_token_budget"),
+        ({"thinking_token_budget": 10}, "raw_logprobs", None),
         ({"logprob_token_ids": [3]}, "raw_logprobs", "logprob_token_ids"),
         ({"logprobs": 1}, "processed_logprobs", "logprobs with --logprobs-mode processed_logprobs"),
         ({"trace_decode_token_ids": [1, 2]}, "raw_logprobs", "trace_decode_token_ids"),

@@ -13,6 +13,7 @@ from vllm.v1.attention.backends import flash_attn
 from tests.exactness import gpu_stand_ins
 from vllm_specvlm import ops
 from vllm_specvlm.engine import attention_choice, attention_gpu
+from vllm_specvlm.engine.attention_call import AttentionCall
 from vllm_specvlm.engine.gathered_attention import GatheredAttention
 from vllm_specvlm.engine.prefix_attention import PrefixAttention
 from vllm_specvlm.engine.tree_attention import KernelAttention, TreeAttention
@@ -66,14 +67,14 @@ class _Wrong(GatheredAttention):
 
     name = "wrong"
 
-    def attend(self, step: Any, *arguments: Any) -> None:
+    def attend(self, call: AttentionCall) -> None:
         rows = []
-        for request in step.rows:
+        for request in call.step.rows:
             ancestors = request.ancestors.copy()
             if len(ancestors) > 2 and (request.dense_at >= 0).any():
                 ancestors[-1, 0] ^= np.uint64(1)
             rows.append(replace(request, ancestors=ancestors))
-        super().attend(replace(step, rows=tuple(rows)), *arguments)
+        super().attend(replace(call, step=replace(call.step, rows=tuple(rows))))
 
 
 def test_the_first_that_passes_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +125,7 @@ def test_values_that_are_no_numbers_stay_where_they_are() -> None:
         out = torch.zeros(3, 2, 64)
         dense = torch.zeros(2, 2, 64), torch.zeros(2, 2, 64)
         cache = torch.randn(2, 2, 16, 128)
-        way.attend(step, out, query, key, value, cache, torch.zeros(1, 1, dtype=torch.int32), *dense, 0.125)
+        table = torch.zeros(1, 1, dtype=torch.int32)
+        way.attend(AttentionCall(step, out, query, key, value, cache, table, *dense, 0.125))
         assert out[:2].isfinite().all()
         assert not out[2].isfinite().any()

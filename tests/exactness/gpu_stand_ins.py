@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -87,6 +88,7 @@ class Kernels:
         """`namespace` of `torch.ops`; None: the references."""
         self._namespace = namespace
         self.attended = self.committed = 0
+        self.decided: Counter[str] = Counter()
 
     def tree_attention(self, *arguments: Any) -> None:
         """As `ops.tree_attention`, on layout "rows"."""
@@ -111,3 +113,16 @@ class Kernels:
         patch.setattr(attention_choice, "kernel_trouble", lambda kind, device: None)
         patch.setattr(ops, "tree_attention", self.tree_attention)
         patch.setattr(ops, "commit_rows", self.commit_rows)
+        if self._namespace is not None:  # the CPU has its own
+            ops.load()
+            for name in ("walk_trees", "race", "grow_level"):
+                patch.setattr(torch.ops.vllm_specvlm, name, self._deciding(getattr(self._namespace, name), name))
+
+    def _deciding(self, operator: Any, name: str) -> Callable[..., Any]:
+        """Counted."""
+
+        def counted(*arguments: Any) -> Any:
+            self.decided[name] += 1
+            return operator(*arguments)
+
+        return counted

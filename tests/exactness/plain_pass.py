@@ -117,7 +117,9 @@ class Reference:
         images = [each for each in shown if not isinstance(each, np.ndarray)]
         videos = [each for each in shown if isinstance(each, np.ndarray)]
         if images:
-            inputs |= dict(self.processor.image_processor(images=images, return_tensors="pt"))
+            # Mistral 3's processor asks for patches that the projector has merged.
+            merged = {"patch_size": 28} if self.family == "mistral3" else {}
+            inputs |= dict(self.processor.image_processor(images=images, return_tensors="pt", **merged))
         if videos:
             inputs |= dict(
                 self.processor.video_processor(
@@ -127,16 +129,22 @@ class Reference:
                 )
             )
             inputs["second_per_grid_ts"] = torch.ones(len(videos))  # as vLLM has it, which hands over no times
+        if videos and self.family == "internvl":  # transformers takes frames for pictures, vLLM marks them by an id
+            frames = torch.cat(list(inputs.pop("pixel_values_videos")))
+            inputs["pixel_values"] = torch.cat([frames, *([inputs["pixel_values"]] if images else [])])
+            _, is_video = self._visual(inputs["input_ids"])
+            inputs["input_ids"] = inputs["input_ids"].masked_fill(is_video, self.model.config.image_token_id)
         if shown and "qwen" in self.family:
             is_image, is_video = self._visual(inputs["input_ids"])
             inputs["mm_token_type_ids"] = is_image.int() + 2 * is_video.int()
         if self.family != "qwen2_5_vl":
             inputs.pop("second_per_grid_ts", None)
+        inputs.pop("num_patches", None)  # of a picture each: the processor's business
 
         def listen(module: Any, arguments: Any, more: dict[str, Any]) -> None:
             self.embedded = more["inputs_embeds"][0]
 
-        hook = self.model.model.language_model.register_forward_pre_hook(listen, with_kwargs=True)
+        hook = self.model.get_decoder().register_forward_pre_hook(listen, with_kwargs=True)
         with torch.inference_mode():
             output = self.model.model(**inputs, output_hidden_states=True)
         hook.remove()
@@ -149,7 +157,9 @@ class Reference:
     def _visual(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """bool: which tokens stand for parts of pictures, and of videos."""
         config = self.model.config
-        return ids == config.image_token_id, ids == (getattr(config, "video_token_id", None) or -1)
+        moving = getattr(self.processor, "video_token", None)
+        of_videos = -1 if moving is None else self.processor.tokenizer.convert_tokens_to_ids(moving)
+        return ids == config.image_token_id, ids == of_videos
 
     def check_pictures(self, seen: Seen) -> None:
         """The compressed tokens are those of this text's pictures, in the latest `features`."""

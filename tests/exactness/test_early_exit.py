@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from vllm import LLM, EngineArgs, SamplingParams
+from vllm.multimodal.inputs import PlaceholderRange
 
 from tests.exactness.engines import SCENARIOS, Scenario, answers, engine, runner, tally, target_of, tokens
 from tests.exactness.plain_pass import Reference
@@ -72,6 +73,8 @@ class Said:
     text: tuple[int, ...]
     shown: tuple[str, ...]
     logits: torch.Tensor
+    places: tuple[PlaceholderRange, ...]
+    """Of what is shown."""
 
 
 def listen(drafter: TokenDrafter[Any], patch: pytest.MonkeyPatch) -> list[Said]:
@@ -102,8 +105,9 @@ def listen(drafter: TokenDrafter[Any], patch: pytest.MonkeyPatch) -> list[Said]:
             if int(frontier.depth[row]):
                 path.append(int(frontier.token[row]))
             text = tuple(batch.token_ids_cpu[tree.row, : tree.root + 1].tolist())
-            shown = tuple(feature.identifier for feature in drafter._runner.requests[request].mm_features)
-            said.append(Said((*text, *path), shown, scores.clone()))
+            features = drafter._runner.requests[request].mm_features
+            shown, places = (feature.identifier for feature in features), (feature.mm_position for feature in features)
+            said.append(Said((*text, *path), tuple(shown), scores.clone(), tuple(places)))
         return found
 
     patch.setattr(network, "logits", heard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +43,7 @@ class Emulated(Kernels):
 
 @pytest.mark.parametrize("drafter", ["oracle", "small draft"])
 def test_answers_are_those_of_plain_vllm(drafter: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At start the engine tries the kernels, as on a GPU; then they attend and commit, over the caches of a GPU."""
+    """At start the engine tries the kernels, as on a GPU; then they attend, decide and commit, over its caches."""
     batch = prompts("llava")
     target = build("llava", size=SIZE)
     plain = answers(engine(target, **SCENARIO.options), batch, SCENARIO.params())
@@ -60,11 +61,15 @@ def test_answers_are_those_of_plain_vllm(drafter: str, monkeypatch: pytest.Monke
             monkeypatch.setattr(runner(llm).drafter, "shape", TreeShape(nodes=12, depth=5, width=3, top_k=3))
             monkeypatch.setattr(runner(llm).drafter, "_known", {})
         before, attended, committed = tally(llm), kernels.attended, kernels.committed
+        decided = Counter(kernels.decided)
         assert tokens(answers(llm, batch, SCENARIO.params())) == tokens(plain)
     emulated.schedule(0)
     after = tally(llm)
     assert kernels.attended - attended > 20, "the emulated kernels were not used"
     assert kernels.committed - committed > 5
+    assert kernels.decided["walk_trees"] - decided["walk_trees"] > 5
+    if drafter == "small draft":
+        assert kernels.decided["grow_level"] - decided["grow_level"] > 20
     assert after["trees"] - before["trees"] > 10
     if drafter == "oracle":
         assert after["accepted"] - before["accepted"] > after["trees"] - before["trees"]

@@ -66,12 +66,17 @@ def test_identity(family: str, scenario: Scenario) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["none", "global", "select", *(slow(k) for k in ("pool", "prune", "conv", "resampler", "weight", "concat"))]
+    ("family", "kind"),
+    [
+        *(("llava", kind) for kind in ("none", "global", "select")),
+        *(slow("llava", kind) for kind in ("pool", "prune", "conv", "resampler", "weight", "concat")),
+        *(slow("qwen2_5_vl", kind) for kind in COMPRESSORS if kind != "select"),
+    ],
 )
-def test_identity_with_every_compressor(kind: str) -> None:
+def test_identity_with_every_compressor(family: str, kind: str) -> None:
     scenario = SCENARIOS[1]
-    llm = with_head("llava", COMPRESSORS[kind], scenario)
-    assert play(llm, scenario, "llava") == plain("llava", scenario)
+    llm = with_head(family, COMPRESSORS[kind], scenario)
+    assert play(llm, scenario, family) == plain(family, scenario)
     counted = tally(llm)
     assert counted["drafter_failures"] == 0 and counted["accepted"] > 20
     assert sum(counted["compressions"].values()) > 0

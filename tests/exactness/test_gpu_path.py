@@ -36,6 +36,8 @@ def speculative(drafter: str, family: str = "llava") -> dict[str, Any]:
         given["model"] = str(build(family, size=TARGET))
     elif drafter == "head":
         given["model"] = str(build_head(family, CompressorConfig()))
+    elif drafter == "head with a global vector":
+        given["model"] = str(build_head(family, CompressorConfig(kind="global")))
     elif drafter == "exit":
         given["model"] = str(build_exit(family))
     return given

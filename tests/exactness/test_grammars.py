@@ -142,6 +142,34 @@ def test_drafts_of_a_model(backend: str, kind: str) -> None:
         assert after["accepted"] - before["accepted"] > 20
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_a_grammar_forbids_is_never_verified(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every drafted node is either forbidden, and counted, or verified; what is verified are the grammar's letters."""
+    target = target_of("llava")
+    ours = engine(target, {"model": str(target), "num_speculative_tokens": 10}, **under(backend))
+    manager: TreeGrammars = ours.llm_engine.engine_core.engine_core.structured_output_manager
+    speculator, drafted, verified = runner(ours).drafter, [0], list[str]()
+    draft, observe = speculator.draft, speculator.observe_accepted
+
+    def drafts(*arguments: Any) -> dict[str, list[int]]:
+        codes = draft(*arguments)
+        drafted[0] += sum(map(len, codes.values()))
+        return codes
+
+    def observed(places: Any, accepted: Any) -> None:
+        verified.extend(ours.get_tokenizer().decode([token]) for place in places for token in place.tree.tokens)
+        observe(places, accepted)
+
+    monkeypatch.setattr(speculator, "draft", drafts)
+    monkeypatch.setattr(speculator, "observe_accepted", observed)
+    before = manager.forbidden
+    params = SamplingParams(temperature=0.0, max_tokens=40, structured_outputs=grammar("open regex", backend))
+    answers(ours, prompts("llava"), params)
+    forbidden = manager.forbidden - before
+    assert forbidden > 50 and len(verified) > 50 and forbidden + len(verified) == drafted[0]
+    assert set("".join(verified)) <= set("abcdefghijklmnopqrstuvwxyz ")
+
+
 def test_a_backend_of_another_make(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outlines keeps its own state, and forgets it in its own way."""
     options = under("outlines")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
-import torch
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
 from tests.exactness.engines import answers, count_preemptions, engine, preemptions, runner, tally, target_of, tokens
+from tests.exactness.held import holders, traced
 from tests.exactness.test_plans import with_random_plans
 from tests.tiny.checkpoints import build
 from tests.tiny.exits import build_exit
@@ -27,56 +27,12 @@ LONGEST = 60
 ROOM = {"num_gpu_blocks_override": 40, "max_num_seqs": 16, "max_num_batched_tokens": 256}
 """Forty blocks of 32 tokens for sixteen requests: many are preempted."""
 KINDS = ("vlm", "head", "exit", "lookup")
-OURS = ("vllm_specvlm", "tests")
-
-
-def traced(root: Any, mark: str, passed_over: Any) -> list[str]:
-    """Where below `root` a string that starts with `mark` is held: attributes, keys, elements, whatever the class.
-
-    Objects of other packages are not entered, except containers; nor is the one to be `passed_over`.
-    """
-    found: list[str] = []
-    seen = {id(passed_over)}
-    left = [("", root)]
-    while left:
-        path, value = left.pop()
-        if isinstance(value, str):
-            if value.startswith(mark):
-                found.append(path)
-            continue
-        if id(value) in seen or isinstance(value, torch.Tensor | type):
-            continue
-        seen.add(id(value))
-        left += [(f"{path}{step}", inner) for step, inner in _inside(value)]
-    return found
-
-
-def _inside(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, inner in list(value.items()):
-            yield "[key]", key
-            yield f"[{str(key)[:20]!r}]", inner
-    elif isinstance(value, list | tuple | set | frozenset) or type(value).__name__ in ("deque", "OrderedDict"):
-        for i, inner in enumerate(value):
-            yield f"[{i}]", inner
-    elif type(value).__module__.startswith(OURS):
-        names = {name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())}
-        for name in names | getattr(value, "__dict__", {}).keys():
-            if hasattr(value, name):
-                yield f".{name}", getattr(value, name)
-
-
-def holders(llm: LLM) -> dict[str, Any]:
-    """Everything of ours in the worker: the speculator, the sampler, and what the runner got from us."""
-    found = runner(llm)
-    own = ("tree_code", "tree_store", "tree_sampler", "_trees", "_verification", "_sampled", "_kept_rows")
-    return {"drafter": found.drafter, **{name: getattr(found, name) for name in own}}
 
 
 def kept(llm: LLM, mark: str) -> list[str]:
     """Paths at which ids of requests of this name are still held."""
     # The runner itself is vLLM's own, with the requests of the step in hand; those are looked at by themselves.
-    held = traced(holders(llm), mark, runner(llm))
+    held = traced(holders(runner(llm)), mark, runner(llm))
     return held + [f"runner.requests[{name}]" for name in runner(llm).requests if name.startswith(mark)]
 
 
@@ -186,7 +142,7 @@ def _check_bounds(drafter: Any) -> None:
     vision, features = getattr(drafter, "_vision", None), getattr(drafter, "_features", None)
     pictures, ring = getattr(drafter, "_pictures", None), getattr(drafter, "_ring", None)
     if isinstance(drafter, MixedDrafter):
-        assert not drafter._said and not drafter._habits
+        assert not drafter._requests
         _check_bounds(drafter._lookup)
     if vision is not None:
         assert vision._bytes == sum(tensor.nbytes for tensor in vision._cache.values()) <= 1 << 20

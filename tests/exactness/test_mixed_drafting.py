@@ -91,7 +91,8 @@ def test_sampled_texts_do_not_depend_on_it() -> None:
 
 
 def test_more_is_accepted_where_the_text_repeats_itself() -> None:
-    """The tiny targets' long answers run in circles, which lookup sees and a head of random weights does not."""
+    """The tiny targets' long answers run in circles, which lookup sees and a head of random weights does not; it has
+    to show that first."""
     scenario = Scenario("long", {"max_num_seqs": 7}, max_tokens=120)
     speculative = {"model": str(draft_of("head", "llava")), "num_speculative_tokens": 12}
     shares = []
@@ -101,15 +102,15 @@ def test_more_is_accepted_where_the_text_repeats_itself() -> None:
         assert play(llm, scenario, "llava") == plain("llava", scenario)
         after = tally(llm)
         shares.append((after["accepted"] - before["accepted"]) / (after["trees"] - before["trees"]))
-    assert shares[1] > 1.2 * shares[0]
+    assert shares[1] > 1.1 * shares[0]
 
 
-@pytest.mark.parametrize("call", ["continuations", "next_continuation", "begin", "open"])
+@pytest.mark.parametrize("call", ["root", "below", "begin"])
 def test_a_lookup_that_raises_switches_drafting_off_and_nothing_else(
     call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # num_speculative_tokens makes it an engine of this test's own, as it is broken afterwards
-    number = 3 + ["continuations", "next_continuation", "begin", "open"].index(call)
+    number = 3 + ["root", "below", "begin"].index(call)
     llm = mixing("vlm", "llava", SCENARIOS[0], num_speculative_tokens=number)
 
     def fault(*args: Any, **kwargs: Any) -> Any:

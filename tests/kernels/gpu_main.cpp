@@ -1,4 +1,5 @@
-// Runs the emulated GPU kernels over random calls and compares them with sums in double precision. For sanitizers and
+// Runs the emulated GPU kernels over random calls and compares them with sums in double precision, and decisions with
+// those of the functions that are shared with the CPU. For sanitizers and
 // for mutants: buffers are exactly as large as what they hold, and what was never written is NaN.
 // Arguments: rounds, seed of the schedule (0: threads in order), and dtypes ("float bfloat16 half").
 // Prints "ok", or what is wrong, and then returns 1.
@@ -12,6 +13,12 @@
 #include <vector>
 
 #include "../../csrc/abi/gpu.h"
+// What the device shares with the CPU, under a name of its own: a mistake made there must not reach this side.
+#define specvlm specvlm_as_it_is
+#include "../../csrc/common/growth.h"
+#include "../../csrc/common/noise.h"
+#include "../../csrc/common/walk.h"
+#undef specvlm
 
 extern "C" void specvlm_simt_seed(uint64_t seed);
 // Stacks of fibers hide what is held.
@@ -237,6 +244,124 @@ bool commit() {
          std::memcmp(wanted.at(0, 0), cache.at(0, 0), layers * slots * heads * 2 * D * 2) == 0;
 }
 
+struct Alone {  // a team of one
+  int index() const { return 0; }
+  int size() const { return 1; }
+  void sync() const {}
+};
+
+template <class T>
+bool same(const Buffer<T>& one, const Buffer<T>& other, int64_t count) {
+  return std::memcmp(one.get(), other.get(), static_cast<size_t>(count) * sizeof(T)) == 0;
+}
+
+// Trees of random proposals, grown level by level and described, against the same functions called one after the other.
+bool growth() {
+  const int32_t requests = 3, capacity = 40, width = 6, top_k = 5;
+  const int64_t nodes = requests * capacity, rows = requests * width, children = rows * top_k;
+  struct Trees {
+    Buffer<int32_t> counts{3}, parents{120}, origins{120}, frontier{18}, parent_rows{18}, depths{120};
+    Buffer<int64_t> tokens{120}, codes{120}, ancestors{240};
+    Buffer<double> scores{120};
+  } device, host;
+  const Buffer<int32_t> budgets(std::vector<int32_t>{40, 0, 7});
+  for (Trees* trees : {&device, &host})
+    for (int64_t i = 0; i < nodes; i++) {
+      if (i < requests) trees->counts[i] = 0;
+      if (i < rows) trees->frontier[i] = i % width ? -2 : -1, trees->parent_rows[i] = -1;
+      // Behind a tree nothing is read; it is compared.
+      trees->parents[i] = trees->origins[i] = 0, trees->tokens[i] = 0, trees->scores[i] = 0;
+    }
+  const auto arguments = [&](Trees& trees, const Buffer<int64_t>& proposed, const Buffer<float>& laws, int32_t level) {
+    return specvlm_growth{requests,           capacity,           width,
+                          top_k,              level,              budgets.get(),
+                          proposed.get(),     laws.get(),         trees.counts.get(),
+                          trees.tokens.get(), trees.parents.get(), trees.scores.get(),
+                          trees.origins.get(), trees.frontier.get(), trees.parent_rows.get()};
+  };
+  for (int32_t level = 0; level < 5; level++) {
+    const Buffer<int64_t> proposed(children);
+    const Buffer<float> laws(children);
+    for (int64_t i = 0; i < children; i++) {
+      proposed[i] = pick(0, 30);
+      laws[i] = (i % top_k ? laws[i - 1] : 0.0f) - static_cast<float>(pick(0, 9)) / 4;  // many are equal
+    }
+    const specvlm_growth p = arguments(device, proposed, laws, level), q = arguments(host, proposed, laws, level);
+    if (specvlm_gpu_grow_level(&p, nullptr)) return false;
+    const Buffer<char> memory(specvlm_as_it_is::Candidates::bytes(q));
+    for (int32_t r = 0; r < requests; r++) specvlm_as_it_is::grow_level(q, r, memory.get(), Alone());
+    if (!same(device.counts, host.counts, requests) || !same(device.tokens, host.tokens, nodes) ||
+        !same(device.parents, host.parents, nodes) || !same(device.scores, host.scores, nodes) ||
+        !same(device.origins, host.origins, nodes) || !same(device.frontier, host.frontier, rows) ||
+        !same(device.parent_rows, host.parent_rows, rows))
+      return false;
+  }
+  const auto tables = [&](Trees& trees) {
+    return specvlm_tree_tables{requests, capacity, 5, trees.counts.get(), trees.tokens.get(), trees.parents.get(),
+                               trees.codes.get(), trees.ancestors.get(), trees.depths.get()};
+  };
+  const specvlm_tree_tables p = tables(device), q = tables(host);
+  if (specvlm_gpu_describe_trees(&p, nullptr)) return false;
+  for (int32_t r = 0; r < requests; r++)
+    for (int32_t i = 0; i < capacity; i++) specvlm_as_it_is::describe_node(q, r, i);
+  return host.counts[0] == 40 && same(device.codes, host.codes, nodes) && same(device.depths, host.depths, nodes) &&
+         same(device.ancestors, host.ancestors, 2 * nodes);
+}
+
+// Walks of random trees of few tokens, and races, likewise.
+bool acceptance() {
+  const int32_t trees = 150, most = 12, groups = 2, vocabulary = 2500, races = 4;  // more trees than a block has threads
+  std::vector<int32_t> first_nodes = {0}, first_rows, parents;
+  std::vector<int64_t> tokens, row_tokens;
+  for (int32_t t = 0; t < trees; t++) {
+    const int64_t count = pick(0, 20);
+    first_rows.push_back(static_cast<int32_t>(row_tokens.size()));
+    for (int64_t i = 0; i < count; i++) {
+      parents.push_back(static_cast<int32_t>(pick(-1, i)));
+      tokens.push_back(pick(-1, 3));
+    }
+    for (int64_t i = 0; i <= count; i++) row_tokens.push_back(pick(-1, 3));
+    first_nodes.push_back(static_cast<int32_t>(parents.size()));
+  }
+  const int64_t nodes = static_cast<int64_t>(parents.size());
+  std::vector<int64_t> linear(groups * nodes);
+  for (size_t i = 0; i < linear.size(); i++) linear[i] = static_cast<int64_t>(7 * i);
+  const Buffer<int32_t> p_parents(parents), p_first_nodes(first_nodes), p_first_rows(first_rows);
+  const Buffer<int64_t> p_tokens(tokens), p_row_tokens(row_tokens), p_linear(linear);
+  struct Walks {
+    Buffer<int64_t> emitted, slots;
+    Buffer<int32_t> path, counts;
+    explicit Walks(int64_t n) : emitted(150 * 13), slots(2 * n), path(150 * 12), counts(150) {}
+  } device(nodes), host(nodes);
+  const auto walk = [&](Walks& walks) {
+    return specvlm_walk{trees, static_cast<int32_t>(nodes), groups, most, p_tokens.get(), p_parents.get(),
+                        p_first_nodes.get(), p_row_tokens.get(), p_first_rows.get(), p_linear.get(),
+                        walks.emitted.get(), walks.path.get(), walks.counts.get(), walks.slots.get()};
+  };
+  const specvlm_walk p = walk(device), q = walk(host);
+  if (specvlm_gpu_walk_trees(&p, nullptr)) return false;
+  for (int32_t t = 0; t < trees; t++) specvlm_as_it_is::walk_tree(q, t);
+  if (!same(device.emitted, host.emitted, trees * (most + 1)) || !same(device.path, host.path, trees * most) ||
+      !same(device.counts, host.counts, trees) || !same(device.slots, host.slots, groups * nodes))
+    return false;
+  const Buffer<float> probs(races * vocabulary);
+  const Buffer<int64_t> keys(races), winners(races);
+  for (int64_t i = 0; i < races * vocabulary; i++) probs[i] = static_cast<float>(pick(0, 1000));
+  for (int64_t i = 0; i < races; i++) keys[i] = static_cast<int64_t>(rng()) << 31 ^ rng();
+  const specvlm_race race = {races, vocabulary, probs.get(), vocabulary, keys.get(), winners.get()};
+  if (specvlm_gpu_race(&race, nullptr)) return false;
+  for (int64_t row = 0; row < races; row++) {
+    float speed = 0;
+    int32_t token = -1;
+    for (int32_t t = 0; t < vocabulary; t++) {
+      const float mine = specvlm_as_it_is::race_speed(probs[row * vocabulary + t], keys[row], t);
+      if (mine > speed) speed = mine, token = t;
+    }
+    if (winners[row] != token) return false;
+  }
+  return true;
+}
+
 // Every PTX wrapper once: small integers, so that sums are exact.
 bool wrappers(int dtype) {
   const Number number = {dtype, 0};
@@ -301,6 +426,8 @@ int main(int count, char** arguments) {
           return std::printf("%s %d: wrong by %g\n", kind.name, static_cast<int>(D), worst), 1;
       }
     if (!wrappers(SPECVLM_BFLOAT16) || !wrappers(SPECVLM_HALF)) return std::printf("try_wrappers: wrong\n"), 1;
+    if (!growth()) return std::printf("grow_level: wrong\n"), 1;
+    if (!acceptance()) return std::printf("acceptance: wrong\n"), 1;
     if (!commit()) return std::printf("commit_rows: wrong\n"), 1;
   }
   std::puts("ok");

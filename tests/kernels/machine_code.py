@@ -1,8 +1,8 @@
 """What nvcc makes of the GPU kernels: registers, memory and machine instructions, without a GPU.
 
-`python -m tests.kernels.machine_code > tests/kernels/machine_code.csv` writes the table that the tests hold the code to
-and that benchmarks/roofline.py computes with. Needs nvcc and cuobjdump (package nvidia-cuda-cuobjdump with
-nvidia-cuda-nvdisasm, or a CUDA toolkit).
+`python -m tests.kernels.machine_code` writes the tables that the tests hold the code to: machine_code.csv, which
+benchmarks/roofline.py computes with as well, and wrapper_code.csv. Needs nvcc and cuobjdump (package
+nvidia-cuda-cuobjdump with nvidia-cuda-nvdisasm, or a CUDA toolkit).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -20,12 +19,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 CSRC = Path(__file__).parents[2] / "csrc"
 TABLE = Path(__file__).with_suffix(".csv")
+WRAPPER_TABLE = Path(__file__).with_name("wrapper_code.csv")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
-SOURCES = ("launch", "attention_float", "attention_half", "attention_bfloat16")
+SOURCES = ("launch", "attention_float", "attention_half", "attention_bfloat16", "wrappers")
+PTX = ("HMMA", "LDSM", "LDGSTS", "LDGDEPBAR", "DEPBAR", "MUFU")
+"""What the wrappers of ptx.cuh become."""
 NVCC = shutil.which("nvcc")
+ARow = TypeVar("ARow", "Code", "Instruction")
 RELEASE = "13.0"  # of the nvcc that made the table; other releases make other code
 
 
@@ -66,6 +70,23 @@ class Code:
     local: int
 
 
+@dataclass(frozen=True)
+class Instruction:
+    """What wrappers of ptx.cuh become in `try_wrappers`, which calls each of them.
+
+    Attributes:
+        kernel: `try_wrappers` and its template argument.
+        architecture: such as sm_90.
+        instruction: the machine instruction with all its modifiers, one of `PTX`; "!PT" is a copy of zeros.
+        count: how often it stands there.
+    """
+
+    kernel: str
+    architecture: str
+    instruction: str
+    count: int
+
+
 def nvcc_release() -> str:
     """Such as "13.0"; empty without nvcc."""
     if NVCC is None:
@@ -103,43 +124,82 @@ def compile_all(folder: Path, architectures: tuple[str, ...] = ARCHITECTURES) ->
 
 def read(path: Path, architecture: str) -> list[Code]:
     """What an object file holds."""
+    usage = {
+        m[1]: {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", m[2])}
+        for m in re.finditer(r"Function (\S+):\s*\n\s*(REG:.*)", _dump(path, "-res-usage"))
+    }
+    return [_code(name, architecture, usage[name], listing) for name, listing in _listings(path).items()]
+
+
+def read_wrappers(path: Path, architecture: str) -> list[Instruction]:
+    """What an object file of wrappers.cu holds of them."""
+    found = []
+    for name, listing in _listings(path).items():
+        counted = sorted(Counter(_modified(text) for _, text in listing if _operation(text) in PTX).items())
+        found += [Instruction(_readable(name), architecture, text, count) for text, count in counted]
+    return found
+
+
+def _modified(text: str) -> str:
+    """The instruction without its registers; how many groups a wait leaves, and that a copy is of zeros, are said."""
+    said = re.sub(r"^@!?U?P\w+ +", "", text).strip()
+    if said.startswith("DEPBAR"):
+        return said
+    return said.split()[0] + (" !PT" if said.endswith("!PT") else "")
+
+
+def _dump(path: Path, option: str) -> str:
     tool = cuobjdump()
     assert tool is not None
     # It calls nvdisasm, which lies beside it.
     environment = os.environ | {"PATH": f"{tool.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    command = [str(tool), option, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
-    def dump(option: str) -> str:
-        command = [str(tool), option, str(path)]
-        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
-    usage = {
-        m[1]: {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", m[2])}
-        for m in re.finditer(r"Function (\S+):\s*\n\s*(REG:.*)", dump("-res-usage"))
-    }
+def _listings(path: Path) -> dict[str, list[tuple[int, str]]]:
+    """Addresses and instructions by kernel."""
     listings: dict[str, list[tuple[int, str]]] = {}
     current: list[tuple[int, str]] = []
-    for line in dump("-sass").splitlines():
+    for line in _dump(path, "-sass").splitlines():
         if found := re.search(r"Function : (\S+)", line):
             current = listings.setdefault(found[1], [])
         elif found := re.match(r"\s+/\*([0-9a-f]{4,5})\*/\s+(.*?);", line):
             current.append((int(found[1], 16), found[2]))
-    return [_code(name, architecture, usage[name], listing) for name, listing in listings.items()]
+    return listings
 
 
 def table() -> list[Code]:
-    """The checked-in table."""
-    with TABLE.open(newline="") as file:
+    """The checked-in table of kernels."""
+    return _load(TABLE, Code)
+
+
+def wrapper_table() -> list[Instruction]:
+    """The checked-in table of what the wrappers become."""
+    return _load(WRAPPER_TABLE, Instruction)
+
+
+def _load(path: Path, kind: type[ARow]) -> list[ARow]:
+    with path.open(newline="") as file:
         return [
-            Code(**{f.name: row[f.name] if f.type == "str" else int(row[f.name]) for f in fields(Code)})
+            kind(**{f.name: row[f.name] if f.type == "str" else int(row[f.name]) for f in fields(kind)})
             for row in csv.DictReader(file)
         ]
+
+
+def _save(path: Path, rows: Sequence[Code] | Sequence[Instruction]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(rows[0])], lineterminator="\n")
+        writer.writeheader()
+        for row in sorted(rows, key=lambda row: (row.kernel, ARCHITECTURES.index(row.architecture))):
+            writer.writerow(asdict(row))
 
 
 def _code(name: str, architecture: str, usage: dict[str, int], listing: list[tuple[int, str]]) -> Code:
     count = Counter(_operation(text) for _, text in listing)
     readable = _readable(name)
     step = around = 0
-    if count["HMMA"]:
+    if readable.startswith("attend_mma"):
         copies, loop = copies_of_step(readable), _loop(listing)
         step = _fewest(loop, {"HMMA": count["HMMA"], "LDGSTS": copies}, at_exit=False)
         # A row pair's results leave in pieces of two channels.
@@ -227,23 +287,22 @@ def _operation(text: str) -> str:
 
 def _readable(name: str) -> str:
     """_ZN7specvlm10attend_mmaI13__nv_bfloat16Li128EEEv... -> attend_mma bfloat16 128."""
-    found = re.match(r"_ZN7specvlm\d+([a-z_]+?)(?:I(?:\d+__(?:nv_)?([a-z0-9]+?)|(f))?(?:Li(\d+)E)?E)?E", name)
+    rest = name.removeprefix("_ZN7specvlm")
+    if unnamed := re.match(r"(\d+)_GLOBAL__N_", rest):  # a namespace without a name has a long one of nvcc's
+        rest = rest[len(unnamed[1]) + int(unnamed[1]) :]
+    found = re.match(r"\d+([a-z_]+?)(?:I(?:\d+__(?:nv_)?([a-z0-9]+?)|(f))?(?:Li(\d+)E)?E)?E", rest)
     assert found is not None, name
     return " ".join(part for part in (found[1], found[2] or (found[3] and "float"), found[4]) if part)
 
 
 def main() -> None:
-    """Compiles everything and prints the table."""
+    """Compiles everything and writes the tables."""
     if nvcc_release() != RELEASE or cuobjdump() is None:
         raise SystemExit(f"The table is made with nvcc {RELEASE} and cuobjdump; install both.")
     with tempfile.TemporaryDirectory() as folder:
-        rows = [
-            code for arch, files in compile_all(Path(folder)).items() for file in files for code in read(file, arch)
-        ]
-    writer = csv.DictWriter(sys.stdout, [f.name for f in fields(Code)], lineterminator="\n")
-    writer.writeheader()
-    for code in sorted(rows, key=lambda c: (c.kernel, ARCHITECTURES.index(c.architecture))):
-        writer.writerow(asdict(code))
+        made = compile_all(Path(folder))
+        _save(TABLE, [code for arch, files in made.items() for file in files for code in read(file, arch)])
+        _save(WRAPPER_TABLE, [each for arch, files in made.items() for each in read_wrappers(files[-1], arch)])
 
 
 if __name__ == "__main__":

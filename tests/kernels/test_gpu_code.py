@@ -20,6 +20,7 @@ MOST_REGISTERS = {
     "run_races": 48,
     "grow_trees": 64,
     "describe_trees": 48,
+    "try_wrappers": 64,
 }
 
 
@@ -34,6 +35,9 @@ def test_nothing_in_the_table_uses_local_memory() -> None:
 def test_instructions_are_those_of_the_algorithm(code: Code) -> None:
     """A step of n keys and d channels has n d / 128 products for the logits and as many for the output, two a load."""
     name, *arguments = code.kernel.split()
+    if name == "try_wrappers":  # two halves of a product, a load plain and one transposed, three copies
+        assert (code.products, code.fragments, code.copies, code.step, code.barriers) == (2, 2, 3, 0, 0)
+        return
     if name != "attend_mma":
         assert code.products == code.fragments == code.copies == code.step == 0
         return
@@ -46,6 +50,28 @@ def test_instructions_are_those_of_the_algorithm(code: Code) -> None:
     assert code.barriers == 5
 
 
+@pytest.mark.parametrize("architecture", machine_code.ARCHITECTURES)
+@pytest.mark.parametrize(("dtype", "product"), [("half", "HMMA.16816.F32"), ("bfloat16", "HMMA.16816.F32.BF16")])
+def test_each_wrapper_becomes_its_instruction(architecture: str, dtype: str, product: str) -> None:
+    """Shapes, types, transposition, width and zeros of copies, groups a wait leaves: a wrong string changes one."""
+    found = {
+        each.instruction: each.count
+        for each in machine_code.wrapper_table()
+        if (each.kernel, each.architecture) == (f"try_wrappers {dtype}", architecture)
+    }
+    assert found == {
+        product: 2,
+        "LDSM.16.M88.4": 1,
+        "LDSM.16.MT88.4": 1,
+        "LDGSTS.E.BYPASS.128": 2,
+        "LDGSTS.E.BYPASS.128 !PT": 1,
+        "LDGDEPBAR": 2,
+        "DEPBAR.LE SB0, 0x1": 1,
+        "DEPBAR.LE SB0, 0x0": 1,
+        "MUFU.EX2": 1,
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(machine_code.NVCC is None, reason="nvcc is not installed")
 @pytest.mark.skipif(machine_code.cuobjdump() is None, reason="cuobjdump (nvidia-cuda-cuobjdump) is not installed")
@@ -54,10 +80,8 @@ def test_instructions_are_those_of_the_algorithm(code: Code) -> None:
     reason=f"the table is of nvcc {machine_code.RELEASE}, other releases make other code",
 )
 def test_the_table_is_what_nvcc_makes(tmp_path: Path) -> None:
-    made = [
-        code
-        for arch, files in machine_code.compile_all(tmp_path).items()
-        for f in files
-        for code in machine_code.read(f, arch)
-    ]
+    files = machine_code.compile_all(tmp_path)
+    made = [code for arch, of_arch in files.items() for f in of_arch for code in machine_code.read(f, arch)]
     assert {(code.kernel, code.architecture): code for code in made} == TABLE
+    wrappers = [each for arch, of_arch in files.items() for each in machine_code.read_wrappers(of_arch[-1], arch)]
+    assert set(wrappers) == set(machine_code.wrapper_table())

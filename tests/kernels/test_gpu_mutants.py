@@ -37,6 +37,7 @@ class Mutant:
 
 
 BARRIER = "__syncthreads();"
+GROWTH, WALK, RACE = "../common/growth.h", "../common/walk.h", "acceptance.cuh"
 MMA, CORES, TABLES = "attention_mma.cuh", "attention_cores.cuh", "tables.cuh"
 # What only ThreadSanitizer sees gives right results under every schedule tried.
 MUTANTS = [
@@ -99,6 +100,55 @@ MUTANTS = [
         "(blocks_[column_] + 1) * block_stride_",
         ADDRESSES,
         "heap-buffer-overflow",
+    ),
+    Mutant(
+        "growth: candidates are compared before all are there",
+        GROWTH,
+        "  team.sync();\n  for (int i = team.index(); i < all; i += team.size()) {\n    if (c.scores[i] == -INFINITY)",
+        "  for (int i = team.index(); i < all; i += team.size()) {\n    if (c.scores[i] == -INFINITY)",
+        THREADS,
+        "data race",
+    ),
+    Mutant(
+        "growth: nodes are moved before all are ranked",
+        GROWTH,
+        "  team.sync();\n  for (int i = team.index(); i < all; i += team.size()) {\n    if (c.ranks[i] < 0)",
+        "  for (int i = team.index(); i < all; i += team.size()) {\n    if (c.ranks[i] < 0)",
+        words="grow_level",
+    ),
+    Mutant(
+        "growth: the frontier is chosen before all nodes lie there",
+        GROWTH,
+        "  team.sync();\n  if (team.index() != 0)",
+        "  if (team.index() != 0)",
+        words="grow_level",
+    ),
+    Mutant("growth: shared memory too small", GROWTH, "count(p)) * 32", "count(p)) * 28", ADDRESSES, "heap-buffer"),
+    Mutant(
+        "growth: equal candidates change places", GROWTH, "c.origins[j] < c", "c.origins[j] > c", words="grow_level"
+    ),
+    Mutant(
+        "growth: a mask without the node itself",
+        GROWTH,
+        "exists ? i : -1; node",
+        "exists ? p.parents[at] : -1; node",
+        words="grow_level",
+    ),
+    Mutant("walks: placeholders are accepted", WALK, " || wanted < 0", "", words="acceptance"),
+    Mutant(
+        "walks: slots of the nodes, not of the rows",
+        WALK,
+        "linear_slots[begin + i]",
+        "linear_slots[begin + path[i]]",
+        words="acceptance",
+    ),
+    Mutant("races: half a warp is not asked", RACE, "int by = 16", "int by = 8", words="acceptance"),
+    Mutant(
+        "races: warps are compared before all have ended",
+        RACE,
+        "const bool broken = __syncthreads_or(!law);",
+        "const bool broken = !law;",
+        words="acceptance",
     ),
     Mutant(
         "wrappers: a copy is not waited for", "wrappers.cu", "  wait_copies<1>();\n", "", PLAIN, "try_wrappers: wrong"
@@ -184,6 +234,9 @@ def test_mutants(workshop: Workshop, tmp_path: Path, mutant: Mutant) -> None:
         "merge.cuh": ["launch"],
         "rows.cuh": ["launch"],
         "wrappers.cu": ["wrappers"],
+        GROWTH: ["launch"],
+        WALK: ["launch"],
+        RACE: ["launch"],
     }
     kernels = changed.get(mutant.file, ["launch", "attention_float", "attention_bfloat16"])
     objects = tmp_path / "objects"

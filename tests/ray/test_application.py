@@ -55,3 +55,8 @@ def test_the_front_is_ours() -> None:
 def test_an_unknown_argument_is_refused() -> None:
     with pytest.raises(ValidationError, match="speculative"):
         Arguments(model="folder", speculative=DRAFT)  # type: ignore[call-arg]
+
+
+def test_a_model_that_does_not_come_with_the_plugin() -> None:
+    with pytest.raises(ValidationError, match=r"There is no model specvlm/reference-taget: the models are .*-target"):
+        application({"model": "specvlm/reference-taget"})

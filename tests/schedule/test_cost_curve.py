@@ -79,7 +79,7 @@ def test_saving_keeps_the_curve() -> None:
 
 @pytest.mark.parametrize("wrong", [{}, {0: 1.0}, {1: 0.0}, {1: -1.0}])
 def test_a_prior_needs_positive_numbers(wrong: dict[int, float]) -> None:
-    with pytest.raises(ValueError, match="positive seconds for positive rows"):
+    with pytest.raises(ValueError, match="needs seconds between 1e-09 and 1e\\+06 for positive rows"):
         CostCurve(wrong)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from vllm_specvlm.schedule import trace
+from vllm_specvlm.schedule.plan import Candidate, Mode
+from vllm_specvlm.schedule.planner import Planner
 from vllm_specvlm.schedule.profile import Profile
 from vllm_specvlm.schedule.simulator import simulate
 from vllm_specvlm.tree.tree_shape import TreeShape
@@ -44,3 +46,27 @@ def test_the_planner_of_today_is_no_worse_on_it_than_the_fixed_policies() -> Non
     for concurrency in (1, 4, 16):
         fixed = max(predicted(policy, concurrency) for policy in ("plain", "chain-5", "tree-8"))
         assert predicted("planned", concurrency) > 0.97 * fixed
+
+
+@pytest.mark.parametrize("requests", [1, 4, 16, 64])
+def test_a_useless_draft_costs_less_than_three_percent_while_it_is_found_out(requests: int) -> None:
+    """On the costs measured there: from the first step on, requests caught up but for their prompts of 60 tokens."""
+    profile = Profile.load(EXAMPLE.with_suffix(".profile.json"))
+    planner, costs = Planner(profile.costs), profile.costs
+    planner.overhead = profile.overhead
+    plain = costs.plain.at(requests)
+    spent, backlogs = 0.0, [60] * requests
+    for _ in range(200):
+        plan = planner.plan(requests, [Candidate(backlog, 100.0) for backlog in backlogs])
+        took = plain
+        backlogs = [backlog + 1 for backlog in backlogs]
+        if plan.mode is not Mode.PLAIN:
+            nodes = sum(planner.cut([([-9.0] * 4, [1, 2, 3, 4])] * len(plan.chosen), [True] * len(plan.chosen)))
+            read = sum(backlogs[i] for i in plan.chosen)
+            drafted = costs.feed.at(read) + 3 * costs.draft.at(len(plan.chosen)) + planner.overhead
+            took = drafted + costs.tree.at(requests + nodes)
+            for i in plan.chosen:
+                backlogs[i] = 0
+        planner.achieved(requests, requests, took)
+        spent += took
+    assert 200 * plain / spent > 0.97

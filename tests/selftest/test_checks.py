@@ -9,6 +9,7 @@ import torch
 
 from tests.kernels import emulated
 from vllm_specvlm import ops
+from vllm_specvlm.engine.attention_call import AttentionCall
 from vllm_specvlm.engine.gathered_attention import GatheredAttention
 from vllm_specvlm.engine.trial import LayerKind
 from vllm_specvlm.ops.wrappers import Wrapped
@@ -62,9 +63,9 @@ def test_kernels_of_the_cpu() -> None:
 class _Shifted(GatheredAttention):
     """Takes other values than it should."""
 
-    def attend(self, step: Any, out: torch.Tensor, query: torch.Tensor, *others: Any) -> None:
-        super().attend(step, out, query, *others)
-        out += 0.02
+    def attend(self, call: AttentionCall) -> None:
+        super().attend(call)
+        call.out.add_(0.02)
 
 
 def test_wrong_attention_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +94,7 @@ def test_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
         return race(probs, keys) + (len(calls) == 2)
 
     monkeypatch.setattr(ops, "race", second_differs)
-    assert failed([decisions._races(CPU)]) == ["races on cpu"]
+    assert failed(decisions.races(CPU)) == ["races on cpu"]
     describe = ops.GrowingTrees.describe
     monkeypatch.setattr(ops.GrowingTrees, "describe", lambda self, bits: describe(self, bits + len(calls)))
     grow = ops.GrowingTrees.grow
@@ -102,7 +103,7 @@ def test_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
         "grow",
         lambda self, tokens, *rest: (calls.append(1), grow(self, tokens + len(calls) % 2, *rest)),
     )
-    assert failed([decisions._growth(CPU)]) == ["growth on cpu"]
+    assert failed(decisions.growth(CPU)) == ["growth on cpu"]
 
 
 def test_a_check_that_raises_has_failed() -> None:
@@ -119,18 +120,7 @@ def test_competitors_get_the_same_problem() -> None:
     case = Case("tiny", query_heads=4, heads=2, batch=2, context=37, nodes=11, head_size=64)
     problem = Problem(case, CPU)
     out = torch.empty_like(problem.query)
-    GatheredAttention().attend(
-        problem.step,
-        out,
-        problem.query,
-        problem.key,
-        problem.value,
-        problem.cache,
-        problem.table,
-        problem.dense_key,
-        problem.dense_value,
-        problem.scale,
-    )
+    GatheredAttention().attend(problem.call(out))
     keys, values = (states.transpose(1, 2).repeat_interleave(2, 1).float() for states in problem.contiguous())
     query = problem.query.view(2, 11, 4, 64).transpose(1, 2).float()
     mask = torch.cat([torch.ones(11, 37, dtype=torch.bool), problem.visible()], dim=1)

@@ -97,6 +97,16 @@ def test_our_metrics(always_server: Server) -> None:
     assert metrics(always_server)["specvlm_drafter_off"] == 0
 
 
+def test_what_grammars_forbid(always_server: Server) -> None:
+    """Counted in the process of the scheduler; what is left is what vLLM has verified."""
+    question = {**good()["picture"], "structured_outputs": {"regex": "[a-z ]{200,}"}}
+    free = _grown(always_server, lambda: ask(always_server, good()["picture"]))
+    assert free["specvlm_forbidden_nodes_total"] == 0
+    bound = _grown(always_server, lambda: ask(always_server, question))
+    assert bound["specvlm_forbidden_nodes_total"] > 0
+    assert _total(bound, "specvlm_tree_nodes_sum") == bound[f"{_SPEC}draft_tokens_total"]
+
+
 @pytest.mark.parametrize("modality", ["text", "image"])
 @pytest.mark.parametrize("sampling", ["greedy", "sampled"])
 def test_labels(modality: str, sampling: str, always_server: Server) -> None:

@@ -43,6 +43,8 @@ def test_two_hundred_requests(tmp_path: Path) -> None:
     for row in rows:
         assert row["faults"] == [] and row["requests"] == 200 == row["answered"] + row["left"]
         assert row["left"] > 5 and row["sampled"] > 10 and row["preemptions"] > 0 and row["accepted"] > 0
+        for census in row["census"]:
+            assert census["worker"]["objects_of_ours"] > 20 and census["worker"]["allocated_mib"] > 50
 
 
 @pytest.fixture
@@ -93,6 +95,7 @@ def test_the_judge_compares_sampled_answers(soak: Any) -> None:
 def test_what_makes_a_row_fail(soak: Any) -> None:
     judged = soak.Judge([]).row()
     judged |= {"method": "draft", "picture_cache_misses": 1}
+    judged |= {"held_while_running": 9, "census": [{"front_end": {"requests_held": []}}]}
     sound = {**judged, "drafter_off": 0, "running_at_the_end": 0, "kv_cache_used_at_the_end": 0.0, "preemptions": 3}
     assert soak.faults({**sound, "private_memory_mib": [900, 1000, 1010, 1020]}) == []
     assert len(soak.faults({**sound, "private_memory_mib": [900, 1000, 1100, 1200]})) == 1  # as much in every round
@@ -106,6 +109,9 @@ def test_what_makes_a_row_fail(soak: Any) -> None:
         "retries",
     ):
         assert len(soak.faults({**sound, name: 1, "private_memory_mib": [900]})) == 1
+    held = [{"front_end": {"requests_held": []}, "worker": {"requests_held": ["._store._kept[3]"]}}]
+    assert len(soak.faults({**sound, "census": held, "private_memory_mib": [900]})) == 1
+    assert len(soak.faults({**sound, "held_while_running": 0, "private_memory_mib": [900]})) == 1
     assert soak.faults({**sound, "method": "plain", "retries": 1, "private_memory_mib": [900]}) == []
     assert len(soak.faults({**sound, "preemptions": 0, "private_memory_mib": [900]})) == 1
 

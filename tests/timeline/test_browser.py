@@ -117,6 +117,17 @@ def test_five_hundred_steps(browser: Browser, tmp_path: Path) -> None:
     assert browser.complaints() == []
 
 
+def test_a_wide_tree_fades_out_where_it_goes_on(browser: Browser, tmp_path: Path) -> None:
+    fades = 'document.getElementById("tree").classList.contains("more")'
+    browser.open(written(timeline(3, nodes=3, depth=3), tmp_path), step=1)
+    assert browser.evaluate(fades) is False
+    browser.open(written(timeline(3, nodes=20, depth=12), tmp_path), step=1)
+    assert browser.evaluate(fades) is True
+    browser.evaluate('document.getElementById("tree").scrollLeft = 99999')
+    browser.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert browser.evaluate(fades) is False
+
+
 def test_mouse_play_and_address(browser: Browser, tmp_path: Path) -> None:
     made = timeline(24)
     browser.open(written(made, tmp_path))

@@ -198,10 +198,13 @@ def _qwen(
         "size": {"shortest_edge": 4 * unit, "longest_edge": 16 * unit},
     }
     videos = tf.Qwen3VLVideoProcessor if version == "Qwen3" else tf.Qwen2VLVideoProcessor
+    pictures = tf.Qwen2VLImageProcessor(**images)
+    # vLLM normalises in its tower, and videos as it does pictures; real checkpoints have the same colours for both.
+    colours = {"image_mean": pictures.image_mean, "image_std": pictures.image_std}
     processor = getattr(tf, f"{version}VLProcessor")(
-        image_processor=tf.Qwen2VLImageProcessor(**images),
+        image_processor=pictures,
         tokenizer=tokenizer,
-        video_processor=videos(**images),
+        video_processor=videos(**images, **colours),
         chat_template=chat,
     )
     return getattr(tf, f"{version}VLForConditionalGeneration")(config), processor
@@ -345,7 +348,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl": Family(_qwen3_vl, _QWEN_IMAGE, _QWEN, mrope=True, video=_QWEN_VIDEO),
     "idefics3": Family(_idefics3, "<image>", _IDEFICS, first_seed=100),
     "smolvlm": Family(_smolvlm, "<image>", _IDEFICS, first_seed=100),
-    "internvl": Family(_internvl, "<IMG_CONTEXT>", attributes=_INTERN),
+    "internvl": Family(_internvl, "<IMG_CONTEXT>", attributes=_INTERN, video="<video>"),
     "mistral3": Family(_mistral3, "[IMG]", ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]),
 }
 

@@ -62,6 +62,7 @@ def test_the_recipes_that_the_benchmark_of_compressors_writes(name: str, tmp_pat
         (MINIMAL + "[head]\nfeature_layers = [1, 2]\n", "'smooth_l1' compares .* reduced"),
         (MINIMAL + '[head]\nfusion = "wide"\n', "'smooth_l1' compares .* reduced"),
         (MINIMAL + '[head]\ncompressor = { kind = "zip" }\n', "no compressor of kind 'zip'"),
+        (MINIMAL + '[head]\ncompressor = { kind = "adaptor" }\n', "that of converted heads and cannot be trained"),
         (MINIMAL + "[losses]\nce = 0\nsmooth_l1 = 0\n", "all losses have weight 0"),
         ("target = ", "is not TOML"),
     ],

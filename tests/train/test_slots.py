@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tests.train.made import HIDDEN, TableTarget, head, lesson, marks
+from vllm_specvlm.compress.compressor import Compressed
 from vllm_specvlm.train.lesson import drafted_slots
 from vllm_specvlm.train.slots import lay_out
 from vllm_specvlm.train.views import view
@@ -75,6 +77,25 @@ def test_global_vectors_reach_the_text_behind_their_picture() -> None:
         is_text = not laid.is_visual[0, column]
         wanted = second if number >= 13 else first if number >= 6 else torch.zeros(HIDDEN)
         torch.testing.assert_close(added[0, column], wanted if is_text else torch.zeros(HIDDEN), atol=1e-5, rtol=1e-5)
+
+
+def test_a_picture_without_a_vector_leaves_the_one_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training as in the engine: see `test_global_vectors_are_the_latest_pictures`. Other lessons have no part."""
+    target = TableTarget()
+    lessons = [lesson(seed, marks("..PP..QQ..aa"), [(2, 2), (6, 2)], target) for seed in (1, 2)]
+    vector = torch.arange(float(HIDDEN))
+    given = iter([vector, None, None, None])
+    seeing = head("pool")
+    made = lambda tokens, before: Compressed.plain(tokens[:1], len(tokens), next(given))  # noqa: E731
+    monkeypatch.setattr(seeing.compressor, "forward", made)
+    seen = view(seeing, target, lessons)  # type: ignore[arg-type]
+    laid = seen.slots
+    plain = target.embed(laid.next_ids.clamp(min=0)).masked_fill((laid.next_ids < 0)[..., None], 0.0)
+    added = seen.embeddings - plain
+    for column, number in enumerate(laid.numbers[0].tolist()):
+        wanted = vector if number >= 4 and not laid.is_visual[0, column] else torch.zeros(HIDDEN)
+        torch.testing.assert_close(added[0, column], wanted, atol=1e-5, rtol=1e-5)
+    assert not added[1].any()
 
 
 def test_the_mean_before_a_picture_leaves_out_other_pictures(monkeypatch: object) -> None:

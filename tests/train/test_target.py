@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,6 +141,14 @@ def test_touching_pictures_are_told_apart() -> None:
     pair = Conversation((picture(1), picture(2)), (Turn((None, None, "which?"), "this"),))
     (first, size), (second, same) = made.encoder.encode(pair).pictures
     assert size == same == 16 and second == first + 16
+
+
+def test_a_truncated_target_is_a_sentence(tmp_path: Path) -> None:
+    shutil.copytree(build("llava"), tmp_path / "target")
+    path = tmp_path / "target" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RecipeError, match="does not load"):
+        Target(str(tmp_path / "target"), torch.float32, torch.device("cpu"))
 
 
 def test_refusals(tmp_path: Any) -> None:

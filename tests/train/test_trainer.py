@@ -171,7 +171,7 @@ def test_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A log that grew, say: the rounds that are to come would not be those of the run."""
     make(tmp_path, changed(steps=1, save_every=1)).run()
     monkeypatch.setattr(Sources, "digests", lambda self: {"specvlm/reference": "version 99"})
-    with pytest.raises(RecipeError, match="data 'specvlm/reference' of the run in .* is version 99 now; restore it"):
+    with pytest.raises(RecipeError, match=r"data 'specvlm/reference' of the run in .* is version 99 now; restore it"):
         make(tmp_path, changed(steps=2)).run(resume=True)
 
 

@@ -193,13 +193,14 @@ def check_symbols() -> list[Check]:
     ]
 
 
-def check_pair(target: Path, draft: Path) -> list[Check]:
-    """Whether `draft` can draft for `target`."""
+def check_pair(target: Path, draft: Path, *, token_map: bool) -> list[Check]:
+    """Whether `draft` can draft for `target`, with the option `token_map` or without."""
     from vllm_specvlm.engine import compat_pair
 
-    problems = compat_pair.check(str(target), str(draft))
+    problems = compat_pair.check(str(target), str(draft), token_map=token_map)
     if not problems:
-        return [Check("draft", True, f"{draft.name} fits {target.name}")]
+        how = " with 'token_map': true" if token_map else ""
+        return [Check("draft", True, f"{draft.name} fits {target.name}{how}")]
     return [Check("draft", False, problem, "choose or convert another draft") for problem in problems]
 
 

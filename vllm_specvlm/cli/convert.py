@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Convert a downloaded draft head to the format that this plugin trains and
 serves: EAGLE-1 and EAGLE-2, EAGLE-3, both as the speculators library writes
-them, and the text part of ViSpec.
+them, and ViSpec.
 """
 _EPILOG = """\
 A layout that is not known for certain is refused, with what was found.

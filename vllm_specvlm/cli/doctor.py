@@ -23,6 +23,9 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--target", metavar="DIR", help="folder of the target model, or specvlm/reference-target")
     result.add_argument("--draft", metavar="DIR", help="folder of the draft model, or specvlm/reference-draft")
+    result.add_argument(
+        "--token-map", action="store_true", help="check the pair as with the option token_map: another vocabulary"
+    )
     result.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
     return result
 
@@ -34,11 +37,11 @@ def _folder(option: str, name: str) -> Path:
     return folder
 
 
-def examine(target: Path | None, draft: Path | None) -> list[checkup.Check]:
-    """All checks in order; the pair is looked at only if both are given."""
+def examine(target: Path | None, draft: Path | None, *, token_map: bool = False) -> list[checkup.Check]:
+    """All checks in order; the pair is looked at only if both are given, `token_map` for drafts of other tokens."""
     found = [check for title, run in checkup.CHECKS.items() for check in checkup.guarded(title, run)]
     if target is not None and draft is not None:
-        found += checkup.guarded("draft", lambda: checkup.check_pair(target, draft))
+        found += checkup.guarded("draft", lambda: checkup.check_pair(target, draft, token_map=token_map))
     return found
 
 
@@ -62,11 +65,13 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_args(argv)
     if (options.target is None) != (options.draft is None):
         raise UserError("--target and --draft belong together: give both or neither.")
+    if options.token_map and options.target is None:
+        raise UserError("--token-map is about a pair: give --target and --draft with it.")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     target = draft = None
     if options.target is not None:
         target, draft = _folder("--target", options.target), _folder("--draft", options.draft)
-    checks = examine(target, draft)
+    checks = examine(target, draft, token_map=options.token_map)
     ok = all(check.ok for check in checks)
     if options.json:
         print(json.dumps({"ok": ok, "checks": [dataclasses.asdict(check) for check in checks]}))

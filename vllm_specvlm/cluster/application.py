@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from ray.serve import Application
 from ray.serve.llm import LLMConfig, build_openai_app
 
@@ -45,6 +45,14 @@ class Arguments(BaseModel):
     """How long a replica that is to leave (scaling down, a rolling restart) may finish its requests."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Environment variables of the replicas; a change of any is reason enough for a rolling restart."""
+
+    @field_validator("model")
+    @classmethod
+    def _is_no_slip_of_the_pen(cls, model: str) -> str:
+        """Otherwise every replica would look for it at a model hub, in vain, again and again."""
+        if model.startswith("specvlm/") and model not in zoo.MODELS:
+            raise ValueError(f"There is no model {model}: the models are {', '.join(zoo.MODELS)}.")
+        return model
 
     def llm_config(self) -> LLMConfig:
         """The replicas, for Ray."""

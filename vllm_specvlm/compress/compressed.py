@@ -22,7 +22,8 @@ class Compressed:
     probabilities: Tensor | None = None
     """float32 [branches]: the gate's softmax, without noise; differentiable."""
     global_vector: Tensor | None = None
-    """[H]: the picture in one vector, for the drafter to add to the text positions after it; kind `global` only."""
+    """[H]: the picture in one vector, for the drafter to add to the text positions after it: to the embeddings (kind
+    `global`), or to what enters its layer (kind `adaptor`)."""
 
     @classmethod
     def plain(cls, tokens: Tensor, visual_tokens: int, global_vector: Tensor | None = None) -> Compressed:

@@ -9,6 +9,7 @@ from vllm_specvlm.compress.config import CompressorConfig
 from vllm_specvlm.compress.convolution import Convolution
 from vllm_specvlm.compress.count import count
 from vllm_specvlm.compress.global_vector import GlobalVector
+from vllm_specvlm.compress.image_adaptor import ImageAdaptor
 from vllm_specvlm.compress.mixture import Mixture
 from vllm_specvlm.compress.pooling import Pooling
 from vllm_specvlm.compress.pruning import Pruning
@@ -43,6 +44,8 @@ def build(config: CompressorConfig, hidden: int) -> Compressor:
             return Resampler(config, hidden)
         case "global":
             return GlobalVector(config, hidden)
+        case "adaptor":
+            return ImageAdaptor(config, hidden)
         case "select":
             return Selection(config, hidden, branches)
         case "weight":

@@ -18,6 +18,7 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "conv": {"ratio": 3.0},
     "resampler": {"queries": 2},
     "global": {"queries": 2},
+    "adaptor": {"queries": 2, "heads": 0},
     "select": {"gate_hidden": 256},
     "weight": {"gate_hidden": 256, "ratio": 3.0},
     "concat": {},
@@ -38,12 +39,13 @@ KINDS: Final = tuple(_DEFAULTS)
 class CompressorConfig:
     """A kind of compressor and its numbers. 0 or () stands for the kind's default, which the value then holds.
 
-    The kinds are those of SpecVLM (arXiv 2509.11815, section 3.4), and `global`:
+    The kinds are those of SpecVLM (arXiv 2509.11815, section 3.4), `global` and `adaptor`:
 
     - none: every visual token. text: not one, the drafter does not see.
     - prune, pool, conv: ceil(V / ratio) of V tokens; kept, averaged, or combined by a strided convolution.
     - resampler: `queries` tokens read by learned queries. global: `queries` - 1 such tokens, and the last query's
-      vector for the drafter to add to text positions (ViSpec, arXiv 2509.15235).
+      vector for the drafter to add to text positions (after ViSpec, arXiv 2509.15235). adaptor: ViSpec's own, of
+      converted heads; it cannot be trained here.
     - select: a gate runs one of the branches. weight: a gate mixes branches of one ratio. concat: all branches, one
       after the other.
 
@@ -55,7 +57,9 @@ class CompressorConfig:
     ratio: float = 0.0
     """Visual tokens in per visual token out, 1 or more: prune, pool (10), conv (3; whole, at most 5) and weight (3)."""
     queries: int = 0
-    """Learned queries of resampler (2) and global (2, the last of which is the global vector)."""
+    """Learned queries of resampler (2), global and adaptor (2, the last of which is the global vector)."""
+    heads: int = 0
+    """Attention heads of adaptor; 0 stands for heads of 64 channels."""
     branches: tuple[CompressorConfig, ...] = ()
     """Of select (prune 20, pool 20, conv 3, resampler 2, text), weight (prune, pool, and conv if it can have the ratio)
     and concat (prune 20, pool 20, conv 3, resampler 2): the best ratios of SpecVLM's table 4."""
@@ -66,7 +70,7 @@ class CompressorConfig:
         if self.kind not in KINDS:
             raise ValueError(f"There is no compressor of kind {self.kind!r}; write one of {', '.join(KINDS)}.")
         defaults = _DEFAULTS[self.kind]
-        for name in ("ratio", "queries", "gate_hidden"):
+        for name in ("ratio", "queries", "heads", "gate_hidden"):
             value = getattr(self, name)
             whole = name != "ratio"
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
@@ -90,11 +94,12 @@ class CompressorConfig:
                 f"'ratio' of a 'conv' compressor is {self.ratio:g}; write a whole number from 1 to "
                 f"{MAX_CONVOLUTION_RATIO}."
             )
-        fewest = 2 if self.kind == "global" else 1
+        fewest = 2 if self.kind in ("global", "adaptor") else 1
         if "queries" in _DEFAULTS[self.kind] and self.queries < fewest:
             raise ValueError(f"'queries' of a '{self.kind}' compressor is {self.queries}; write {fewest} or more.")
-        if self.gate_hidden < 0:
-            raise ValueError(f"'gate_hidden' of a compressor is {self.gate_hidden}; write 1 or more.")
+        for name in ("heads", "gate_hidden"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"'{name}' of a compressor is {getattr(self, name)}; write 1 or more.")
 
     def _default_branches(self) -> tuple[CompressorConfig, ...]:
         if self.kind == "weight":

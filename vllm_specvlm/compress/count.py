@@ -6,6 +6,7 @@ import math
 
 from vllm_specvlm.compress.config import CompressorConfig
 
+
 def count(config: CompressorConfig, visual_tokens: int) -> int:
     """Tokens left of `visual_tokens` (1 or more): exact for every kind but select, whose greatest branch is counted.
 
@@ -20,7 +21,7 @@ def count(config: CompressorConfig, visual_tokens: int) -> int:
             return kept(visual_tokens, config.ratio)
         case "resampler":
             return min(config.queries, visual_tokens)
-        case "global":
+        case "global" | "adaptor":
             return min(config.queries - 1, visual_tokens)
         case "concat":
             return min(sum(count(branch, visual_tokens) for branch in config.branches), visual_tokens)

@@ -15,19 +15,22 @@ class LearnedQueries(nn.Module):
 
     Keys see normalised tokens, values the tokens themselves, and both projections of the values start as the identity:
     at first every answer is a weighted mean of tokens, in the scale and the space that the drafter knows. Heads have 64
-    channels, or as many as 64 and H are both multiples of. 3 H * H weights.
+    channels, or as many as 64 and H are both multiples of, unless their number is given. Without `norm`, keys see the
+    tokens as they are. 3 H * H weights.
 
     Queries are few and tokens many, so the projections are applied to the queries and to the answers: q (K x) is
     (q K) x, and the mean of V x is V of the mean. That is 2 * queries * H / 64 products of length H per token, not 2 H.
     """
 
-    def __init__(self, queries: int, hidden: int) -> None:
+    def __init__(self, queries: int, hidden: int, *, heads: int = 0, norm: bool = True) -> None:
         super().__init__()
-        self.heads = hidden // math.gcd(hidden, _HEAD_CHANNELS)
+        if heads and hidden % heads:
+            raise ValueError(f"{hidden} channels are no {heads} heads; write a number of heads that divides them.")
+        self.heads = heads or hidden // math.gcd(hidden, _HEAD_CHANNELS)
         # Variance 1 for queries and keys gives scores of variance 1: the queries look at different tokens from the
         # start, and none so hard that it cannot learn.
         self.queries = nn.Parameter(torch.randn(queries, hidden))
-        self.norm = nn.LayerNorm(hidden)
+        self.norm = nn.LayerNorm(hidden) if norm else nn.Identity()
         self.key = nn.Linear(hidden, hidden, bias=False)
         self.value = nn.Linear(hidden, hidden, bias=False)
         self.out = nn.Linear(hidden, hidden)

@@ -12,6 +12,7 @@ from vllm_specvlm.compress.concatenation import Concatenation
 from vllm_specvlm.compress.convolution import Convolution
 from vllm_specvlm.compress.count import kept
 from vllm_specvlm.compress.global_vector import GlobalVector
+from vllm_specvlm.compress.image_adaptor import ImageAdaptor
 from vllm_specvlm.compress.mixture import Mixture
 from vllm_specvlm.compress.pooling import Pooling
 from vllm_specvlm.compress.pruning import Pruning, distinct
@@ -47,7 +48,7 @@ def origins(compressor: Compressor, tokens: Tensor, before: Tensor) -> Tensor:
             missing = -visual % compressor.stride
             full = torch.cat([each, each[-1:].expand(missing, visual)]).view(-1, compressor.stride, visual)
             return (full * (sizes / sizes.sum())[:, None]).sum(1)
-        case Resampler() | GlobalVector():
+        case Resampler() | GlobalVector() | ImageAdaptor():
             tokens_left = compressor(tokens, before).tokens.shape[0]
             return compressor.attention.weights(tokens).float().mean(1)[:tokens_left]
         case Selection():

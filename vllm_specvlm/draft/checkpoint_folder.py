@@ -58,7 +58,8 @@ def load(make: Callable[[], ANetwork], folder: str | Path, target_vocabulary: in
     tokens = tensors.get("vocabulary")
     if tokens is not None and not _is_vocabulary(tokens, target_vocabulary):
         raise ValueError(
-            f"The vocabulary in '{path}' is no ascending list of the target's tokens in int64; copy the checkpoint again."
+            f"The vocabulary in '{path}' is no ascending list of the target's tokens in int64; copy the checkpoint "
+            "again."
         )
     network.load_state_dict(tensors, assign=True)
     return network
@@ -72,7 +73,7 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
 def _is_vocabulary(tokens: torch.Tensor, target_vocabulary: int) -> bool:
     """Whether places in it can be searched for: int64, ascending, and all of them the target's tokens."""
     ascends = tokens.dtype == torch.int64 and bool((tokens[1:] > tokens[:-1]).all())
-    return ascends and 0 <= int(tokens[0]) and int(tokens[-1]) < target_vocabulary
+    return ascends and int(tokens[0]) >= 0 and int(tokens[-1]) < target_vocabulary
 
 
 def _stored(file: Any, name: str) -> tuple[tuple[int, ...], bool]:

@@ -104,6 +104,7 @@ class FeatureHead(nn.Module):
         attend: Attend,
         visual: torch.Tensor | None = None,
         is_visual: torch.Tensor | None = None,
+        vectors: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One pass over some slots: `attended`, then `finished`.
 
@@ -114,11 +115,12 @@ class FeatureHead(nn.Module):
             attend: see `Attend`.
             visual: [n, hidden]: compressed visual tokens, for the slots marked in `is_visual`, in order.
             is_visual: bool [...].
+            vectors: [..., hidden]: the global vector of the last picture before the slot, zeros without one.
 
         Returns:
             [..., hidden]: per slot the state that predicts the feature of the next one.
         """
-        return self.finished(self.attended(state, embeddings, positions, attend, visual, is_visual))
+        return self.finished(self.attended(state, embeddings, positions, attend, visual, is_visual, vectors))
 
     def attended(
         self,
@@ -128,12 +130,17 @@ class FeatureHead(nn.Module):
         attend: Attend,
         visual: torch.Tensor | None = None,
         is_visual: torch.Tensor | None = None,
+        vectors: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """[..., hidden]: the state in the middle of the layer, behind its attention; arguments as of `forward`."""
         config = self.config
         wide = config.fusion == "wide"
+        if vectors is not None and not config.reads_ahead:
+            embeddings = embeddings + vectors
         embedded = self.norm_embedding(embeddings)
         joined = state if wide else self.fuse(torch.cat((embedded, self.norm_feature(state)), dim=-1))
+        if vectors is not None and config.reads_ahead:
+            joined = joined + vectors
         if visual is not None and is_visual is not None:
             joined = joined.masked_scatter(is_visual[..., None], self.visual(visual).to(joined.dtype))
         normed = self.norm_attention(joined)

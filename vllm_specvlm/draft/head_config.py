@@ -100,9 +100,25 @@ class HeadConfig:
                 f"The head drafts {self.vocabulary} tokens; it must be 1 to the target's {self.target_vocabulary}."
             )
 
+        if self.reads_ahead and self.fusion != "linear":
+            raise ValueError(
+                f"The head's fusion is {self.fusion!r} and its compressor 'adaptor', whose vector is added behind a "
+                "'linear' one; convert the head again."
+            )
         layers = list(self.feature_layers)
         if any(not plain_values.is_count(layer, 0) for layer in layers) or layers != sorted(set(layers)):
             raise ValueError(f"The head's feature layers are {layers}; they must ascend from 0, each named once.")
+
+    @property
+    def reads_ahead(self) -> bool:
+        """How slots stand for pictures and global vectors join the text, as ViSpec has it.
+
+        Of a slot whose next token is a picture's the picture takes the place, as at text the next token's embedding
+        comes in; so its slots begin one before its placeholders, its tokens stand in the last of them, and the last
+        placeholder's own slot is text. Global vectors are added to what enters the layer. Otherwise a picture's slots
+        are its placeholders', its tokens stand in the first of them, and global vectors are added to embeddings.
+        """
+        return self.compressor.kind == "adaptor"
 
     @property
     def features(self) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from heapq import nlargest
 from itertools import islice
 
 import numpy as np
@@ -13,45 +11,12 @@ import numpy as np
 from vllm_specvlm.draft.drafter import Opening
 from vllm_specvlm.draft.gram import BARRIER
 from vllm_specvlm.draft.indexed_text import IndexedText
+from vllm_specvlm.draft.lookup_node import LookupNode, Occurrence
 from vllm_specvlm.draft.token_ring import TokenRing
 from vllm_specvlm.tree.grow import Frontier, LevelProposal
 
 _OCCURRENCES = 64
 """Most occurrences looked at per lookup and source, the latest ones: bounds the time spent on very repetitive text."""
-_SHORTER_BY_ONE = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class _Occurrence:
-    """A place where the text went on after the same suffix."""
-
-    length: int
-    """Tokens matched before `position`, at most max_match when found; one more with each token drafted from here."""
-    position: int
-    """Of the token that follows, in the text's own tokens or in the ring."""
-    shared: bool
-
-
-@dataclass(slots=True)
-class _Row:
-    """State of a frontier row: its text, the tokens drafted on its path, and its occurrences by the token they add."""
-
-    text: IndexedText
-    path: tuple[int, ...]
-    children: dict[int, list[_Occurrence]]
-    below: dict[int, _Row] = field(default_factory=dict)
-    """The rows of children that were asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """A token that followed where the text ran like this."""
-
-    token: int
-    share: float
-    """Of the places, weighted by the lengths of their matches; those of all continuations add up to 1."""
-    length: int
-    """Tokens of the longest match at this node, at most max_match at the root and growing with the path."""
 
 
 class LookupDrafter:
@@ -104,7 +69,7 @@ class LookupDrafter:
         self._texts: dict[str, IndexedText] = {}
         self._answer_starts: dict[str, int] = {}
         self._batch: list[str] = []
-        self._rows: list[_Row] = []
+        self._nodes: list[LookupNode] = []
 
     def begin(self, request_id: str, tokens: Sequence[int]) -> None:
         """A request starts, or starts anew, with these tokens."""
@@ -135,43 +100,33 @@ class LookupDrafter:
     def open(self, request_ids: Sequence[str]) -> Opening:
         """The batch to draft for."""
         self._batch = list(request_ids)
-        self._rows = []
+        self._nodes = []
         return Opening(len(self._batch))
 
     def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
         """Continuations of every row, likeliest first; of equal ones the one that occurred last, own text first."""
-        rows = self._follow(frontier, afresh=False)
-        tokens = np.full((len(rows), top_k), BARRIER, dtype=np.int64)
-        probs = np.zeros((len(rows), top_k), dtype=np.float64)
-        for at, row in enumerate(rows):
-            for rank, found in enumerate(_continuations(row, top_k)):
-                tokens[at, rank] = found.token
-                probs[at, rank] = found.share * found.length / (found.length + 1)
+        fields = (frontier.request.tolist(), frontier.parent_row.tolist(), frontier.token.tolist())
+        self._nodes = [
+            self._child(self._nodes[parent], token, afresh=False) if parent >= 0 else self.root(self._batch[request])
+            for request, parent, token in zip(*fields, strict=True)
+        ]
+        tokens = np.full((len(self._nodes), top_k), BARRIER, dtype=np.int64)
+        probs = np.zeros((len(self._nodes), top_k), dtype=np.float64)
+        for row, node in enumerate(self._nodes):
+            for rank, found in enumerate(node.continuations(top_k)):
+                tokens[row, rank] = found.token
+                probs[row, rank] = found.share * found.length / (found.length + 1)
         with np.errstate(divide="ignore"):
             return LevelProposal(tokens, np.log(probs).astype(np.float32))
 
-    def continuations(self, frontier: Frontier, most: int) -> list[list[Continuation]]:
-        """Of every row at most so many, likeliest first; for the levels of a tree that others grow as well.
+    def root(self, request_id: str) -> LookupNode:
+        """The root of a request's tree. Raises KeyError for a request that never began."""
+        text = self._text(request_id)
+        return self._node(text, (), self._found(text, ()))
 
-        Unlike `propose_level` it looks at nodes that the text did not lead to: their paths' ends are looked up afresh.
-        """
-        return [_continuations(row, most) for row in self._follow(frontier, afresh=True)]
-
-    def next_continuation(self, row: int, token: int) -> Continuation | None:
-        """The likeliest one below a child of the last frontier's row, whether it will be in the next one or not."""
-        found = _continuations(self._child(self._rows[row], token, afresh=True), 1)
-        return found[0] if found else None
-
-    def _follow(self, frontier: Frontier, *, afresh: bool) -> list[_Row]:
-        """The rows of the next level."""
-        fields = (frontier.request.tolist(), frontier.parent_row.tolist(), frontier.token.tolist())
-        self._rows = [
-            self._child(self._rows[parent], token, afresh=afresh)
-            if parent >= 0
-            else self._row(text := self._text(self._batch[request]), (), self._found(text, ()))
-            for request, parent, token in zip(*fields, strict=True)
-        ]
-        return self._rows
+    def below(self, node: LookupNode, token: int) -> LookupNode:
+        """A child, whether the text led to it or another drafter did: then its path's end is looked up afresh."""
+        return self._child(node, token, afresh=True)
 
     def _text(self, request_id: str) -> IndexedText:
         text = self._texts.get(request_id)
@@ -183,7 +138,7 @@ class LookupDrafter:
         barriers, end = self._barriers, self._vocabulary
         return [BARRIER if token >= end or token in barriers else token for token in tokens]
 
-    def _found(self, text: IndexedText, path: tuple[int, ...]) -> list[_Occurrence]:
+    def _found(self, text: IndexedText, path: tuple[int, ...]) -> list[Occurrence]:
         """The places where what the text and then the path end with occurred before."""
         tokens = text.tokens
         recent = [*tokens[-self._max_match :], *path][-self._max_match :]
@@ -192,12 +147,12 @@ class LookupDrafter:
             return []
         places = text.places_after(gram) if path else text.places()
         found = [
-            _Occurrence(self._matched(tokens[max(0, place - len(recent)) : place], recent), place, False)
+            Occurrence(self._matched(tokens[max(0, place - len(recent)) : place], recent), place, False)
             for place in islice(places, _OCCURRENCES)
         ]
         if self._ring is not None:
             found += [
-                _Occurrence(self._matched(self._ring.before(place, len(recent)), recent), place, True)
+                Occurrence(self._matched(self._ring.before(place, len(recent)), recent), place, True)
                 for place in islice(self._ring.places(gram), _OCCURRENCES)
             ]
         return found
@@ -210,19 +165,19 @@ class LookupDrafter:
             length += 1
         return length
 
-    def _child(self, parent: _Row, token: int, *, afresh: bool) -> _Row:
-        row = parent.below.get(token)
-        if row is None:
+    def _child(self, parent: LookupNode, token: int, *, afresh: bool) -> LookupNode:
+        node = parent.below.get(token)
+        if node is None:
             path = (*parent.path, token)
             found = parent.children.get(token, [])
             if afresh and not found:
                 found = self._found(parent.text, path)
-            row = parent.below[token] = self._row(parent.text, path, found)
-        return row
+            node = parent.below[token] = self._node(parent.text, path, found)
+        return node
 
-    def _row(self, text: IndexedText, path: tuple[int, ...], found: list[_Occurrence]) -> _Row:
+    def _node(self, text: IndexedText, path: tuple[int, ...], found: list[Occurrence]) -> LookupNode:
         """Group the occurrences by the token that follows, each moved on past it."""
-        children: dict[int, list[_Occurrence]] = {}
+        children: dict[int, list[Occurrence]] = {}
         own, end = text.tokens, len(text.tokens)
         for place in found:
             at = place.position
@@ -231,20 +186,5 @@ class LookupDrafter:
             else:
                 token = own[at] if at < end else path[at - end]
             if token != BARRIER:
-                children.setdefault(token, []).append(_Occurrence(place.length + 1, at + 1, place.shared))
-        return _Row(text, path, children)
-
-
-def _continuations(row: _Row, most: int) -> list[Continuation]:
-    """At most so many, likeliest first; of equal ones the one that occurred last."""
-    if not row.children:
-        return []
-    # Children's places have been moved on by one, which leaves the differences.
-    longest = max(place.length for places in row.children.values() for place in places)
-    weights = {
-        token: sum(_SHORTER_BY_ONE ** (longest - place.length) for place in places)
-        for token, places in row.children.items()
-    }
-    whole = sum(weights.values())
-    best = nlargest(most, weights.items(), key=lambda item: item[1])
-    return [Continuation(token, weight / whole, longest - 1) for token, weight in best]
+                children.setdefault(token, []).append(Occurrence(place.length + 1, at + 1, place.shared))
+        return LookupNode(text, path, children)

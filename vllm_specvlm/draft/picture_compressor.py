@@ -26,15 +26,20 @@ def _parse(network: dict[str, Any], target: dict[str, Any]) -> tuple[CompressorC
 _KIND = Kind("draft VLM's compressor", "specvlm_draft_compressor", 1, "train the draft again", _parse)
 
 
+def is_there(draft: str | Path) -> bool:
+    """Whether the draft VLM in a folder, or of a name, has one."""
+    return (Path(draft).expanduser() / FOLDER).is_dir()
+
+
 def load(draft: str | Path, hidden_size: int) -> Compressor | None:
     """The compressor of the draft VLM of this width in a folder, on the CPU; None if it reads all visual tokens.
 
     Raises:
         ValueError: there is one that cannot be read, or is of another width, in one sentence.
     """
-    folder = Path(draft).expanduser() / FOLDER
-    if not folder.is_dir():
+    if not is_there(draft):
         return None
+    folder = Path(draft).expanduser() / FOLDER
     config, hidden = _KIND.read(folder)
     if hidden != hidden_size:
         raise ValueError(

@@ -11,6 +11,7 @@ from vllm.v1.attention.backend import AttentionType
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
 from vllm_specvlm import ops
+from vllm_specvlm.engine.attention_call import AttentionCall
 from vllm_specvlm.engine.tree_step import TreeStep
 
 
@@ -26,24 +27,10 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
             super().forward(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
         if step is not None:
             dense_key, dense_value = step.store.layer(layer.layer_name, key)
-            ops.tree_attention(
-                output.view(output.shape[0], -1, self.head_size),
-                query,
-                key,
-                value,
-                kv_cache,
-                attn_metadata.block_table,
-                dense_key,
-                dense_value,
-                step.requests,
-                step.spans,
-                step.visible_upto,
-                step.dense_at,
-                step.ancestors,
-                self.scale,
-                layer.isa,
-                step.fast,
-            )
+            out = output.view(output.shape[0], -1, self.head_size)
+            table = attn_metadata.block_table
+            call = AttentionCall(step, out, query, key, value, kv_cache, table, dense_key, dense_value, self.scale)
+            call.through(ops.tree_attention, layer.isa)
         return output
 
 

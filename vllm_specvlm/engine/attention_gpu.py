@@ -12,6 +12,7 @@ from vllm.v1.attention.backends import flash_attn
 from vllm.v1.attention.backends.flash_attn import FlashAttentionImpl
 
 from vllm_specvlm.engine import attention_choice
+from vllm_specvlm.engine.attention_call import AttentionCall
 from vllm_specvlm.engine.gathered_attention import GatheredAttention
 from vllm_specvlm.engine.prefix_attention import Flash, Prefix, PrefixAttention
 from vllm_specvlm.engine.tree_attention import KernelAttention, TreeAttention
@@ -35,17 +36,10 @@ class TreeFlashAttentionImpl(FlashAttentionImpl):
             super().forward(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
         if step is not None:
             dense_key, dense_value = step.store.layer(layer.layer_name, key)
+            out = output.view(output.shape[0], -1, self.head_size)
+            table = attn_metadata.block_table
             self.tree_attention.attend(
-                step,
-                output.view(output.shape[0], -1, self.head_size),
-                query,
-                key,
-                value,
-                kv_cache,
-                attn_metadata.block_table,
-                dense_key,
-                dense_value,
-                self.scale,
+                AttentionCall(step, out, query, key, value, kv_cache, table, dense_key, dense_value, self.scale)
             )
         return output
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,10 @@ class Batch(Protocol):
     kv_cache_config: Any
     max_model_len: int
     device: torch.device
+
+    def grows_on_device(self, layers: Sequence[str]) -> bool:
+        """Whether trees of a draft with these attention layers are to grow with nobody waiting for the device."""
+        ...
 
     @property
     def tree_sampler(self) -> Seeds:

@@ -29,11 +29,11 @@ def problems(target: ModelConfig, draft: str, *, text_only_draft: bool, token_ma
     return pair.problems(target, config, text_only_draft=text_only_draft, token_map=token_map)
 
 
-def check(target: str, draft: str, *, text_only_draft: bool = False) -> list[str]:
+def check(target: str, draft: str, *, text_only_draft: bool = False, token_map: bool = False) -> list[str]:
     """Problems of a pair, a sentence each; empty when the draft can draft for the target."""
     from vllm.config import ModelConfig
 
     try:
-        return problems(ModelConfig(model=target), draft, text_only_draft=text_only_draft)
+        return problems(ModelConfig(model=target), draft, text_only_draft=text_only_draft, token_map=token_map)
     except ValueError as error:
         return [str(error).strip().splitlines()[0]]

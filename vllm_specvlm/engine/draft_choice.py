@@ -12,7 +12,7 @@ import torch
 from vllm_specvlm.draft.calibration import Calibration
 from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.sampling import GREEDY_BELOW
-from vllm_specvlm.engine.transfer import upload
+from vllm_specvlm.engine.transfer import download_all, upload
 from vllm_specvlm.tree.grow import LevelProposal
 from vllm_specvlm.tree.noise import exponentials, position_keys
 
@@ -70,6 +70,7 @@ class DraftChoice:
         self._vocabulary = vocabulary
         self._calibration = Calibration()
         self._guesses: list[_Guess] = []
+        self._noted: list[tuple[list[Place], tuple[torch.Tensor, ...]]] = []
 
     def learn(self) -> None:
         """Compare the last guesses with what the target has drawn since."""
@@ -82,7 +83,7 @@ class DraftChoice:
             drawn = np.flatnonzero(guess.ids == text.token_ids_cpu[row, position])
             if len(drawn) and np.isfinite(guess.logits[drawn[0]]):
                 self._calibration.learn(guess.logits, guess.noise, int(drawn[0]))
-        self._guesses = []
+        self._guesses, self._noted = [], []
 
     def candidates(self, logits: torch.Tensor, places: Sequence[Place], top_k: int) -> LevelProposal:
         """At most `top_k` next tokens of each row, the likeliest to be the target's first.
@@ -95,23 +96,49 @@ class DraftChoice:
         Returns:
             [rows, at most top_k].
         """
+        tokens, log_probs, *noted = download_all([*self.choose(logits, places, top_k), *self.noted])
+        self.settle(noted)
+        return LevelProposal(tokens, log_probs)
+
+    def choose(self, logits: torch.Tensor, places: Sequence[Place], top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same on the device, and without waiting for it: int64 tokens and float32 log-probabilities.
+
+        What is `noted` meanwhile has to be brought to `settle` some time before `learn`.
+        """
         width = min(top_k, logits.shape[-1])
         draws = [self._draw(*place) for place in places]
         sampled = [row for row, draw in enumerate(draws) if draw is not None]
         if not sampled:
-            tokens, log_probs = self._likeliest(logits, width)  # picking rows would copy their logits
-        else:
-            tokens = torch.empty((len(logits), width), dtype=torch.int64, device=logits.device)
-            log_probs = logits.new_empty((len(logits), width))
-            greedy = [row for row, draw in enumerate(draws) if draw is None]
-            if greedy:
-                tokens[greedy], log_probs[greedy] = self._likeliest(logits[greedy], width)
-            ids, values, noise = self._race(logits[sampled], [draw for draw in draws if draw is not None], width)
-            belief = self._calibration.belief
-            best = (belief.sharpness * (values + belief.trust * noise)).log_softmax(dim=-1).topk(width, dim=-1)
-            tokens[sampled], log_probs[sampled] = ids.gather(1, best.indices), best.values
-            self._note([places[row] for row in sampled], ids, values, noise)
-        return LevelProposal(tokens.cpu().numpy(), log_probs.cpu().numpy())
+            return self._likeliest(logits, width)  # picking rows would copy their logits
+        tokens = torch.empty((len(logits), width), dtype=torch.int64, device=logits.device)
+        log_probs = logits.new_empty((len(logits), width))
+        greedy = [row for row, draw in enumerate(draws) if draw is None]
+        if greedy:
+            at = _rows(greedy, logits.device)
+            likely, values = self._likeliest(logits[at], width)
+            tokens.index_copy_(0, at, likely)
+            log_probs.index_copy_(0, at, values)
+        at = _rows(sampled, logits.device)
+        ids, values, noise = self._race(logits[at], [draw for draw in draws if draw is not None], width)
+        belief = self._calibration.belief
+        best = (belief.sharpness * (values + belief.trust * noise)).log_softmax(dim=-1).topk(width, dim=-1)
+        tokens.index_copy_(0, at, ids.gather(1, best.indices))
+        log_probs.index_copy_(0, at, best.values)
+        self._note([places[row] for row in sampled], ids, values, noise)
+        return tokens, log_probs
+
+    @property
+    def noted(self) -> list[torch.Tensor]:
+        """On the device: what is needed to learn from the last guesses."""
+        return [tensor for _, tensors in self._noted for tensor in tensors]
+
+    def settle(self, noted: Sequence[np.ndarray]) -> None:
+        """What was `noted`, on the CPU."""
+        arrays = iter(noted)
+        for places, tensors in self._noted:
+            of_rows = zip(*(next(arrays) for _ in tensors), strict=True)
+            self._guesses += [_Guess(place, *of_row) for place, of_row in zip(places, of_rows, strict=True)]
+        self._noted = []
 
     def _draw(self, request_id: str, position: int) -> _Draw | None:
         """None for a greedy request."""
@@ -153,8 +180,13 @@ class DraftChoice:
             if text.num_tokens_no_spec[text.req_id_to_index[request_id]] == position
         ]
         if rows:
-            arrays = zip(*(tensor[rows].cpu().numpy() for tensor in (ids, values, noise)), strict=True)
-            self._guesses += [_Guess(places[row], *of_row) for row, of_row in zip(rows, arrays, strict=True)]
+            at = _rows(rows, ids.device)
+            self._noted.append(([places[row] for row in rows], (ids[at], values[at], noise[at])))
+
+
+def _rows(rows: Sequence[int], device: torch.device) -> torch.Tensor:
+    """int64 [n]."""
+    return upload(np.asarray(rows, dtype=np.int64), device)
 
 
 def _column(values: Sequence[float], device: torch.device) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from vllm.multimodal.cache.base import MultiModalCache
-from vllm.multimodal.inputs import MultiModalFeatureSpec
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.multimodal.utils import group_and_batch_mm_kwargs
 
 from vllm_specvlm.engine.log import logger_for
@@ -147,3 +147,16 @@ def place(
         inside[np.flatnonzero(inside)[~marked[offsets]]] = False
         offsets = index_of[offsets[marked[offsets]]]
     return inside, embeddings[upload(offsets, embeddings.device)]
+
+
+def left_out(span: PlaceholderRange, kept: int) -> list[tuple[int, int]]:
+    """The places of a picture's embeddings behind the first `kept`: stretches [start, stop) of positions, ascending.
+
+    Separators between them are text, and stay.
+    """
+    marks = np.ones(span.length, dtype=bool) if span.is_embed is None else span.is_embed.numpy().astype(bool)
+    places = span.offset + np.flatnonzero(marks)[kept:]
+    if not len(places):
+        return []
+    runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
+    return [(int(run[0]), int(run[-1]) + 1) for run in runs]

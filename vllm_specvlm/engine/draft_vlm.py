@@ -16,12 +16,12 @@ from vllm_specvlm.engine.draft_cache import DraftCache
 from vllm_specvlm.engine.draft_choice import DraftChoice
 from vllm_specvlm.engine.draft_feed import Feed, complement, feed_rows
 from vllm_specvlm.engine.draft_network import DraftNetwork
-from vllm_specvlm.engine.draft_vision import DraftVision, place
+from vllm_specvlm.engine.draft_vision import DraftVision, left_out, place
 from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.pair import draft_model_config, map_tokens
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.engine.token_drafter import TokenDrafter
-from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
+from vllm_specvlm.engine.tree_step import TreeStep
 from vllm_specvlm.timeline.sight import ALL, BLIND, Sight
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class DraftVLM(TokenDrafter[Feed]):
             self._vocabulary = min(self._vocabulary, target.get_vocab_size())
         self._fed: dict[str, int] = {}
         self._holes: dict[str, list[tuple[int, int]]] = {}
+        self._left_out: dict[str, list[tuple[int, int]]] = {}
 
     def load(self, target: object) -> None:
         """Load the draft's weights; of the `target` it shares nothing."""
@@ -77,6 +78,7 @@ class DraftVLM(TokenDrafter[Feed]):
         else:
             self._choice = DraftChoice(self._runner, self._tensor(self._map.meant))
             self._drafted = self._tensor(self._map.drafted)
+            self._stand_ins = self._tensor(self._map.stand_ins.astype(np.int32))
         self._cache = DraftCache(self._runner, self._network.layers)
         encode = self._network.encode if self._network.sees else None
         capacity = self._options.vision_cache_mib << 20
@@ -110,8 +112,12 @@ class DraftVLM(TokenDrafter[Feed]):
         compressor = self._network.compressor
         if compressor is None:
             return []
-        places = [feature.mm_position for feature in self._runner.requests[request_id].mm_features]
-        return [(at.offset + count(compressor.config, at.length), at.offset + at.length) for at in places]
+        if request_id not in self._left_out:
+            places = [feature.mm_position for feature in self._runner.requests[request_id].mm_features]
+            self._left_out[request_id] = [
+                stretch for at in places for stretch in left_out(at, count(compressor.config, at.get_num_embeds()))
+            ]
+        return self._left_out[request_id]
 
     def rehearse(self, rows: int, scored: int) -> None:
         """A pass without attention, and the likeliest tokens of some rows."""
@@ -124,6 +130,7 @@ class DraftVLM(TokenDrafter[Feed]):
         """Forget the request; its blocks keep their marks, since vLLM may still share them."""
         self._fed.pop(request_id, None)
         self._holes.pop(request_id, None)
+        self._left_out.pop(request_id, None)
 
     def sights(self, request_id: str) -> list[Sight]:
         """All of a picture's tokens, from its own tower, or what its compressor leaves; none of one that is a hole."""
@@ -227,11 +234,14 @@ class DraftVLM(TokenDrafter[Feed]):
             first_row += len(at)
             if feed.root is not None:
                 roots.append(first_row - 1)
+        step = TreeStep.build(
+            rows, self._trees.store, self._device, covers_batch=True, fast=self._options.fast_attention
+        )
         hidden = self._forward(
-            rows,
-            np.concatenate(ids),
-            np.concatenate(positions, axis=-1),
-            np.concatenate(slots),
+            step,
+            self._ids(np.concatenate(ids)),
+            self._tensor(np.concatenate(positions, axis=-1)),
+            self._tensor(np.concatenate(slots)),
             pictures,
             np.concatenate(masks),
         )
@@ -248,30 +258,31 @@ class DraftVLM(TokenDrafter[Feed]):
         """int32: the draft's own ids of the target's tokens."""
         return super()._ids(tokens if self._map is None else self._map.stand_ins[tokens.astype(np.int64)])
 
-    def _run_level(self, rows: Sequence[TreeRows], tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
-        return self._forward(rows, tokens, positions, np.full(len(tokens), -1, dtype=np.int64), (), None)
+    def _own_ids(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.int() if self._map is None else self._stand_ins[tokens]
+
+    def _run(self, step: TreeStep, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        slots = torch.full((len(ids),), -1, dtype=torch.int64, device=self._device)
+        return self._forward(step, ids, positions, slots, (), None)
 
     def _forward(
         self,
-        rows: Sequence[TreeRows],
-        ids: np.ndarray,
-        positions: np.ndarray,
-        slots: np.ndarray,
+        step: TreeStep,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
         pictures: Sequence[torch.Tensor],
         is_picture: np.ndarray | None,
     ) -> torch.Tensor:
-        step = TreeStep.build(
-            rows, self._trees.store, self._device, covers_batch=True, fast=self._options.fast_attention
-        )
         table = self._cache.device_table()
         self._peers.agree()
         with self._tally.clock("draft_model"):
             return self._network.forward(
-                self._ids(ids),
-                self._tensor(positions),
+                ids,
+                positions,
                 step,
                 table,
-                self._tensor(slots),
+                slots,
                 pictures,
                 None if is_picture is None else torch.from_numpy(is_picture),
             )

@@ -13,6 +13,7 @@ from vllm_specvlm.engine.log import logger_for
 from vllm_specvlm.engine.planned_growth import Growable
 from vllm_specvlm.engine.request_wish import RequestWish
 from vllm_specvlm.engine.sampling import GREEDY_BELOW, plain_reason
+from vllm_specvlm.tree.tree_shape import TreeShape
 
 logger = logger_for(__name__)
 
@@ -20,10 +21,10 @@ logger = logger_for(__name__)
 class Eligibility:
     """Looks at each request's sampling parameters once."""
 
-    def __init__(self, batch: Batch, nodes: int, logprobs_mode: str) -> None:
-        """`batch` knows the requests, `nodes` are the most of a tree, `logprobs_mode` is vLLM's `--logprobs-mode`."""
+    def __init__(self, batch: Batch, shape: TreeShape, logprobs_mode: str) -> None:
+        """`batch` knows the requests, `shape` bounds their trees, `logprobs_mode` is vLLM's `--logprobs-mode`."""
         self._batch = batch
-        self._nodes = nodes
+        self._shape = shape
         self._logprobs_mode = logprobs_mode
         self._plain: dict[str, bool] = {}
         self._wishes: dict[str, RequestWish] = {}
@@ -72,11 +73,11 @@ class Eligibility:
             most = state.sampling_params.max_tokens or batch.max_model_len
             depth = min(most - len(state.output_token_ids) - 1, wish.depth)
             room = batch.max_model_len - int(batch.input_batch.num_tokens_no_spec[row]) - 1
-            nodes = min(self._nodes, room, wish.nodes)
+            nodes = min(self._shape.nodes, room, wish.nodes)
             if depth > 0 and nodes > 0:
                 sampling = state.sampling_params.temperature >= GREEDY_BELOW
                 left = most - len(state.output_token_ids)
-                bounded = wish != RequestWish()
+                bounded = wish.nodes < self._shape.nodes or wish.depth < self._shape.depth
                 found.append(Growable(request_id, nodes, depth, sampling, bool(state.mm_features), left, bounded))
         return found
 

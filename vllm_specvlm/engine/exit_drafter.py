@@ -126,16 +126,14 @@ class ExitDrafter(TokenDrafter[ExitFeed]):
         positions = self._node_positions(self._trees.indexes, np.zeros(len(feeds), dtype=np.int64))
         self._root_hidden = self._run_level(rows, tokens, positions)
 
-    def _run_level(self, rows: Sequence[TreeRows], tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
-        step = TreeStep.build(
-            rows, self._trees.store, self._device, covers_batch=True, fast=self._options.fast_attention
-        )
-        slots = self._tensor(np.full(len(tokens), -1, dtype=np.int64))
+    def _own_ids(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.int()
+
+    def _run(self, step: TreeStep, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        slots = torch.full((len(ids),), -1, dtype=torch.int64, device=self._device)
         self._peers.agree()
         with self._tally.clock("draft_model"):
-            return self._network.forward(
-                self._ids(tokens), self._tensor(positions), step, self._tables.device_table(), slots
-            )
+            return self._network.forward(ids, positions, step, self._tables.device_table(), slots)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._network.logits(hidden)

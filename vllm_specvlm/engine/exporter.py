@@ -111,7 +111,7 @@ def _show_beside_files() -> None:
 
 
 def metrics() -> Metrics:
-    """In the worker of the first rank: the counters that `export` shows."""
+    """In the worker of the first rank, and in the scheduler's process: the counters that `export` shows."""
     try:
         return Metrics(found(CELLS))
     except OSError as error:

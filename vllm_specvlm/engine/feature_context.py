@@ -14,7 +14,7 @@ from vllm_specvlm.engine.transfer import upload
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A picture's placeholders in a request: positions [start, stop)."""
+    """A picture's slots in a request: [start, stop), its placeholders' or one before (`HeadConfig.reads_ahead`)."""
 
     identifier: str
     start: int
@@ -22,7 +22,7 @@ class Span:
 
 
 def in_spans(spans: Sequence[Span], positions: np.ndarray) -> np.ndarray:
-    """bool: which positions are placeholders of one of the pictures."""
+    """bool: which positions are slots of one of the pictures."""
     inside = np.zeros(len(positions), dtype=bool)
     for span in spans:
         inside |= (positions >= span.start) & (positions < span.stop)
@@ -41,13 +41,23 @@ class FeatureContext:
     counted: tuple[int, int] | None = None
     """A root, and how many slots below it could be fed; each token confirmed since then adds one."""
     compressed: dict[int, Compressed] = field(default_factory=dict)
-    """Compressed pictures that are not fed yet, by the start of their placeholders."""
+    """Compressed pictures that are not fed yet, by the start of their slots."""
     vectors: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Global vectors [hidden] of compressed pictures, by the end of their placeholders."""
+    """Global vectors [hidden] of compressed pictures, by the end of their slots."""
+    reads_ahead: bool = False
+    """As the head does: where pictures' slots are, and which of them hold tokens."""
 
     def in_picture(self, positions: np.ndarray) -> np.ndarray:
-        """bool: which positions are placeholders."""
+        """bool: which positions are pictures' slots."""
         return in_spans(self.pictures, positions)
+
+    def before_picture(self, slots: np.ndarray) -> np.ndarray:
+        """bool: behind which text slots a placeholder follows, whose embedding means nothing."""
+        return np.zeros(len(slots), dtype=bool) if self.reads_ahead else self.in_picture(slots + 1)
+
+    def first_token(self, span: Span) -> int:
+        """The slot of the first token that is left of a compressed picture; the others follow."""
+        return span.stop - len(self.compressed[span.start].tokens) if self.reads_ahead else span.start
 
     def spans(self, stop: int) -> list[tuple[int, int]]:
         """Stretches of visible slots below `stop`, ascending."""
@@ -76,7 +86,11 @@ class FeatureContext:
                 self.compressed[span.start] = found
                 if found.global_vector is not None:
                     self.vectors[span.stop] = found.global_vector
-            fed.append(mine[mine < span.start + len(self.compressed[span.start].tokens)])
+            first = self.first_token(span)
+            last = first + len(self.compressed[span.start].tokens)
+            # vLLM shares blocks by the placeholders in them: the slot before the first one is not the picture's alone.
+            first = max(first, span.start + self.reads_ahead)
+            fed.append(mine[(mine >= first) & (mine < last)])
         return np.unique(np.concatenate(fed))
 
     def advance(self, upto: int) -> None:

@@ -11,6 +11,7 @@ from vllm.config import VllmConfig
 
 from vllm_specvlm.compress.compressor import Compressed
 from vllm_specvlm.draft.head_config import read_config
+from vllm_specvlm.engine.device_trees import DeviceLevel
 from vllm_specvlm.engine.draft_cache import DraftCache
 from vllm_specvlm.engine.draft_choice import DraftChoice
 from vllm_specvlm.engine.feature_context import FeatureContext, Span, in_spans
@@ -88,16 +89,16 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         """
         for request_id, (first, rows) in confirmed.items():
             positions = first + np.arange(len(rows))
-            # Features of placeholders are never read: visual tokens stand in their slots.
-            text = ~in_spans(self._placeholders(request_id), positions)
+            # Features of pictures' slots are never read: visual tokens stand there.
+            text = ~in_spans(self._pictures_of(request_id), positions)
             self._features.keep(request_id, positions[text], hidden[upload(rows[text], hidden.device)])
 
-    def _placeholders(self, request_id: str) -> list[Span]:
+    def _pictures_of(self, request_id: str) -> list[Span]:
+        ahead = int(self.head_config.reads_ahead)
+        places = [(each.identifier, each.mm_position) for each in self._runner.requests[request_id].mm_features]
         return [
-            Span(
-                feature.identifier, feature.mm_position.offset, feature.mm_position.offset + feature.mm_position.length
-            )
-            for feature in self._runner.requests[request_id].mm_features
+            Span(identifier, max(place.offset - ahead, 0), place.offset + place.length - ahead)
+            for identifier, place in places
         ]
 
     def keep_pictures(self, encoded: Mapping[str, torch.Tensor]) -> None:
@@ -191,7 +192,7 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         next_token = self._next_token[table[ends // size]]
         other = (next_token != _ANY) & (next_token != self._runner.input_batch.token_ids_cpu[row, ends + 1])
         visible[ends[other]] = False
-        return FeatureContext(self._placeholders(request_id), visible)
+        return FeatureContext(self._pictures_of(request_id), visible, reads_ahead=self.head_config.reads_ahead)
 
     def _compress(self, row: int, context: FeatureContext, span: Span) -> Compressed | None:
         """A picture's few visual tokens; they depend on it and on the text before it, as its blocks do."""
@@ -230,11 +231,12 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
 
     def _run_feeds(self, feeds: Sequence[FeatureFeed]) -> None:
         """One pass over all feeds; keeps the roots' states."""
-        rows, inputs, slots, roots = [], [], [], []
+        rows, inputs, slots, vectors, roots = [], [], [], [], []
         first_row = 0
         for feed in feeds:
             rows.append(feed.tree_rows(first_row))
             inputs.append(self._inputs(feed))
+            vectors.append(self._vectors(feed.context, feed.slots))
             slots.append(self._cache.blocks.slots(self._cache.table(feed.row), feed.slots))
             first_row += len(feed.slots)
             if feed.root is not None:
@@ -248,6 +250,7 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
             np.concatenate(slots),
             torch.cat(visual),
             torch.cat(is_visual),
+            _together(vectors, state),
         )
         for feed in feeds:
             feed.context.advance(feed.upto)
@@ -264,7 +267,7 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         if len(text):
             state = self._network.state(self._features.read(feed.request_id, text))
         visual = [
-            found.tokens[upload(slots[(slots >= span.start) & (slots < span.stop)] - span.start, found.tokens.device)]
+            found.tokens[upload(_within(slots, span) - context.first_token(span), found.tokens.device)]
             for span in context.pictures
             if (found := context.compressed.get(span.start)) is not None
         ]
@@ -274,19 +277,24 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         return spread(state, is_visual), spread(embeddings, is_visual), torch.cat(visual), is_visual
 
     def _embed(self, row: int, context: FeatureContext, slots: np.ndarray) -> torch.Tensor:
-        """[slots, hidden]: embeddings of the tokens behind text slots, zeros for placeholders; global vectors added."""
+        """[slots, hidden]: embeddings of the tokens behind text slots, zeros for placeholders."""
         tokens = self._runner.input_batch.token_ids_cpu[row, slots + 1].copy()
-        pictured = context.in_picture(slots + 1)
+        pictured = context.before_picture(slots)
         tokens[pictured] = 0
         embeddings = self._embed_tokens(tokens)
         if pictured.any():
             embeddings = embeddings.masked_fill(self._tensor(pictured)[:, None], 0.0)
-        extra = context.global_vectors(slots)
-        if extra is not None:
-            after, vectors = extra
-            embeddings = embeddings.clone()
-            embeddings[self._tensor(after)] += vectors
         return embeddings
+
+    def _vectors(self, context: FeatureContext, slots: np.ndarray) -> torch.Tensor | None:
+        """[slots, hidden]: of each slot the global vector of the last picture before it, zeros where there is none."""
+        extra = context.global_vectors(slots)
+        if extra is None:
+            return None
+        after, vectors = extra
+        spaced = vectors.new_zeros((len(slots), vectors.shape[-1]))
+        spaced[self._tensor(after)] = vectors
+        return spaced
 
     def _mark(self, row: int, context: FeatureContext, slots: np.ndarray) -> None:
         """These slots are written in the pass to come.
@@ -324,29 +332,61 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         # The node that follows the root by d tokens stands in the slot before its position.
         positions = np.asarray([tree.root for tree in trees], dtype=np.int64) + frontier.depth[taken] - 1
         embeddings = self._embed_tokens(frontier.token[taken])
-        embeddings = self._with_pictures(embeddings, [self._runner.input_batch.req_ids[tree.row] for tree in trees])
+        vectors = self._latest_vectors([self._runner.input_batch.req_ids[tree.row] for tree in trees])
         slots = np.full(len(taken), -1, dtype=np.int64)
         self._states = self._forward(
-            rows, self._states[self._tensor(parents[taken])], embeddings, positions, slots, None, None
+            rows, self._states[self._tensor(parents[taken])], embeddings, positions, slots, None, None, vectors
         )
         return taken, self._states
+
+    def _roots_on_device(self) -> torch.Tensor:
+        assert self._states is not None
+        return self._states
+
+    def open_levels(self, widths: Sequence[int]) -> None:
+        """Also the roots' positions, and the vectors that all nodes of a tree get."""
+        super().open_levels(widths)
+        trees = [self._trees[index] for index in self._trees.indexes]
+        self._roots_at = self._tensor(np.asarray([[tree.root] for tree in trees], dtype=np.int64))
+        self._lines = torch.arange(len(trees), device=self._device)[:, None]
+        latest = [self._latest_vector(self._runner.input_batch.req_ids[tree.row]) for tree in trees]
+        known = next((vector for vector in latest if vector is not None), None)
+        self._latest = None if known is None else _together(latest, [known] * len(latest))
+
+    def _level_on_device(self, level: DeviceLevel, step: TreeStep) -> torch.Tensor:
+        """As `_level`: the rows' states replace their parents'."""
+        assert self._states is not None
+        lines, width = level.tokens.shape
+        parents = level.parent_rows + self._lines * (len(self._states) // lines)
+        embeddings = self._network.embed(level.tokens.view(-1).int())
+        vectors = None if self._latest is None else self._latest.repeat_interleave(width, dim=0)
+        positions = (self._roots_at + (level.depth - 1)).expand(-1, width).reshape(-1)
+        slots = torch.full((lines * width,), -1, dtype=torch.int64, device=self._device)
+        states = self._states[parents.view(-1)]
+        self._states = self._run(step, states, embeddings, positions, slots, None, None, vectors)
+        return self._states
+
+    def _latest_vector(self, request_id: str) -> torch.Tensor | None:
+        """[1, hidden]: the global vector of a request's latest picture, if there is one."""
+        context = self._contexts[request_id]
+        extra = context.global_vectors(np.asarray([len(context.visible) - 1]))
+        return None if extra is None or not extra[0].any() else extra[1]
 
     def _settle(self, rows: int, taken: np.ndarray) -> None:
         """Note which of `_states` each row of the frontier has."""
         self._state_of = np.full(rows, -1, dtype=np.int64)
         self._state_of[taken] = np.arange(len(taken))
 
-    def _with_pictures(self, embeddings: torch.Tensor, request_ids: Sequence[str]) -> torch.Tensor:
-        """Add the global vectors of the requests' latest pictures, where the compressor makes them."""
-        for request_id in dict.fromkeys(request_ids):
-            context = self._contexts[request_id]
-            if not context.vectors:
-                continue
-            extra = context.global_vectors(np.asarray([len(context.visible) - 1]))
-            if extra is not None:
-                mine = self._tensor(np.asarray([other == request_id for other in request_ids]))
-                embeddings = embeddings + mine[:, None] * extra[1]
-        return embeddings
+    def _latest_vectors(self, request_ids: Sequence[str]) -> torch.Tensor | None:
+        """[rows, hidden]: the global vector of each row's request's latest picture, where the compressor makes them."""
+        latest = {
+            request_id: self._vectors(context, np.asarray([len(context.visible) - 1]))
+            for request_id in dict.fromkeys(request_ids)
+            if (context := self._contexts[request_id]).vectors
+        }
+        rows = [latest.get(request_id) for request_id in request_ids]
+        known = next((row for row in rows if row is not None), None)
+        return None if known is None else _together(rows, [known] * len(rows))
 
     def _forward(
         self,
@@ -357,19 +397,48 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         slots: np.ndarray,
         visual: torch.Tensor | None,
         is_visual: torch.Tensor | None,
+        vectors: torch.Tensor | None,
     ) -> torch.Tensor:
         step = TreeStep.build(
             rows, self._trees.store, self._device, covers_batch=True, fast=self._options.fast_attention
         )
+        at, to = self._tensor(positions), self._tensor(slots)
+        return self._run(step, state, embeddings, at, to, visual, is_visual, vectors)
+
+    def _run(
+        self,
+        step: TreeStep,
+        state: torch.Tensor,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        visual: torch.Tensor | None,
+        is_visual: torch.Tensor | None,
+        vectors: torch.Tensor | None,
+    ) -> torch.Tensor:
         self._peers.agree()
         with self._tally.clock("draft_model"):
             return self._network.forward(
                 state,
                 embeddings,
-                self._tensor(positions),
+                positions,
                 step,
                 self._cache.device_table(),
-                self._tensor(slots),
+                slots,
                 visual if visual is not None and len(visual) else None,
                 is_visual,
+                vectors,
             )
+
+
+def _within(slots: np.ndarray, span: Span) -> np.ndarray:
+    """Those of the slots that are the picture's."""
+    return slots[(slots >= span.start) & (slots < span.stop)]
+
+
+def _together(parts: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """[rows, hidden] of several requests, zeros of the shape of `like` where one has none; None if none has any."""
+    if all(part is None for part in parts):
+        return None
+    pairs = zip(parts, like, strict=True)
+    return torch.cat([torch.zeros_like(shape) if part is None else part for part, shape in pairs])

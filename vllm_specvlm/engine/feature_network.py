@@ -107,6 +107,7 @@ class FeatureNetwork:
         slots: torch.Tensor | None,
         visual: torch.Tensor | None = None,
         is_visual: torch.Tensor | None = None,
+        vectors: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As `FeatureHead.forward`, over rows of several requests.
 
@@ -117,12 +118,13 @@ class FeatureNetwork:
             block_table: int32 [requests, blocks] of the draft's KV cache group.
             slots: int64 [rows]; -1 for rows whose K/V stay dense.
             visual, is_visual: compressed visual tokens, and the rows they stand in (bool [rows]).
+            vectors: [rows, hidden]: global vectors; None without any.
 
         Returns:
             [rows, hidden].
         """
         with draft_pass(self._config, self.layers, len(positions), step, block_table, slots):
-            hidden: torch.Tensor = self.head(state, embeddings, positions, self._attend, visual, is_visual)
+            hidden: torch.Tensor = self.head(state, embeddings, positions, self._attend, visual, is_visual, vectors)
         return hidden
 
     def logits(self, state: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from vllm_specvlm.engine.attention_call import AttentionCall
 from vllm_specvlm.engine.transfer import upload
-from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
+from vllm_specvlm.engine.tree_step import TreeRows
 
 _BITS = 128
 
@@ -17,16 +18,15 @@ def node_bits(ancestors: np.ndarray) -> np.ndarray:
     return np.unpackbits(octets, axis=1, bitorder="little").astype(bool)
 
 
-def store_rows(
-    step: TreeStep, key: torch.Tensor, value: torch.Tensor, dense_key: torch.Tensor, dense_value: torch.Tensor
-) -> None:
+def store_rows(call: AttentionCall) -> None:
     """New keys and values go to the dense store, as `ops.tree_attention` does it first."""
-    rows = np.concatenate([r.first_row + np.flatnonzero(r.dense_at >= 0) for r in step.rows])
-    at = np.concatenate([r.dense_at[r.dense_at >= 0] for r in step.rows]).astype(np.int64)
+    listed = call.step.rows
+    rows = np.concatenate([r.first_row + np.flatnonzero(r.dense_at >= 0) for r in listed])
+    at = np.concatenate([r.dense_at[r.dense_at >= 0] for r in listed]).astype(np.int64)
     if len(rows):
-        source, target = upload(rows, key.device), upload(at, key.device)
-        dense_key.index_copy_(0, target, key.index_select(0, source).to(dense_key.dtype))
-        dense_value.index_copy_(0, target, value.index_select(0, source).to(dense_value.dtype))
+        source, target = upload(rows, call.key.device), upload(at, call.key.device)
+        for new, dense in ((call.key, call.dense_key), (call.value, call.dense_value)):
+            dense.index_copy_(0, target, new.index_select(0, source).to(dense.dtype))
 
 
 class GatheredAttention:
@@ -34,49 +34,33 @@ class GatheredAttention:
 
     name = "plain torch"
 
-    def attend(
-        self,
-        step: TreeStep,
-        out: torch.Tensor,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        kv_cache: torch.Tensor,
-        block_table: torch.Tensor,
-        dense_key: torch.Tensor,
-        dense_value: torch.Tensor,
-        scale: float,
-    ) -> None:
+    def attend(self, call: AttentionCall) -> None:
         """See `TreeAttention`."""
-        store_rows(step, key, value, dense_key, dense_value)
-        for request in step.rows:
+        store_rows(call)
+        for request in call.step.rows:
             count = len(request.dense_at)
             if not count:
                 continue
             rows = slice(request.first_row, request.first_row + count)
-            keys, values, mask = _seen(request, kv_cache, block_table, dense_key, dense_value)
-            out[rows] = _attend(query[rows].float(), keys.float(), values.float(), mask, scale).to(out.dtype)
+            keys, values, mask = _seen(request, call)
+            found = _attend(call.query[rows].float(), keys.float(), values.float(), mask, call.scale)
+            call.out[rows] = found.to(call.out.dtype)
 
 
-def _seen(
-    request: TreeRows,
-    kv_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    dense_key: torch.Tensor,
-    dense_value: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _seen(request: TreeRows, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Keys and values [n, kv heads, head size] that some row of the request sees, and which does: bool [rows, n]."""
-    device, page, size = kv_cache.device, kv_cache.shape[2], dense_key.shape[2]
+    kv_cache = call.kv_cache
+    device, page, size = kv_cache.device, kv_cache.shape[2], call.dense_key.shape[2]
     upto = int(request.visible_upto.max())
     spans = [np.arange(start, min(end, upto), dtype=np.int64) for start, end in request.spans]
     positions = np.concatenate([*spans, np.empty(0, dtype=np.int64)])
     bits = node_bits(request.ancestors)
     nodes = int(np.flatnonzero(bits.any(axis=0)).max(initial=-1)) + 1
-    blocks = block_table[request.block_row].index_select(0, upload(positions // page, device)).long()
+    blocks = call.block_table[request.block_row].index_select(0, upload(positions // page, device)).long()
     paged = kv_cache[blocks, :, upload(positions % page, device)]
     dense = slice(request.dense_start, request.dense_start + nodes)
-    keys = torch.cat([paged[..., :size], dense_key[dense]])
-    values = torch.cat([paged[..., size:], dense_value[dense]])
+    keys = torch.cat([paged[..., :size], call.dense_key[dense]])
+    values = torch.cat([paged[..., size:], call.dense_value[dense]])
     mask = np.concatenate([positions[None, :] < request.visible_upto[:, None], bits[:, :nodes]], axis=1)
     return keys, values, upload(mask, device)
 

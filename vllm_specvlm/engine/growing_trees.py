@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from vllm_specvlm.engine.dense_store import DenseStore
+from vllm_specvlm.engine.device_trees import DeviceTrees
+from vllm_specvlm.engine.growing_tree import GrowingTree
 from vllm_specvlm.engine.tree_step import TreeRows
 from vllm_specvlm.tree.grow import Frontier
 from vllm_specvlm.tree.token_tree import MAX_NODES
 from vllm_specvlm.tree.tree_shape import TreeShape
-
-
-@dataclass(slots=True)
-class GrowingTree:
-    """One request whose tree is being grown."""
-
-    row: int
-    """Row in vLLM's input batch."""
-    root: int
-    """Position of the last confirmed token; the draft's K/V below it are in the paged cache."""
-    spans: Sequence[tuple[int, int]]
-    """Where they can be trusted."""
-    dense_start: int
-    dense_rows: int
-    """Rows of its dense segment in use."""
 
 
 class GrowingTrees:
@@ -70,6 +57,18 @@ class GrowingTrees:
     def dense_starts(self) -> list[int]:
         """First rows of their dense segments, in the same order."""
         return [tree.dense_start for tree in self._trees.values()]
+
+    def on_device(self, device: torch.device, widths: Sequence[int], *, fast: bool) -> DeviceTrees:
+        """The same trees for a growth that the host does not follow; see there."""
+        return DeviceTrees(
+            list(self._trees.values()),
+            self.store,
+            device,
+            dense_root=bool(self._own),
+            segment=self._segment,
+            widths=widths,
+            fast=fast,
+        )
 
     def roots(self, frontier: Frontier) -> tuple[np.ndarray, list[int]]:
         """Rows of the frontier of roots that have a tree (int64), and which of the trees each is."""

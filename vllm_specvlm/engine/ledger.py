@@ -29,6 +29,7 @@ _WORKER = "vllm.v1.worker.gpu_worker:Worker."
 _FLASH = "vllm.v1.attention.backends.flash_attn:"
 _GRAMMARS = "vllm.v1.structured_output:StructuredOutputManager."
 _GRAMMAR = "vllm.v1.structured_output.backend_types:StructuredOutputGrammar."
+_THOUGHTS = "vllm.v1.sample.thinking_budget_state:ThinkingBudgetStateHolder."
 _REGISTRY = "a proposer registry in vLLM that may own verification"
 
 LEDGER: tuple[Symbol, ...] = (
@@ -174,8 +175,21 @@ LEDGER: tuple[Symbol, ...] = (
     Symbol(
         "vllm.v1.worker.gpu_model_runner:GPUModelRunner._dummy_run",
         "called",
-        "times passes of the target before the first request",
-        ("num_tokens",),
+        "times passes of the target before the first request, on GPUs with attention",
+        (
+            "num_tokens",
+            "cudagraph_runtime_mode",
+            "force_attention",
+            "uniform_decode",
+            "allow_microbatching",
+            "skip_eplb",
+            "is_profile",
+            "create_mixed_batch",
+            "remove_lora",
+            "is_graph_capturing",
+            "num_active_loras",
+            "profile_seq_lens",
+        ),
     ),
     Symbol(
         "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras",
@@ -233,6 +247,20 @@ LEDGER: tuple[Symbol, ...] = (
         "called",
         "penalties, bad words and allowed tokens of a tree's rows",
         ("logits", "sampling_metadata", "predict_bonus_token"),
+    ),
+    Symbol(
+        _THOUGHTS + "__init__",
+        "called",
+        "budgets of thoughts along a tree's paths",
+        ("reasoning_config", "max_num_seqs", "num_spec_tokens", "device", "is_pin_memory"),
+        "budgets that vLLM keeps for trees",
+    ),
+    Symbol(_THOUGHTS + "sync_batch", "called", "how thoughts stand behind a prompt", ("batch_update",)),
+    Symbol(
+        _THOUGHTS + "update_state",
+        "overridden",
+        "the states of a tree's rows are told token by token, before the sampler asks",
+        ("output_token_ids", "spec_token_ids"),
     ),
     Symbol("vllm.v1.sample.sampler:Sampler.compute_logprobs", "called", "log-probs of a tree's rows", ("logits",)),
     Symbol(

@@ -69,6 +69,11 @@ ACCEPTANCE_LENGTH = Metric(
     _TREE_LABELS,
     (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 64, 128),
 )
+FORBIDDEN_NODES = Metric(
+    "specvlm_forbidden_nodes_total",
+    "counter",
+    "Drafted tokens that their request's grammar forbids, taken out of the tree before it is verified.",
+)
 DRAFT_SECONDS = Metric("specvlm_draft_seconds_total", "counter", "Seconds in drafting, the draft's passes included.")
 DRAFT_PASS_SECONDS = Metric(
     "specvlm_draft_pass_seconds_total", "counter", "Seconds in the draft model's forward passes and logits."
@@ -82,7 +87,7 @@ COMPRESSED = Metric(
     "specvlm_compressed_pictures_total",
     "counter",
     "Pictures compressed for a head or a draft VLM, by the primitive that did it: a gate's choice, or the only one.",
-    (("primitive", ("none", "text", "prune", "pool", "conv", "resampler", "global", "weight", "concat")),),
+    (("primitive", ("none", "text", "prune", "pool", "conv", "resampler", "global", "adaptor", "weight", "concat")),),
 )
 DRAFTER_OFF = Metric("specvlm_drafter_off", "gauge", "1 after the drafter failed and was switched off, else 0.")
 
@@ -91,6 +96,7 @@ METRICS = (
     STEPS,
     TREE_NODES,
     ACCEPTANCE_LENGTH,
+    FORBIDDEN_NODES,
     DRAFT_SECONDS,
     DRAFT_PASS_SECONDS,
     VERIFY_SECONDS,

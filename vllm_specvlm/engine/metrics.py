@@ -12,6 +12,7 @@ from vllm_specvlm.engine.metric import (
     DRAFT_PASS_SECONDS,
     DRAFT_SECONDS,
     DRAFTER_OFF,
+    FORBIDDEN_NODES,
     PLANS,
     STEPS,
     TREE_NODES,
@@ -36,6 +37,7 @@ _TREES = {
     for picture in (False, True)
     for sampled in (False, True)
 }
+_FORBIDDEN = first_cell(FORBIDDEN_NODES)
 _NODES_BUCKET = [bisect_left(TREE_NODES.bounds, nodes) for nodes in range(MAX_NODES + 1)]
 _LENGTH_BUCKET = [bisect_left(ACCEPTANCE_LENGTH.bounds, length) for length in range(MAX_NODES + 2)]
 _NODES_SUM = TREE_NODES.width - 1
@@ -45,7 +47,8 @@ _LENGTH_SUM = ACCEPTANCE_LENGTH.width - 1
 class Metrics:
     """Adds to cells that the API server reads when it is scraped (`engine/exporter.py`).
 
-    One writer only: the first rank. Each call costs about a microsecond and cannot fail.
+    One writer of each cell: the first rank, or the scheduler's process of what grammars forbid. Each call costs about a
+    microsecond and cannot fail.
     """
 
     def __init__(self, cells: list[float] | memoryview[float] | None = None) -> None:
@@ -75,6 +78,10 @@ class Metrics:
         cells[nodes_at + _NODES_SUM] += nodes
         cells[length_at + _LENGTH_BUCKET[length]] += 1
         cells[length_at + _LENGTH_SUM] += length
+
+    def forbidden(self, nodes: int) -> None:
+        """So many drafted tokens were taken out of a tree because a grammar forbids them."""
+        self._cells[_FORBIDDEN] += nodes
 
     def spent(self, seconds: Mapping[str, float]) -> None:
         """Seconds since the start by activity, as `Tally` has them."""

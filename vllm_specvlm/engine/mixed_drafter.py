@@ -1,44 +1,73 @@
-"""A drafter whose trees take in what the text itself suggests (ADED: lookup beside a model)."""
+"""A drafter whose trees take in what the text itself suggests (ADED: lookup beside a model), where that has paid."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from vllm_specvlm.draft.drafter import Drafter, Opening
-from vllm_specvlm.draft.lookup import Continuation, LookupDrafter
+from vllm_specvlm.draft.lookup import LookupDrafter
+from vllm_specvlm.draft.lookup_node import Continuation, LookupNode
 from vllm_specvlm.schedule.lookup_confidence import Habit, LookupConfidence, evidence
+from vllm_specvlm.schedule.lookup_merit import LookupMerit, Merit
 from vllm_specvlm.tree.grow import Frontier, LevelProposal
 
 _MOST = 2
 """Continuations of a node that are looked at; further ones are hardly ever right where the first is not."""
 _LIKELY = 0.1
 """Children less probable than this are not looked up: they will hardly be expanded."""
-
-Path = tuple[int, ...]
+_SURE = 0.75
+"""What is known less surely does not spare a forward pass: below a row without one the drafter has no state to go on
+from, and the stretch that is known would soon end."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """What lookup said at a node: its best continuation, and what the drafter thought of that one."""
+class _Level:
+    """A level of the batch's trees and what the drafter itself said to it."""
 
-    token: int
-    evidence: float
-    habit: float
-    opinion: float | None
+    frontier: Frontier
+    proposal: LevelProposal
+
+    def row(self, above: int, token: int) -> int | None:
+        """The row of a child of a row above, None if that was not expanded."""
+        found = np.flatnonzero((self.frontier.parent_row == above) & (self.frontier.token == token))
+        return int(found[0]) if len(found) else None
+
+    def law(self, row: int) -> dict[int, float]:
+        """Probabilities of the drafter's children, likeliest first; none in a row that it was not asked for."""
+        log_probs = self.proposal.log_probs[row].tolist()
+        return {
+            token: math.exp(min(log_prob, 0.0))
+            for token, log_prob in zip(self.proposal.tokens[row].tolist(), log_probs, strict=True)
+            if log_prob > -math.inf
+        }
+
+
+@dataclass(slots=True)
+class _Request:
+    """What is known of lookup in a request, and of its latest tree."""
+
+    merit: Merit
+    habit: Habit = field(default_factory=Habit)
+    levels: list[_Level] = field(default_factory=list)
+    row: int = 0
+    """Of its root in the first of `levels`."""
 
 
 class MixedDrafter:
-    """Merges lookup's continuations into a drafter's levels.
+    """Merges lookup's continuations into a drafter's levels, in requests in which that has paid.
 
-    At each node of a level both are asked. A token that lookup suggests gets the probability that `LookupConfidence`
-    has learned for this much evidence beside this opinion of the drafter, and no less than the drafter's; the other
-    candidates share what is left as the drafter does. Children whose next token lookup knows say so
-    (`LevelProposal.foreseen`), and rows that are marked `free` are answered by lookup alone: a stretch of text that is
-    known needs no forward passes.
+    Where it pays, both are asked at each node. A token that lookup suggests gets the probability that
+    `LookupConfidence` has learned for this much evidence beside this opinion of the drafter, and no less than the
+    drafter's; the other candidates share what is left as the drafter does. Children whose next token lookup is sure
+    of say so (`LevelProposal.foreseen`), and rows that are marked `free` are answered by lookup alone: a stretch of
+    text that is known needs no forward passes.
+
+    Elsewhere (see `LookupMerit`) the drafter's levels pass through as they are, and of a few trees lookup's
+    suggestions are compared with the confirmed tokens afterwards.
 
     Only tokens and tokens' probabilities are mixed, so answers are as exact as the drafter's own.
     """
@@ -48,39 +77,33 @@ class MixedDrafter:
         self._drafter = drafter
         self._lookup = lookup
         self.confidence = LookupConfidence()
-        self._request_ids: Sequence[str] = ()
-        self._behind: frozenset[int] = frozenset()
-        self._paths: list[Path] = []
+        self.merit = LookupMerit()
+        self._requests: dict[str, _Request] = {}
+        self._batch: Sequence[str] = ()
+        self._merged: dict[int, _Request] = {}
+        self._levels: list[_Level] = []
+        self._nodes: list[LookupNode | None] = []
         self._drafters_row = np.empty(0, dtype=np.int64)
-        self._said: dict[str, dict[Path, _Said | None]] = {}
-        self._habits: dict[str, Habit] = {}
 
     def begin(self, request_id: str, tokens: Sequence[int]) -> None:
         """As both."""
-        self._said.pop(request_id, None)
-        self._habits[request_id] = Habit()
+        self._requests[request_id] = _Request(self.merit.begin())
         self._drafter.begin(request_id, tokens)
         self._lookup.begin(request_id, tokens)
 
     def advance(self, request_id: str, tokens: Sequence[int]) -> None:
-        """As both; what lookup said of these tokens is compared with them."""
-        said = self._said.pop(request_id, {})
-        path: Path = ()
-        for token in tokens:
-            if path not in said:
-                break
-            if (guess := said[path]) is not None:
-                right = guess.token == token
-                self.confidence.learn(guess.opinion, guess.evidence, guess.habit, right)
-                self._habits[request_id].learn(right)
-            path = (*path, token)
+        """As both; what lookup says of these tokens is compared with them, now and then."""
+        request = self._requests.get(request_id)
+        if request is not None and request.levels:
+            if self.merit.due(request.merit):
+                self._learn(request_id, request, tokens)
+            request.levels = []
         self._drafter.advance(request_id, tokens)
         self._lookup.advance(request_id, tokens)
 
     def finish(self, request_id: str) -> None:
         """As both."""
-        self._said.pop(request_id, None)
-        self._habits.pop(request_id, None)
+        self._requests.pop(request_id, None)
         self._drafter.finish(request_id)
         self._lookup.finish(request_id)
 
@@ -93,37 +116,46 @@ class MixedDrafter:
         self._drafter.rehearse(rows, scored)
 
     def open(self, request_ids: Sequence[str]) -> Opening:
-        """As both."""
-        self._request_ids = list(request_ids)
-        self._said |= {request_id: {} for request_id in request_ids}
-        self._lookup.open(request_ids)
+        """As the drafter."""
         opening = self._drafter.open(request_ids)
-        self._behind = opening.behind
+        self._batch, self._levels, self._nodes, self._merged = list(request_ids), [], [], {}
+        for index, request_id in enumerate(request_ids):
+            if index not in opening.behind:  # those get no tree, so the drafter knows none of their nodes
+                request = self._requests[request_id]
+                request.levels, request.row = self._levels, index
+                if request.merit.pays:
+                    self._merged[index] = request
         return opening
 
     def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
-        """The drafter's children and lookup's, at most top_k together, likeliest first."""
+        """The drafter's children and, where it pays, lookup's, at most top_k together, likeliest first."""
         proposal = self._drafted(frontier, top_k)
-        above = self._paths
-        self._paths = [
-            () if parent < 0 else (*above[parent], token)
-            for parent, token in zip(frontier.parent_row.tolist(), frontier.token.tolist(), strict=True)
-        ]
-        foreseen = np.zeros(proposal.tokens.shape, dtype=np.float32)
-        found = self._lookup.continuations(frontier, _MOST)
-        for row, (request, path) in enumerate(zip(frontier.request.tolist(), self._paths, strict=True)):
-            if request in self._behind:  # it gets no tree, so the drafter knows none of its nodes
+        level = _Level(frontier, proposal)
+        self._levels.append(level)
+        if not self._merged:
+            return proposal
+        above = self._nodes
+        self._nodes = [None] * len(frontier.node)
+        tokens, log_probs = proposal.tokens.copy(), proposal.log_probs.copy()
+        settled, foreseen = np.zeros(tokens.shape, dtype=bool), np.zeros(tokens.shape, dtype=np.float32)
+        fields = (frontier.request.tolist(), frontier.parent_row.tolist(), frontier.token.tolist())
+        for row, (index, parent, token) in enumerate(zip(*fields, strict=True)):
+            if index not in self._merged:
                 continue
-            request_id = self._request_ids[request]
-            habit, said = self._habits[request_id].logit, None
-            if found[row]:
-                said = self._merge(proposal.tokens[row], proposal.log_probs[row], found[row], habit)
-            self._said[request_id][path] = said
-            self._foresee(row, proposal.tokens[row], proposal.log_probs[row], habit, foreseen[row])
-        return LevelProposal(proposal.tokens, proposal.log_probs, foreseen if foreseen.any() else None)
+            habit = self._merged[index].habit.logit
+            over = above[parent] if parent >= 0 else None
+            node = self._lookup.root(self._batch[index]) if over is None else self._lookup.below(over, token)
+            self._nodes[row] = node
+            found = node.continuations(_MOST)
+            if found:
+                self._merge(tokens[row], log_probs[row], settled[row], level.law(row), found, habit)
+            self._foresee(node, tokens[row], log_probs[row], habit, foreseen[row])
+        return LevelProposal(tokens, log_probs, foreseen if foreseen.any() else None, settled)
 
     def _drafted(self, frontier: Frontier, top_k: int) -> LevelProposal:
-        """The drafter's proposal, [rows, top_k]; empty in rows that are free."""
+        """The drafter's own proposal, [rows, top_k]; empty in rows that are free."""
+        if not self._merged:
+            return self._drafter.propose_level(frontier, top_k)
         rows = len(frontier.node)
         asked = np.arange(rows) if frontier.free is None else np.flatnonzero(~frontier.free)
         before = self._drafters_row
@@ -150,23 +182,25 @@ class MixedDrafter:
         proposal.log_probs[asked, :width] = answered.log_probs
         return proposal
 
-    def _merge(self, tokens: np.ndarray, log_probs: np.ndarray, found: Sequence[Continuation], habit: float) -> _Said:
-        """Write the mixture into a row, [k] each; what lookup said of it, for learning."""
-        law = {
-            token: math.exp(min(log_prob, 0.0))
-            for token, log_prob in zip(tokens.tolist(), log_probs.tolist(), strict=True)
-            if log_prob > -math.inf
+    def _merge(
+        self,
+        tokens: np.ndarray,
+        log_probs: np.ndarray,
+        settled: np.ndarray,
+        law: dict[int, float],
+        continuations: Sequence[Continuation],
+        habit: float,
+    ) -> None:
+        """Write the mixture into a row, [k] each: which children, how probable, and of which of them lookup says so."""
+        suggested = {
+            each.token: self.confidence.probability(_opinion(law, each.token), evidence(each.share, each.length), habit)
+            for each in continuations
         }
-        # A token that is not listed is less likely than the last one that is, and than all the others together.
-        unlisted = 0.5 * min(max(1.0 - sum(law.values()), 0.0), *law.values()) if law else 0.0
-        weighed = [(each.token, evidence(each.share, each.length)) for each in found]
-        opinions = [law.get(token, unlisted) if law else None for token, _ in weighed]
         # Lookup may add to what a drafter believes, and not take away: those are not calibrated alike, and what was
         # taken from a drafter's best token would go to its worse ones.
-        suggested = {
-            token: max(law.get(token, 0.0), self.confidence.probability(opinion, weight, habit))
-            for (token, weight), opinion in zip(weighed, opinions, strict=True)
-        }
+        suggested = {token: found for token, found in suggested.items() if found > law.get(token, 0.0)}
+        if not suggested:
+            return
         if (whole := sum(suggested.values())) > 0.999:
             suggested = {token: 0.999 * probability / whole for token, probability in suggested.items()}
         others = max(1.0 - sum(law.get(token, 0.0) for token in suggested), 1e-6)
@@ -176,11 +210,48 @@ class MixedDrafter:
         log_probs[:] = -np.inf
         for rank, (token, probability) in enumerate(best):
             tokens[rank], log_probs[rank] = token, math.log(max(probability, 1e-12))
-        return _Said(*weighed[0], habit, opinions[0])
+            settled[rank] = token in suggested
 
-    def _foresee(self, row: int, tokens: np.ndarray, log_probs: np.ndarray, habit: float, foreseen: np.ndarray) -> None:
-        """Write how probably children's next tokens are known, [k]."""
+    def _foresee(
+        self, node: LookupNode, tokens: np.ndarray, log_probs: np.ndarray, habit: float, foreseen: np.ndarray
+    ) -> None:
+        """Write how probably children's next tokens are known, [k], where that is sure enough."""
         for rank in np.flatnonzero(log_probs > math.log(_LIKELY)).tolist():
-            follows = self._lookup.next_continuation(row, int(tokens[rank]))
-            if follows is not None:
-                foreseen[rank] = self.confidence.probability(None, evidence(follows.share, follows.length), habit)
+            token = int(tokens[rank])
+            if token not in node.children:  # the match would begin anew, and be short
+                continue
+            for follows in self._lookup.below(node, token).continuations(1):
+                known = self.confidence.probability(None, evidence(follows.share, follows.length), habit)
+                foreseen[rank] = known if known > _SURE else 0.0
+
+    def _learn(self, request_id: str, request: _Request, tokens: Sequence[int]) -> None:
+        """What lookup says at the nodes on the target's path, against what followed and the drafter's next choice."""
+        node, row, gain = self._lookup.root(request_id), request.row, 0
+        for depth, (level, token) in enumerate(zip(request.levels, tokens, strict=False)):
+            if depth:
+                below = level.row(row, tokens[depth - 1])
+                if below is None:
+                    break
+                node, row = self._lookup.below(node, tokens[depth - 1]), below
+            law = level.law(row)
+            for best in node.continuations(1):
+                right = best.token == token
+                self.confidence.learn(
+                    _opinion(law, best.token), evidence(best.share, best.length), request.habit.logit, right
+                )
+                request.habit.learn(right)
+                gain += right - (token == _displaced(law, best.token)) if best.token != next(iter(law), None) else 0
+        self.merit.learn(request.merit, gain)
+
+
+def _opinion(law: dict[int, float], token: int) -> float | None:
+    """What the drafter thinks of a token; None if it was not asked."""
+    if not law:
+        return None
+    # A token that is not listed is less likely than the last one that is, and than all the others together.
+    return law.get(token, 0.5 * min(max(1.0 - sum(law.values()), 0.0), *law.values()))
+
+
+def _displaced(law: dict[int, float], suggested: int) -> int | None:
+    """The drafter's next choice after its first and what lookup suggests; None if there is none."""
+    return next((token for token in list(law)[1:] if token != suggested), None)

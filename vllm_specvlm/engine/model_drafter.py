@@ -12,6 +12,7 @@ from vllm.config import VllmConfig
 
 from vllm_specvlm.draft.drafter import Opening
 from vllm_specvlm.engine.batch import Batch
+from vllm_specvlm.engine.device_trees import DeviceLevel, DeviceTrees
 from vllm_specvlm.engine.draft_choice import DraftChoice, Place
 from vllm_specvlm.engine.growing_trees import GrowingTrees
 from vllm_specvlm.engine.options import SpecVLMOptions
@@ -19,6 +20,7 @@ from vllm_specvlm.engine.peers import Peers
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.engine.transfer import upload
 from vllm_specvlm.engine.tree_memory import TreeMemory
+from vllm_specvlm.engine.tree_step import TreeStep
 from vllm_specvlm.timeline.sight import Sight
 from vllm_specvlm.tree.grow import Frontier, LevelProposal
 
@@ -63,6 +65,7 @@ class ModelDrafter(ABC, Generic[AFeed]):
     """
 
     _choice: DraftChoice
+    _on_device: DeviceTrees
     _replicated: ClassVar[bool] = False
     """Every rank computes the whole draft. Other thread counts may give other last bits, so the first rank's candidates
     are everybody's."""
@@ -110,6 +113,16 @@ class ModelDrafter(ABC, Generic[AFeed]):
         self._runner = runner
         self._peers = peers
         self._device = runner.device
+
+    @property
+    def grows_on_device(self) -> bool:
+        """Whether `propose_on_device` is to be used: ranks have to talk between levels, and that takes a host."""
+        return self._peers.alone and self._runner.grows_on_device(self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        """See `DeviceProposer`."""
+        return self._device
 
     @abstractmethod
     def cache_allocated(self) -> None:
@@ -207,6 +220,47 @@ class ModelDrafter(ABC, Generic[AFeed]):
             return found
         self._peers.agree()
         return cast(LevelProposal, self._peers.share([found])[0])
+
+    @property
+    def rooted(self) -> Sequence[int]:
+        """See `DeviceProposer`."""
+        return self._trees.indexes
+
+    @property
+    def noted(self) -> list[torch.Tensor]:
+        """See `DeviceProposer`."""
+        return self._choice.noted
+
+    def settle(self, noted: Sequence[np.ndarray]) -> None:
+        """See `DeviceProposer`."""
+        self._choice.settle(noted)
+
+    def open_levels(self, widths: Sequence[int]) -> None:
+        """See `DeviceProposer`."""
+        self._on_device = self._trees.on_device(self._device, widths, fast=self._options.fast_attention)
+
+    def propose_on_device(self, level: DeviceLevel, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `DeviceProposer`."""
+        taken = None
+        if level.depth:
+            step, taken = self._on_device.level(level)
+            hidden = self._level_on_device(level, step)
+        else:
+            hidden = self._roots_on_device()
+        self._tally.levels += 1
+        width = level.live.shape[1]
+        places = [place for index in self.rooted for place in [self._child(index, level.depth)] * width]
+        with self._tally.clock("draft_model"):
+            tokens, log_probs = self._choice.choose(self._logits(hidden), places, top_k)
+        return tokens, log_probs if taken is None else log_probs.masked_fill(~taken.view(-1, 1), -torch.inf)
+
+    @abstractmethod
+    def _roots_on_device(self) -> torch.Tensor:
+        """[R, hidden] of the roots that were fed, in the order of `_trees`."""
+
+    @abstractmethod
+    def _level_on_device(self, level: DeviceLevel, step: TreeStep) -> torch.Tensor:
+        """[R * w, hidden] of a deeper level's nodes; padding has any."""
 
     @abstractmethod
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:

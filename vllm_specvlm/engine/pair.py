@@ -12,6 +12,7 @@ from vllm.config import ModelConfig
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.tokenizers import cached_tokenizer_from_config
 
+from vllm_specvlm.draft import picture_compressor
 from vllm_specvlm.draft.token_map import TokenMap
 
 _PROBE = "The sign reads: 3.14 naïve façades?\n\t<b>Über</b> 雪が降る 🙂 def f(x): return x**2"
@@ -88,6 +89,12 @@ def problems(target: ModelConfig, draft: ModelConfig, *, text_only_draft: bool, 
         found.append(
             f"The draft '{draft.model}' uses M-RoPE positions and the target '{target.model}' does not; "
             "give a draft of the target's family."
+        )
+    tower = getattr(draft.hf_config, "vision_config", None)
+    if getattr(tower, "deepstack_visual_indexes", None) and picture_compressor.is_there(draft.model):
+        found.append(
+            f"The draft '{draft.model}' has a compressor, and its visual tokens also carry features for deeper layers, "
+            "which compressors were not made for; give a draft without its folder 'compressor'."
         )
     return found or _picture_problems(target, draft, same_ids=not token_map)
 
@@ -189,6 +196,8 @@ def _processing_problems(draft: str, name: str, theirs: Any, ours: Any, *, same_
     (theirs_item,), (ours_item,) = (processed["mm_kwargs"].values() for processed in (theirs, ours))
     theirs_data, ours_data = theirs_item[0].get_data(), ours_item[0].get_data()
     for field in sorted(theirs_data.keys() | ours_data.keys()):
+        if not same_ids and field.endswith("_token_id"):  # each calls its placeholders by ids of its own (InternVL)
+            continue
         if not _same(theirs_data.get(field), ours_data.get(field)):
             return [
                 f"The draft '{draft}' processes a {name} otherwise than the target ('{field}' differs); "

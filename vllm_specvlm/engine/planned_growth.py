@@ -5,16 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vllm_specvlm.draft.drafter import Drafter
+from vllm_specvlm.engine.acceptance_on_device import AcceptanceOnDevice
+from vllm_specvlm.engine.device_growth import DeviceProposer, grow_on_device, levels
+from vllm_specvlm.engine.pass_times import PassTimes
 from vllm_specvlm.engine.step_clock import StepClock
 from vllm_specvlm.schedule.acceptance import FEATURES, AcceptanceModel, features
+from vllm_specvlm.schedule.logistic import Floats
 from vllm_specvlm.schedule.planner import Planner
 from vllm_specvlm.tree.accept import Accepted
-from vllm_specvlm.tree.grow import Frontier, LevelProposal, grow_scored
+from vllm_specvlm.tree.grow import Frontier, Grown, LevelProposal, grow_scored
 from vllm_specvlm.tree.token_tree import TokenTree
 from vllm_specvlm.tree.tree_shape import TreeShape
 
@@ -60,31 +65,29 @@ class PlannedGrowth:
         self._opened: float | None = None
         self._fed_rows = 0
 
-    def grow(self, drafter: Drafter, batch: Sequence[Growable], shape: TreeShape) -> dict[str, TokenTree]:
+    def grow(
+        self, drafter: Drafter, batch: Sequence[Growable], shape: TreeShape, device: DeviceProposer | None = None
+    ) -> dict[str, TokenTree]:
         """Trees of the batch by request id, the planner's choice of nodes.
 
         Args:
             drafter: already told of the batch's confirmed tokens.
             batch: the requests the plan chose.
             shape: the engine's bounds.
+            device: the same drafter, if it drafts without waiting for its device: the planner then decides before the
+                first level how many there are and how wide, unless it wants to look at each (a probe).
         """
         self._drafter, self._batch = drafter, batch
         self._levels = []
         self._sampled = np.array([g.sampled for g in batch])
         self._picture = np.array([g.picture for g in batch])
         self._opened = time.perf_counter()
-        opening = drafter.open([growable.request_id for growable in batch])
-        self._fed_rows = opening.rows
-        self.planner.fed(opening.rows)
-        grown = grow_scored(
-            self,
-            shape,
-            [growable.nodes for growable in batch],
-            range(len(batch)),
-            [growable.depth for growable in batch],
-            self.planner,
-        )
-        grown = {i: g for i, g in grown.items() if i not in opening.behind}
+        bounds = levels(shape, [g.nodes for g in batch], [g.depth for g in batch])
+        widths = self.planner.layout(len(batch), len(bounds), bounds[-1]) if device is not None else None
+        if device is not None and widths is not None:
+            grown = self._grow_on_device(drafter, device, shape, widths)
+        else:
+            grown = self._grow_level_by_level(drafter, shape)
         tell = [not batch[i].bounded for i in grown]
         kept = self.planner.cut([(g.log_probs, g.passes) for g in grown.values()], tell)
         if not any(kept):
@@ -96,6 +99,52 @@ class PlannedGrowth:
                 tree = sent[batch[i].request_id] = g.tree.prefix(count)
                 self._sent[batch[i].request_id] = _Sent(tree, flat[list(g.origins[:count])])
         return sent
+
+    def _grow_level_by_level(self, drafter: Drafter, shape: TreeShape) -> dict[int, Grown]:
+        """By index in the batch; the planner admits nodes before each level."""
+        batch = self._batch
+        opening = drafter.open([growable.request_id for growable in batch])
+        self._fed_rows = opening.rows
+        self.planner.fed(opening.rows)
+        grown = grow_scored(
+            self,
+            shape,
+            [growable.nodes for growable in batch],
+            range(len(batch)),
+            [growable.depth for growable in batch],
+            self.planner,
+        )
+        return {i: g for i, g in grown.items() if i not in opening.behind}
+
+    def _grow_on_device(
+        self, drafter: Drafter, device: DeviceProposer, shape: TreeShape, widths: Sequence[int]
+    ) -> dict[int, Grown]:
+        """By index in the batch; levels as planned, and their times are learned when all is over."""
+        batch = self._batch
+        times = PassTimes(device.device)
+        opening = drafter.open([growable.request_id for growable in batch])
+        self.planner.fed(opening.rows)
+        rooted = list(device.rooted)
+        sampled, picture = self._sampled[rooted], self._picture[rooted]
+        found = grow_on_device(
+            device,
+            shape,
+            [growable.nodes for growable in batch],
+            [growable.depth for growable in batch],
+            widths,
+            AcceptanceOnDevice(self.acceptance, sampled, picture, device.device),
+            times.mark,
+        )
+        for depth, log_probs in enumerate(found.proposed):
+            rows = log_probs.reshape(-1, log_probs.shape[-1]).astype(np.float64)
+            each = log_probs.shape[1]
+            self._levels.append(features(rows, depth + 1, sampled.repeat(each), picture.repeat(each)))
+        for depth, (width, seconds) in enumerate(zip(widths, times.seconds(), strict=False)):
+            rows_of_pass = len(rooted) * width if depth else opening.rows
+            if depth:
+                self.planner.passed(depth, rows_of_pass, found.reach[depth - 1])
+            self._clock.took(rows_of_pass, seconds, first=not depth)
+        return found.trees
 
     def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
         """The drafter's proposal with probabilities of being accepted in the place of the draft's own."""
@@ -112,8 +161,10 @@ class PlannedGrowth:
             self._sampled[frontier.request],
             self._picture[frontier.request],
         )
-        self._levels.append(level)
         calibrated = LevelProposal(proposal.tokens, self.acceptance.log_probs(level), proposal.foreseen)
+        if proposal.settled is not None and proposal.settled.any():
+            calibrated, level = _with_settled(calibrated, proposal.log_probs, proposal.settled, level)
+        self._levels.append(level)
         if rows:
             self._clock.passed(rows, started, first=first)
         return calibrated
@@ -127,11 +178,34 @@ class PlannedGrowth:
                 continue
             path = set(accepted.path)
             tried = [i for i, parent in enumerate(tree.parents) if parent < 0 or parent in path]
+            # Of what was settled (see `_with_settled`) there is nothing to learn here.
+            tried = [i for i in tried if not np.isnan(sent.features[nodes[i], 0])]
             self.acceptance.observe(sent.features[[nodes[i] for i in tried]], [i in path for i in tried])
 
     def forget(self, request_id: str) -> None:
         """The request is over or starts anew."""
         self._sent.pop(request_id, None)
+
+
+def _with_settled(
+    level: LevelProposal, log_probs: npt.NDArray[np.float32], settled: npt.NDArray[np.bool_], made: Floats
+) -> tuple[LevelProposal, Floats]:
+    """A calibrated level in which settled children keep their `log_probs`, [F, k], best first again.
+
+    Beside it its features, [F, k, 6], likewise in order; those of settled children are not a number.
+    """
+    found = np.where(settled, log_probs, level.log_probs)
+    order = np.argsort(-found, axis=1, kind="stable")
+
+    def sorted_(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.take_along_axis(values, order, axis=1)
+
+    features_ = np.where(settled[..., None], np.nan, made)
+    foreseen = None if level.foreseen is None else sorted_(level.foreseen)
+    return (
+        LevelProposal(sorted_(level.tokens), sorted_(found), foreseen),
+        np.take_along_axis(features_, order[..., None], axis=1),
+    )
 
 
 def _found_again(tree: TokenTree, sent: TokenTree) -> list[int] | None:

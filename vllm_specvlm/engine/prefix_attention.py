@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vllm_specvlm.engine.attention_call import AttentionCall
 from vllm_specvlm.engine.gathered_attention import GatheredAttention, node_bits, store_rows
 from vllm_specvlm.engine.transfer import upload, upload_all
 from vllm_specvlm.engine.tree_step import TreeStep
@@ -66,35 +67,27 @@ class PrefixAttention:
         self._step: TreeStep | None = None
         self._plan: _Plan | None = None
 
-    def attend(
-        self,
-        step: TreeStep,
-        out: torch.Tensor,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        kv_cache: torch.Tensor,
-        block_table: torch.Tensor,
-        dense_key: torch.Tensor,
-        dense_value: torch.Tensor,
-        scale: float,
-    ) -> None:
+    def attend(self, call: AttentionCall) -> None:
         """See `TreeAttention`."""
-        if self._step is not step:
-            self._step, self._plan = step, _plan(step, query.device)
+        query, out = call.query, call.out
+        if self._step is not call.step:
+            self._step, self._plan = call.step, _plan(call.step, query.device)
         plan = self._plan
         if plan is None:
-            self._otherwise.attend(step, out, query, key, value, kv_cache, block_table, dense_key, dense_value, scale)
+            self._otherwise.attend(call)
             return
-        store_rows(step, key, value, dense_key, dense_value)
+        store_rows(call)
         picked = query.index_select(0, plan.prefix.rows)
-        paged, paged_weight = self._flash(picked, kv_cache, block_table[plan.prefix.tables], plan.prefix, scale)
+        paged, paged_weight = self._flash(
+            picked, call.kv_cache, call.block_table[plan.prefix.tables], plan.prefix, call.scale
+        )
         merged = torch.empty_like(picked)
-        size = max(1, _CHUNK_ELEMENTS // max(1, plan.nodes.shape[1] * dense_key[0].numel()))
+        size = max(1, _CHUNK_ELEMENTS // max(1, plan.nodes.shape[1] * call.dense_key[0].numel()))
         for start in range(0, len(picked), size):
             part = slice(start, start + size)
             nodes, has_node = plan.nodes[part], plan.has_node[part]
-            own, own_weight = _nodes(picked[part].float(), dense_key[nodes], dense_value[nodes], has_node, scale)
+            keys, values = call.dense_key[nodes], call.dense_value[nodes]
+            own, own_weight = _nodes(picked[part].float(), keys, values, has_node, call.scale)
             merged[part] = _merge(paged[part].float(), paged_weight[:, part].T, own, own_weight).to(out.dtype)
         out.index_copy_(0, plan.prefix.rows, merged)
 

@@ -23,8 +23,8 @@ def profile_key(config: VllmConfig, options: SpecVLMOptions) -> ProfileKey:
     compiled = config.compilation_config.mode not in (None, CompilationMode.NONE)
     return ProfileKey(
         model=_named(model.model),
-        draft="lookup" if options.model is None else _named(options.model),
-        dtype=str(model.dtype).removeprefix("torch."),
+        draft=_drafter(options),
+        dtype=_dtypes(config),
         mode="compiled" if compiled else "eager",
         tensor_parallel=config.parallel_config.tensor_parallel_size,
         device=_device(),
@@ -53,6 +53,20 @@ def profile_given(file: str | None, key: ProfileKey, peers: Peers) -> Profile | 
     if refusal is not None:
         raise ValueError(refusal)
     return Profile.from_dict(profile)
+
+
+def _drafter(options: SpecVLMOptions) -> str:
+    if options.model is None:
+        return "lookup"
+    return _named(options.model) + ("+lookup" if options.with_lookup else "")
+
+
+def _dtypes(config: VllmConfig) -> str:
+    """Of activations, and of weights and the KV cache where they have others."""
+    dtype = str(config.model_config.dtype).removeprefix("torch.")
+    weights, cache = config.model_config.quantization, config.cache_config.cache_dtype
+    found = [dtype, *([f"{weights} weights"] if weights else [])]
+    return ", ".join([*found, *([f"{cache} cache"] if cache not in ("auto", dtype) else [])])
 
 
 def _named(model: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from vllm_specvlm.draft.drafter import Drafter
 from vllm_specvlm.engine.batch import Batch
+from vllm_specvlm.engine.device_growth import DeviceProposer
 from vllm_specvlm.engine.planned_growth import Growable, PlannedGrowth
 from vllm_specvlm.engine.step_clock import StepClock
 from vllm_specvlm.schedule.planner import Planner
@@ -29,7 +30,9 @@ class RecordingGrowth(PlannedGrowth):
         self._grown: dict[str, tuple[Growable, list[tuple[int, Grown]]]] = {}
         self._finished: list[TracedRequest] = []
 
-    def grow(self, drafter: Drafter, batch: Sequence[Growable], shape: TreeShape) -> dict[str, TokenTree]:
+    def grow(
+        self, drafter: Drafter, batch: Sequence[Growable], shape: TreeShape, device: DeviceProposer | None = None
+    ) -> dict[str, TokenTree]:
         """Nothing to verify; what was grown is kept."""
         drafter.open([growable.request_id for growable in batch])
         depths, budgets = [growable.depth for growable in batch], [growable.nodes for growable in batch]

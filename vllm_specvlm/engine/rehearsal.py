@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from vllm.config import CompilationConfig, CUDAGraphMode
 
 from vllm_specvlm.draft.drafter import Drafter
 from vllm_specvlm.engine.peers import Peers
@@ -24,7 +25,7 @@ def rehearse(run: Callable[[int], object], most: int, peers: Peers, device: torc
     """Seconds of a pass by its rows, from a few passes each.
 
     Args:
-        run: makes a pass over so many rows, without attention.
+        run: makes a pass over so many rows; with attention where the device's own dummy pass has any.
         most: rows a batch may have.
         peers: all ranks run the same passes and keep the first one's times.
         device: where the passes run; a GPU is waited for, once a pass.
@@ -52,11 +53,20 @@ def rehearse(run: Callable[[int], object], most: int, peers: Peers, device: torc
     return found
 
 
-def draft_curves(drafter: Drafter, most: int, peers: Peers, device: torch.device) -> tuple[CostCurve, CostCurve]:
-    """What a level of nodes costs a draft, and its first pass, which ends in one root."""
+def draft_curves(
+    drafter: Drafter, most: int, peers: Peers, device: torch.device, graphs: Sequence[int] = ()
+) -> tuple[CostCurve, CostCurve]:
+    """What a level of nodes costs a draft, and its first pass, which ends in one root; `graphs` as `graph_sizes`."""
     level = rehearse(lambda rows: drafter.rehearse(rows, rows), most, peers, device)
     feed = rehearse(lambda rows: drafter.rehearse(rows, 1), most, peers, device)
-    return CostCurve(level), CostCurve(feed)
+    return CostCurve(level, graphs), CostCurve(feed, graphs)
+
+
+def graph_sizes(config: CompilationConfig, device: torch.device) -> tuple[int, ...]:
+    """Rows of the CUDA graphs that passes of target and draft are padded to; () where there are none."""
+    if device.type == "cpu" or config.cudagraph_mode in (None, CUDAGraphMode.NONE):
+        return ()
+    return tuple(config.cudagraph_capture_sizes or ())
 
 
 def _wait(device: torch.device) -> None:

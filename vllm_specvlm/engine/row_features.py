@@ -23,6 +23,7 @@ from vllm.v1.sample.logits_processor import (
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.sampler import Sampler
 
+from vllm_specvlm.engine.thinking_budget import ThinkingBudgets, Thoughts
 from vllm_specvlm.engine.transfer import upload
 
 
@@ -37,6 +38,8 @@ class FeatureRow:
     params: SamplingParams
     history: list[int]
     """The answer so far and the path's tokens: what plain decoding would have emitted before this row's token."""
+    thoughts: Thoughts | None = None
+    """Of a request with a budget for them."""
 
 
 def uses_path(params: SamplingParams) -> bool:
@@ -50,11 +53,16 @@ def uses_path(params: SamplingParams) -> bool:
         or params.allowed_token_ids is not None
         or bool(params.logit_bias)
         or params.logprobs is not None
+        or params.thinking_token_budget is not None
     )
 
 
 def process(
-    sampler: Sampler, logits: torch.Tensor, rows: Sequence[FeatureRow], metadata: SamplingMetadata
+    sampler: Sampler,
+    logits: torch.Tensor,
+    rows: Sequence[FeatureRow],
+    metadata: SamplingMetadata,
+    budgets: ThinkingBudgets | None,
 ) -> torch.Tensor:
     """The rows' logits after everything vLLM applies before temperature, each row with its own history.
 
@@ -63,6 +71,7 @@ def process(
         logits: [all rows, vocabulary]; not changed.
         rows: the rows to process.
         metadata: vLLM's sampling metadata of the batch, indexed by request.
+        budgets: what gave the rows their `thoughts`; None in an engine that knows of none.
 
     Returns:
         float32 [len(rows), vocabulary].
@@ -70,6 +79,7 @@ def process(
     picked = logits[upload(np.asarray([row.row for row in rows]), logits.device)].float()
     requests = upload(np.asarray([row.request for row in rows]), logits.device)
     bad_words = metadata.bad_words_token_ids
+    thoughts = {i: row.thoughts for i, row in enumerate(rows) if row.thoughts is not None}
     per_row = replace(
         metadata,
         prompt_token_ids=_of_rows(metadata.prompt_token_ids, requests),
@@ -81,7 +91,7 @@ def process(
         bad_words_token_ids={i: bad_words[row.request] for i, row in enumerate(rows) if row.request in bad_words},
         logitsprocs=_processors(rows, logits.device),
         spec_token_ids=None,
-        thinking_budget_state_holder=None,
+        thinking_budget_state_holder=budgets.holder(thoughts) if budgets is not None and thoughts else None,
     )
     processed: torch.Tensor = sampler.apply_logits_processors(picked, per_row, predict_bonus_token=False)
     return processed

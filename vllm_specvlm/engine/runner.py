@@ -5,7 +5,7 @@ What differs between devices is in `runner_cpu.py` and `runner_gpu.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,12 @@ import torch
 from vllm.v1.outputs import DraftTokenIds, SamplerOutput
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from vllm_specvlm import ops
 from vllm_specvlm.engine.dense_store import DenseStore
 from vllm_specvlm.engine.feature_network import feature_layers_trouble
+from vllm_specvlm.engine.sampling import Race
 from vllm_specvlm.engine.speculator import Speculator
+from vllm_specvlm.engine.static_tables import StaticTables
 from vllm_specvlm.engine.transfer import upload
 from vllm_specvlm.engine.tree_memory import TreeMemory
 from vllm_specvlm.engine.tree_sampler import TreeSampler
@@ -36,6 +39,12 @@ class TreeModelRunner(GPUModelRunner):
     """
 
     drafter: Speculator
+    race: Race = staticmethod(ops.race)
+    """Draws tokens; one function for all rows, with trees and without."""
+    tree_tables: StaticTables | None = None
+    """Where a step's tables lie; None: anywhere."""
+    decides_on_device = False
+    """Whether trees are grown and accepted by operators, with nobody waiting for the device."""
 
     def adopt(self) -> None:
         """Finish the construction of a stock runner whose class has just become one of this family."""
@@ -71,6 +80,10 @@ class TreeModelRunner(GPUModelRunner):
         """
         raise NotImplementedError
 
+    def grows_on_device(self, layers: Sequence[str]) -> bool:
+        """See `Batch`: on a CPU there is nothing to wait for."""
+        return False
+
     def attention_ways(self) -> list[str]:
         """How the layers attend tree rows, for people to read."""
         raise NotImplementedError
@@ -88,11 +101,16 @@ class TreeModelRunner(GPUModelRunner):
     @torch.inference_mode()
     def _rehearse(self, rows: int) -> None:
         """A pass of the target over so many rows, for the planner's stopwatch."""
-        hidden, _ = self._dummy_run(rows)
+        hidden = self._dummy_pass(rows)
         if self.lora_config:
             # The dummy run says of fewer rows than these which adapter their logits take: none.
             self._set_active_loras((0,) * rows, (0,) * rows, set())
         self.model.compute_logits(hidden[:rows])
+
+    def _dummy_pass(self, rows: int) -> torch.Tensor:
+        """Hidden states of a pass that means nothing; on a CPU without attention."""
+        hidden: torch.Tensor = self._dummy_run(rows)[0]
+        return hidden
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
         """Decode the trees the scheduler carried as flat integers; vLLM sees plain token ids from here on."""
@@ -143,7 +161,8 @@ class TreeModelRunner(GPUModelRunner):
         metadata, common = super()._build_attention_metadata(*args, **kwargs)
         if self._verification is not None:
             with self.drafter.tally.clock("verify"):
-                step = self._verification.step(self.tree_store, self.device, fast=self.drafter.options.fast_attention)
+                fast = self.drafter.options.fast_attention
+                step = self._verification.step(self.tree_store, self.device, fast=fast, tables=self.tree_tables)
                 for layer_metadata in {id(m): m for m in metadata.values()}.values():
                     layer_metadata.tree_step = step
         return metadata, common
@@ -159,14 +178,12 @@ class TreeModelRunner(GPUModelRunner):
                 self.input_batch.generators.pop(request, None)
         self.drafter.observe_step(verification is not None)
         self._kept_rows = {}
-        if verification is None and (metadata.all_greedy or not any(ours)):
+        if verification is None and (metadata.all_greedy or not any(ours)) and not self.tree_sampler.has_budgets:
             return super()._sample(logits, None)
 
-        output, accepted = self.tree_sampler.sample(logits, verification, ours)
+        output, accepted = self.tree_sampler.sample(logits, verification, ours, self._commit)
         if verification is not None:
             with self.drafter.tally.clock("verify"):
-                if verification.dense_rows:
-                    self._commit(verification.commit_slots(accepted))
                 self._kept_rows = verification.kept_rows(accepted)
                 self.drafter.observe_accepted(verification.places, accepted)
         return output

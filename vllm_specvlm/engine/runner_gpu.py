@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from vllm.config import CUDAGraphMode
 
 from vllm_specvlm import ops
-from vllm_specvlm.engine import attention_gpu
+from vllm_specvlm.engine import attention_gpu, decision_trial
+from vllm_specvlm.engine.log import logger_for
 from vllm_specvlm.engine.runner import TreeModelRunner
 from vllm_specvlm.engine.sampling import greedy_tokens, sampled_at_once
 from vllm_specvlm.engine.tree_attention import KernelAttention
 from vllm_specvlm.engine.tree_dispatcher import TreeDispatcher
 from vllm_specvlm.engine.tree_memory import TreeMemory
+from vllm_specvlm.engine.tree_step import TreeStep
 from vllm_specvlm.tree.race import race
+
+logger = logger_for(__name__)
+
+_REHEARSED_CONTEXT = 1024
+"""Tokens: a picture and a question."""
 
 
 class TreeGPUModelRunner(TreeModelRunner):
@@ -31,6 +38,21 @@ class TreeGPUModelRunner(TreeModelRunner):
     def adopt_attention(self, layers: Mapping[str, Any]) -> None:
         """As described there; each kind of layer is tried on the device."""
         attention_gpu.adopt(layers, self.device)
+        reason = decision_trial.trouble(self.device)
+        self.decides_on_device = reason is None
+        if reason is not None:
+            self.race = race
+            logger.warning(
+                "Trees are not grown and accepted on the device: %s. The CPU does it; answers stay right. Run `specvlm "
+                "selftest` and send its report.",
+                reason,
+            )
+
+    def grows_on_device(self, layers: Sequence[str]) -> bool:
+        """See `Batch`: the fallbacks of attention want to know the nodes on the host."""
+        found = self.compilation_config.static_forward_context
+        kernels = all(isinstance(found[name].impl.tree_attention, KernelAttention) for name in layers)
+        return self.decides_on_device and kernels
 
     def attention_ways(self) -> list[str]:
         """As described there."""
@@ -47,6 +69,9 @@ class TreeGPUModelRunner(TreeModelRunner):
         del kept
         memory = TreeMemory(self.compilation_config.static_forward_context, 0)
         memory.allocate(self.tree_store, memory.target(), self.device)
+        # Also of trees that are not verified: placeholders, and what finds no room.
+        listed = min(self.max_num_tokens, self.max_num_reqs * (1 + self.drafter.shape.nodes))
+        self.tree_tables = TreeStep.room(self.max_num_reqs, max(listed, self.max_num_reqs), self.device)
 
     def _profile_verification(self) -> None:
         """The logits of as many rows as a step of trees has, as the sampler takes them."""
@@ -55,7 +80,17 @@ class TreeGPUModelRunner(TreeModelRunner):
         logits = self.model.compute_logits(hidden[:rows])
         greedy_tokens(logits)
         law = logits[: sampled_at_once(logits)].float().softmax(dim=-1)
-        race(law, torch.zeros(len(law), dtype=torch.int64, device=law.device))
+        self.race(law, torch.zeros(len(law), dtype=torch.int64, device=law.device))
+
+    def _dummy_pass(self, rows: int) -> torch.Tensor:
+        """As described there, with attention over a context.
+
+        All its blocks are vLLM's empty one, so keys come out of a cache of the GPU's and cost less than they will; and
+        each row has a context to itself, where a tree's rows share theirs. Steps correct both as they are measured.
+        """
+        context = min(_REHEARSED_CONTEXT, self.max_model_len)
+        hidden: torch.Tensor = self._dummy_run(rows, force_attention=True, profile_seq_lens=context)[0]
+        return hidden
 
     def _largest_pictures(self) -> Mapping[str, Any] | None:
         """Pixels of as many pictures of the largest size as vLLM encodes at once; None for a text model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from copy import copy
 
 import torch
@@ -14,11 +15,13 @@ from vllm.v1.sample.sampler import Sampler
 
 from vllm_specvlm import ops
 from vllm_specvlm.tree.noise import position_keys
-from vllm_specvlm.tree.race import NO_LAW, race
+from vllm_specvlm.tree.race import NO_LAW
 
 # vLLM's own bound between greedy and sampled requests (vllm/v1/sample/sampler.py).
 GREEDY_BELOW = 1e-5
 _CHUNK_ELEMENTS = 1 << 23
+Race = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Laws float32 [n, V] and keys int64 [n] give tokens int64 [n], as `tree.race.race`."""
 _GREEDY_ELEMENTS = 1 << 26
 
 
@@ -32,7 +35,6 @@ def plain_reason(params: SamplingParams, logprobs_mode: str, *, grammars: bool) 
     """
     features = {
         "structured_outputs without the plugin's entry point": params.structured_outputs is not None and not grammars,
-        "thinking_token_budget": params.thinking_token_budget is not None,
         "logprob_token_ids": params.logprob_token_ids is not None,
         f"logprobs with --logprobs-mode {logprobs_mode}": params.logprobs is not None
         and logprobs_mode != "raw_logprobs",
@@ -62,6 +64,8 @@ def target_tokens(
     metadata: SamplingMetadata,
     seeds: torch.Tensor,
     positions: torch.Tensor,
+    draw: Race = ops.race,
+    drawn: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One token per row: vLLM's arg-max for greedy requests, else a draw from the request's processed distribution.
 
@@ -74,6 +78,8 @@ def target_tokens(
         metadata: vLLM's sampling metadata of the batch.
         seeds: int64 [rows].
         positions: int64 [rows], position of the token being chosen.
+        draw: runs the races; the same one for all tokens of an engine.
+        drawn: int64, rows for which sampled requests draw; others get the arg-max. None: all.
 
     Returns:
         int64 [rows].
@@ -82,9 +88,9 @@ def target_tokens(
         return greedy_tokens(logits)
     assert metadata.temperature is not None
     temperature = metadata.temperature[request_of_row]
+    everyone = torch.arange(len(logits), device=logits.device) if drawn is None else drawn
     # Finding them makes the CPU wait for a GPU.
-    everyone = torch.arange(len(logits), device=logits.device)
-    rows = everyone if metadata.all_random else everyone[temperature >= GREEDY_BELOW]
+    rows = everyone if metadata.all_random else everyone[temperature[everyone] >= GREEDY_BELOW]
     tokens = torch.full((len(logits),), NO_LAW, dtype=torch.int64, device=logits.device)
     # A few rows at a time: a batch of large trees has thousands, each with a copy of the vocabulary per operation.
     for chunk in rows.split(sampled_at_once(logits)):
@@ -94,7 +100,7 @@ def target_tokens(
             None if metadata.top_k is None else metadata.top_k[requests],
             None if metadata.top_p is None else metadata.top_p[requests],
         )
-        tokens[chunk] = _race(scaled.softmax(dim=-1), position_keys(seeds[chunk], positions[chunk]))
+        tokens[chunk] = draw(scaled.softmax(dim=-1), position_keys(seeds[chunk], positions[chunk]))
     # Greedy rows are left, and rows of overflowed logits: without a law to draw from they keep their arg-max.
     left = tokens == NO_LAW
     if logits.device.type != "cpu":  # looking which they are would make the CPU wait
@@ -102,11 +108,6 @@ def target_tokens(
     if left.any():
         tokens[left] = greedy_tokens(logits[left])
     return tokens
-
-
-def _race(laws: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """See `tree.race.race`; on CPUs in one pass."""
-    return ops.race(laws, keys) if laws.device.type == "cpu" else race(laws, keys)
 
 
 def sampled_at_once(logits: torch.Tensor) -> int:

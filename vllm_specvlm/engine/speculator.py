@@ -13,6 +13,7 @@ from vllm.config import VllmConfig
 from vllm_specvlm.draft.drafter import Drafter
 from vllm_specvlm.engine import exporter
 from vllm_specvlm.engine.batch import Batch
+from vllm_specvlm.engine.device_growth import DeviceProposer, can_grow, grow_on_device, levels
 from vllm_specvlm.engine.drafters import drafter_for, with_lookup
 from vllm_specvlm.engine.eligibility import Eligibility
 from vllm_specvlm.engine.feature_drafter import FeatureDrafter
@@ -24,7 +25,7 @@ from vllm_specvlm.engine.peers import PeerFailedError, Peers
 from vllm_specvlm.engine.planned_growth import Growable, PlannedGrowth
 from vllm_specvlm.engine.profile_key import profile_given, profile_key
 from vllm_specvlm.engine.recording_growth import RecordingGrowth
-from vllm_specvlm.engine.rehearsal import draft_curves, rehearse
+from vllm_specvlm.engine.rehearsal import draft_curves, graph_sizes, rehearse
 from vllm_specvlm.engine.sampling import GREEDY_BELOW
 from vllm_specvlm.engine.step_clock import Elapsed, StepClock
 from vllm_specvlm.engine.tally import Tally
@@ -91,7 +92,7 @@ class Speculator:
     def bind(self, runner: Batch) -> None:
         """Tell the runner whose batch is drafted for."""
         self._runner = runner
-        self._eligible = Eligibility(runner, self.shape.nodes, self._logprobs_mode)
+        self._eligible = Eligibility(runner, self.shape, self._logprobs_mode)
         self._peers = Peers()
         if self._peers.first:
             self.metrics = exporter.metrics()
@@ -149,10 +150,12 @@ class Speculator:
 
     def _measured(self, drafter: Drafter, target: Callable[[int], object], most_rows: int) -> Costs | None:
         """What passes cost, by trying; None if the drafter fails at it, which is then off."""
-        step = rehearse(target, most_rows, self._peers, self._runner.device)
+        device = self._runner.device
+        step = rehearse(target, most_rows, self._peers, device)
+        graphs = graph_sizes(self._config.compilation_config, device)
         with self._switching_off():
-            curves = draft_curves(drafter, most_rows, self._peers, self._runner.device)
-            return Costs(CostCurve(step), CostCurve(step), *curves)
+            curves = draft_curves(drafter, most_rows, self._peers, device, graphs)
+            return Costs(CostCurve(step, graphs), CostCurve(step, graphs), *curves)
         return None
 
     def profile(self) -> Profile | None:
@@ -296,7 +299,7 @@ class Speculator:
 
     def _draft(self, sampled: Sequence[bool], code: FlatCode) -> dict[str, list[int]]:
         assert self._drafter is not None
-        elapsed = self._clock.begin_drafting() if self._clock is not None else Elapsed(0.0, None, 0)
+        elapsed = self._clock.begin_drafting() if self._clock is not None else Elapsed(None, 0)
         if self._failure is not None:
             raise self._failure
         self._peers.agree()
@@ -320,14 +323,21 @@ class Speculator:
         for growable in batch:
             self._tell(drafter, growable.request_id)
         drafter.open([growable.request_id for growable in batch])
-        grown = grow(
-            drafter,
-            self.shape,
-            [growable.nodes for growable in batch],
-            range(len(batch)),
-            [growable.depth for growable in batch],
-        )
+        budgets, depths = [growable.nodes for growable in batch], [growable.depth for growable in batch]
+        device = self._device_proposer(drafter)
+        if device is not None:
+            found = grow_on_device(device, self.shape, budgets, depths, levels(self.shape, budgets, depths))
+            return {batch[i].request_id: grown.tree for i, grown in found.trees.items()}
+        grown = grow(drafter, self.shape, budgets, range(len(batch)), depths)
         return {batch[i].request_id: tree for i, tree in grown.items()}
+
+    def _device_proposer(self, drafter: Drafter) -> DeviceProposer | None:
+        """The drafter, if its trees can grow with nobody waiting for its device.
+
+        Not while lookup's continuations are merged into its trees or a trace is recorded: both want to see every level.
+        """
+        model = self._model
+        return model if model is drafter and model.grows_on_device and can_grow(self.shape) else None
 
     def _grow_planned(
         self,
@@ -341,7 +351,6 @@ class Speculator:
         assert self._clock is not None
         planner = planned.planner
         planner.overhead = self._clock.overhead
-        planner.spent(elapsed.step)
         if elapsed.cycle is not None:
             planner.achieved(elapsed.requests, elapsed.requests + self._accepted, elapsed.cycle)
         self._accepted = 0
@@ -360,11 +369,12 @@ class Speculator:
         chosen = [able[i][0] for i in plan.chosen]
         for growable in chosen:
             self._tell(drafter, growable.request_id)
-        return planned.grow(drafter, chosen, self.shape)
+        return planned.grow(drafter, chosen, self.shape, self._device_proposer(drafter))
 
     def _candidate(self, growable: Growable, backlog: int) -> Candidate:
         state = self._runner.requests[growable.request_id]
-        return Candidate(backlog, self._lengths.remaining(len(state.output_token_ids), growable.left))
+        remaining = self._lengths.remaining(len(state.output_token_ids), growable.left)
+        return Candidate(backlog, remaining, not growable.bounded)
 
     def _tell(self, drafter: Drafter, request_id: str) -> None:
         """Bring the drafter's idea of a request up to the confirmed tokens."""

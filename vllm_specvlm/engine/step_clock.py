@@ -18,13 +18,11 @@ _OVERHEAD_WEIGHT = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Elapsed:
-    """Seconds on the first rank."""
+    """A drafting and the step after it, on the first rank."""
 
-    step: float
-    """Since the end of the last drafting, waits included; 0 before the first."""
     cycle: float | None
-    """Since the beginning of the last drafting; None unless one step of decoding followed it. What a step took that
-    computed prompts too, is what its decoding should have taken."""
+    """Seconds since the beginning of the last drafting; None unless one step of decoding followed it. What a step
+    took that computed prompts too, is what its decoding should have taken."""
     requests: int
     """That decoded in that step."""
 
@@ -69,7 +67,6 @@ class StepClock:
         """Drafting begins: learn what was measured since the last time."""
         now = time.perf_counter()
         if self._began is not None and self._ended is not None:
-            self._seen.append(("elapsed", 0, now - self._ended))
             requests, rows = self._decoding
             if requests and self._scheduled == 1:
                 kind = "plain" if rows == requests else "tree"
@@ -83,25 +80,26 @@ class StepClock:
         self._passes = 0.0
         self._began = now
         seen, self._seen = self._peers.share(self._seen), []
-        elapsed, cycle, decoded = 0.0, None, 0
+        cycle, decoded = None, 0
         for kind, rows, seconds in seen:
-            if kind == "elapsed":
-                elapsed = seconds
-            elif kind == "cycle":
+            if kind == "cycle":
                 cycle, decoded = seconds, rows
             elif kind == "overhead":
-                self.overhead += _OVERHEAD_WEIGHT * (min(seconds, 4 * self.overhead) - self.overhead)
+                self.overhead += _OVERHEAD_WEIGHT * (min(seconds, max(4 * self.overhead, 1e-3)) - self.overhead)
             else:
                 curve: CostCurve = getattr(self._costs, kind)
                 curve.observe(rows, seconds)
-        return Elapsed(elapsed, cycle, decoded)
+        return Elapsed(cycle, decoded)
 
     def passed(self, rows: int, started: float, *, first: bool) -> None:
         """A draft pass over so many rows began at `started` (of `time.perf_counter`) and has just ended.
 
         `first`: it computed the roots and what was missing before them, not a level of nodes.
         """
-        seconds = time.perf_counter() - started
+        self.took(rows, time.perf_counter() - started, first=first)
+
+    def took(self, rows: int, seconds: float, *, first: bool) -> None:
+        """A draft pass over so many rows took so long; as `passed`."""
         self._passes += seconds
         self._seen.append(("feed" if first else "draft", rows, seconds))
 

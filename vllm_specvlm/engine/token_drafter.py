@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from vllm.config import ModelConfig, VllmConfig
 
+from vllm_specvlm.engine.device_trees import DeviceLevel
 from vllm_specvlm.engine.model_drafter import AFeed, ModelDrafter
 from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.tally import Tally
-from vllm_specvlm.engine.tree_step import TreeRows
+from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
 from vllm_specvlm.tree.grow import Frontier
 
 
@@ -26,10 +27,36 @@ class TokenDrafter(ModelDrafter[AFeed]):
         super().__init__(vllm_config, options, tally, dense_root=True)
         self._model_config = model_config
         self._root_hidden: torch.Tensor | None = None
+        self._root_positions = torch.empty(0)
 
     @abstractmethod
+    def _run(self, step: TreeStep, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """[rows, hidden] of the draft's own ids int32 [rows], whose K/V stay dense; positions as `_node_positions`."""
+
+    @abstractmethod
+    def _own_ids(self, tokens: torch.Tensor) -> torch.Tensor:
+        """int32 [n]: the draft's own ids of the target's tokens int64 [n], both on the device."""
+
     def _run_level(self, rows: Sequence[TreeRows], tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
         """[rows, hidden] of tokens int64 [rows] whose K/V stay dense; positions as `_node_positions` gives them."""
+        step = TreeStep.build(
+            rows, self._trees.store, self._device, covers_batch=True, fast=self._options.fast_attention
+        )
+        return self._run(step, self._ids(tokens), self._tensor(positions))
+
+    def open_levels(self, widths: Sequence[int]) -> None:
+        """Also the positions of the roots, from which those of all nodes follow."""
+        super().open_levels(widths)
+        roots = self._trees.indexes
+        self._root_positions = self._tensor(self._node_positions(roots, np.zeros(len(roots), dtype=np.int64)))
+
+    def _roots_on_device(self) -> torch.Tensor:
+        assert self._root_hidden is not None
+        return self._root_hidden
+
+    def _level_on_device(self, level: DeviceLevel, step: TreeStep) -> torch.Tensor:
+        positions = (self._root_positions + level.depth).repeat_interleave(level.tokens.shape[1], dim=-1)
+        return self._run(step, self._own_ids(level.tokens.view(-1)), positions)
 
     def _roots(self, frontier: Frontier) -> tuple[np.ndarray, torch.Tensor | None]:
         """Frontier rows of the roots that were fed, and their hidden states."""
@@ -58,4 +85,5 @@ class TokenDrafter(ModelDrafter[AFeed]):
         return np.tile(positions + deltas, (self._model_config.mrope_num_dims, 1))
 
     def _ids(self, tokens: np.ndarray) -> torch.Tensor:
+        """int32 [n] on the device: the draft's own ids of the target's tokens."""
         return self._tensor(tokens.astype(np.int32))

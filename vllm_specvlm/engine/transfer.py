@@ -1,4 +1,4 @@
-"""Copies from the CPU's memory to a device's that nobody waits for."""
+"""Copies from the CPU's memory to a device's that nobody waits for, and the one back that is waited for."""
 
 from __future__ import annotations
 
@@ -48,5 +48,40 @@ def unpacked(buffer: torch.Tensor, like: Sequence[np.ndarray]) -> list[torch.Ten
     return views
 
 
-def _room(array: np.ndarray) -> int:
-    return -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+def download_all(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    """The tensors of one device as arrays; on the CPU they are the tensors' own memory.
+
+    From a GPU they come in one copy to pinned memory, and the CPU waits for the event behind it: once.
+    """
+    if not tensors or tensors[0].device.type == "cpu":
+        return [tensor.numpy() for tensor in tensors]
+    gathered = gathered_bytes(tensors)
+    host = torch.empty(gathered.shape, dtype=torch.uint8, pin_memory=True)
+    host.copy_(gathered, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    arrived.synchronize()
+    return scattered_bytes(host, tensors)
+
+
+def gathered_bytes(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """uint8 on their device: the tensors' bytes one behind the other, each from a multiple of 16 on."""
+    buffer = torch.empty(sum(_room(tensor) for tensor in tensors), dtype=torch.uint8, device=tensors[0].device)
+    at = 0
+    for tensor in tensors:
+        buffer[at : at + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        at += _room(tensor)
+    return buffer
+
+
+def scattered_bytes(buffer: torch.Tensor, like: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    """Arrays over a buffer of `gathered_bytes` on the CPU, with the shapes and dtypes of what it was made of."""
+    arrays, at = [], 0
+    for tensor in like:
+        arrays.append(buffer[at : at + tensor.nbytes].view(tensor.dtype).view(tensor.shape).numpy())
+        at += _room(tensor)
+    return arrays
+
+
+def _room(block: np.ndarray | torch.Tensor) -> int:
+    return -(-block.nbytes // _ALIGNMENT) * _ALIGNMENT

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from vllm.v1.structured_output import StructuredOutputManager
 
+from vllm_specvlm.engine import exporter
 from vllm_specvlm.engine.options import METHOD
 from vllm_specvlm.tree.flat_code import FlatCode
 from vllm_specvlm.tree.token_tree import TokenTree
@@ -60,9 +61,14 @@ class TreeGrammars(StructuredOutputManager):
     A node counts as plain decoding would have it: its token arrives alone, after those of its path.
     """
 
+    forbidden: int
+    """Drafted nodes that were taken out of trees, and so never verified."""
+
     def adopt(self) -> None:
         """Finish the construction of a stock manager whose class has just become this one."""
         self._code = FlatCode(self.vllm_config.model_config.get_vocab_size())
+        self._metrics = exporter.metrics()
+        self.forbidden = 0
 
     def validate_tokens(self, request: Request, spec_tokens: list[int]) -> list[int]:
         """The code of what the grammar leaves of a drafted tree: a node it rejects goes with all that follows it."""
@@ -70,6 +76,8 @@ class TreeGrammars(StructuredOutputManager):
             return spec_tokens
         tree = self._code.decode(spec_tokens)
         kept = [row - 1 for row, _ in self._visit(request, tree) if row]
+        self.forbidden += len(tree) - len(kept)
+        self._metrics.forbidden(len(tree) - len(kept))
         return self._code.encode(tree.restricted(sorted(kept)))
 
     def grammar_bitmask(

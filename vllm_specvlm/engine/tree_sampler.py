@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,9 @@ from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm_specvlm.engine import row_features
 from vllm_specvlm.engine.row_features import FeatureRow
 from vllm_specvlm.engine.sampling import request_seed, target_tokens
+from vllm_specvlm.engine.thinking_budget import ThinkingBudgets, Thoughts
 from vllm_specvlm.engine.transfer import upload
+from vllm_specvlm.engine.tree_walks import TreeWalks
 from vllm_specvlm.engine.verification import Verification
 from vllm_specvlm.tree.accept import Accepted
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from vllm.v1.sample.metadata import SamplingMetadata
 
     from vllm_specvlm.engine.runner import TreeModelRunner
+    from vllm_specvlm.tree.token_tree import TokenTree
 
 _FEATURED_ELEMENTS = 1 << 23
 """Logits that penalties and the like are applied to at once: what that takes is some thirty bytes for each."""
@@ -37,30 +41,43 @@ class TreeSampler:
         self._runner = runner
         self._seeds: dict[str, int] = {}
         self._admitted = 0
+        reasoning = runner.vllm_config.reasoning_config
+        self._budgets = None if reasoning is None else ThinkingBudgets(reasoning, runner.device)
 
     def admit(self, request_id: str, params: SamplingParams | None) -> None:
         """A request starts; requests are admitted in the scheduler's order, the same on every rank."""
         self._admitted += 1
+        self._forget_thoughts(request_id)
         if params is not None:
             self._seeds[request_id] = request_seed(params, self._runner.model_config.seed, self._admitted)
 
     def forget(self, request_id: str) -> None:
         """The request is over."""
         self._seeds.pop(request_id, None)
+        self._forget_thoughts(request_id)
+
+    def _forget_thoughts(self, request_id: str) -> None:
+        if self._budgets is not None:
+            self._budgets.forget(request_id)
 
     def seed(self, request_id: str) -> int:
         """int64 seed of the noise that draws this request's tokens. Raises KeyError if it was not admitted."""
         return self._seeds[request_id]
 
     def sample(
-        self, logits: torch.Tensor, verification: Verification | None, ours: Sequence[bool]
+        self,
+        logits: torch.Tensor,
+        verification: Verification | None,
+        ours: Sequence[bool],
+        commit: Callable[[list[torch.Tensor]], None],
     ) -> tuple[SamplerOutput, dict[int, Accepted]]:
-        """Emit tokens for all requests.
+        """Emit tokens for all requests, and commit what was accepted.
 
         Args:
             logits: [rows, vocabulary]; each request's root row, then its nodes' rows.
             verification: the step's trees, if there are any.
             ours: per request, whether we choose its tokens.
+            commit: writes dense rows to the slots (per KV cache group, int64 [dense rows], -1 for none).
 
         Returns:
             vLLM's output, int32 [requests, longest] padded with -1, and the walk of each tree by request index. The
@@ -75,11 +92,16 @@ class TreeSampler:
             rows_of[place.request] += len(place.tree)
         first_row = np.concatenate(([0], np.cumsum(rows_of)[:-1]))
 
-        tokens = self._tokens(logits, verification, rows_of, first_row, ours)
+        featured = self._feature_rows(verification, first_row, ours)
+        tokens = self._tokens(logits, verification, rows_of, first_row, featured)
+        if verification is not None and self._decides_on_device(ours, featured):
+            return self._accept_on_device(verification, tokens, first_row.tolist(), commit)
         stock = None
         if not all(ours):
             device = self._runner.device
-            stock = self._runner.sampler(logits=logits[upload(first_row, device)], sampling_metadata=metadata)
+            stock = self._runner.sampler(
+                logits=logits[upload(first_row, device)], sampling_metadata=self._of_plain(metadata, ours)
+            )
             theirs = np.flatnonzero(~np.asarray(ours))
             chosen = stock.sampled_token_ids[upload(theirs, device), 0].to(tokens.dtype)
             tokens[upload(first_row[theirs], device)] = chosen
@@ -91,11 +113,47 @@ class TreeSampler:
             with self._runner.drafter.tally.clock("verify"):
                 walks = [mine and not alone for mine, alone in zip(ours, single, strict=True)]
                 accepted = verification.accept(row_tokens, first_row.tolist(), walks)
+                if verification.dense_rows:
+                    commit(verification.commit_slots(accepted))
             for request, walked in accepted.items():
                 emitting[request] += [int(first_row[request]) + 1 + node for node in walked.path]
         emitted = [[row_tokens[row] for row in rows] for rows in emitting]
         logprobs = self._logprobs(logits, tokens, emitting, metadata, stock)
         return _output(emitted, logprobs), accepted
+
+    def _decides_on_device(self, ours: Sequence[bool], featured: Sequence[FeatureRow]) -> bool:
+        """Whether nothing but the trees and the rows' tokens says what is emitted."""
+        return self._runner.decides_on_device and all(ours) and not featured
+
+    def _accept_on_device(
+        self,
+        verification: Verification,
+        tokens: torch.Tensor,
+        first_rows: Sequence[int],
+        commit: Callable[[list[torch.Tensor]], None],
+    ) -> tuple[SamplerOutput, dict[int, Accepted]]:
+        """As `sample`; everything is queued before the tokens are waited for."""
+        with self._runner.drafter.tally.clock("verify"):
+            walks = TreeWalks(verification, tokens, first_rows)
+            if verification.dense_rows:
+                commit(walks.commit_slots())
+        emitted, accepted = walks.wait()
+        return SamplerOutput(torch.from_numpy(emitted).int(), logprobs_tensors=None), accepted
+
+    def _of_plain(self, metadata: SamplingMetadata, ours: Sequence[bool]) -> SamplingMetadata:
+        """For vLLM's sampler, which takes one row of each request: with budgets of thoughts as without speculation."""
+        states = {i: self._thoughts(i, None)[0] for i, mine in enumerate(ours) if not mine and self._thinks(i)}
+        holder = self._budgets.holder(states) if self._budgets is not None and states else None
+        return replace(metadata, thinking_budget_state_holder=holder)
+
+    def _thinks(self, request: int) -> bool:
+        return self._budgets is not None and self._params(request).thinking_token_budget is not None
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether a request of the batch has a budget of thoughts, with which vLLM's own way is wrong beside drafts."""
+        requests = range(len(self._runner.input_batch.req_ids))
+        return self._budgets is not None and any(self._thinks(request) for request in requests)
 
     def _params(self, request: int) -> SamplingParams:
         params: SamplingParams = self._runner.requests[self._runner.input_batch.req_ids[request]].sampling_params
@@ -107,32 +165,32 @@ class TreeSampler:
         verification: Verification | None,
         rows_of: np.ndarray,
         first_row: np.ndarray,
-        ours: Sequence[bool],
+        featured: Sequence[FeatureRow],
     ) -> torch.Tensor:
         """int64 [rows]: the target's own token at every row (see `sampling.target_tokens`)."""
         batch, metadata = self._runner.input_batch, self._runner.input_batch.sampling_metadata
-        featured = self._feature_rows(verification, first_row, ours)
-        if featured:
-            logits = logits.float() if logits.dtype != torch.float32 else logits.clone()
-            at_once = max(1, _FEATURED_ELEMENTS // logits.shape[-1])
-            for some in (featured[i : i + at_once] for i in range(0, len(featured), at_once)):
-                processed = row_features.process(self._runner.sampler, logits, some, metadata)
-                logits[upload(np.asarray([row.row for row in some]), logits.device)] = processed
         request_of_row = np.repeat(np.arange(len(rows_of)), rows_of)
         # The token chosen at a row stands one position behind the row.
         positions = self._runner.optimistic_seq_lens_cpu.numpy()[: len(rows_of)].astype(np.int64)[request_of_row]
         for place in verification.places if verification is not None else ():
             depths = np.asarray((0, *place.tree.depths))
             positions[first_row[place.request] :][: len(depths)] = place.root_position + 1 + depths
-        seeds = np.asarray([self._seeds.get(request_id, 0) for request_id in batch.req_ids], dtype=np.int64)
+        of_requests = np.asarray([self._seeds.get(request_id, 0) for request_id in batch.req_ids], dtype=np.int64)
         device = self._runner.device
-        return target_tokens(
-            logits,
-            upload(request_of_row, device),
-            metadata,
-            upload(seeds[request_of_row], device),
-            upload(positions, device),
-        )
+        requests, seeds = upload(request_of_row, device), upload(of_requests[request_of_row], device)
+        stand = upload(positions, device)
+        free = np.setdiff1d(np.arange(len(logits)), [row.row for row in featured])
+        drawn = upload(free, device) if featured else None
+        tokens = target_tokens(logits, requests, metadata, seeds, stand, self._runner.race, drawn)
+        # Rows that have features are copied, and no others: those beside them pay nothing.
+        at_once = max(1, _FEATURED_ELEMENTS // logits.shape[-1])
+        for some in (featured[i : i + at_once] for i in range(0, len(featured), at_once)):
+            processed = row_features.process(self._runner.sampler, logits, some, metadata, self._budgets)
+            rows = upload(np.asarray([row.row for row in some]), device)
+            tokens[rows] = target_tokens(
+                processed, requests[rows], metadata, seeds[rows], stand[rows], self._runner.race
+            )
+        return tokens
 
     def _feature_rows(
         self, verification: Verification | None, first_row: np.ndarray, ours: Sequence[bool]
@@ -144,13 +202,30 @@ class TreeSampler:
             params = self._params(request)
             if not ours[request] or not row_features.uses_path(params):
                 continue
-            history = self._runner.requests[request_id].output_token_ids
-            paths: list[list[int]] = [list(history)]
             tree = trees.get(request)
-            for token, parent in zip(tree.tokens, tree.parents, strict=True) if tree is not None else ():
-                paths.append([*paths[parent + 1], token])
-            rows += [FeatureRow(int(first_row[request]) + i, request, params, path) for i, path in enumerate(paths)]
+            paths = self._paths(request_id, tree)
+            thoughts = self._thoughts(request, tree) if self._thinks(request) else [None] * len(paths)
+            rows += [
+                FeatureRow(int(first_row[request]) + i, request, params, path, thought)
+                for i, (path, thought) in enumerate(zip(paths, thoughts, strict=True))
+            ]
         return rows
+
+    def _paths(self, request_id: str, tree: TokenTree | None) -> list[list[int]]:
+        """The answer so far, and with the path to each node."""
+        paths: list[list[int]] = [list(self._runner.requests[request_id].output_token_ids)]
+        for token, parent in zip(tree.tokens, tree.parents, strict=True) if tree is not None else ():
+            paths.append([*paths[parent + 1], token])
+        return paths
+
+    def _thoughts(self, request: int, tree: TokenTree | None) -> list[Thoughts]:
+        """At the root and at each node, of a request with a budget."""
+        assert self._budgets is not None
+        request_id = self._runner.input_batch.req_ids[request]
+        prompt = self._runner.requests[request_id].prompt_token_ids
+        paths = self._paths(request_id, tree)
+        parents = () if tree is None else tree.parents
+        return self._budgets.along(request_id, self._params(request), prompt, paths, parents)
 
     def _logprobs(
         self,

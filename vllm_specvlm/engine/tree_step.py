@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vllm_specvlm.engine.dense_store import DenseStore
+from vllm_specvlm.engine.static_tables import StaticTables
 from vllm_specvlm.engine.transfer import upload_all
 
 
@@ -50,9 +51,16 @@ class TreeStep:
 
     @classmethod
     def build(
-        cls, rows: Sequence[TreeRows], store: DenseStore, device: torch.device, *, covers_batch: bool, fast: bool
+        cls,
+        rows: Sequence[TreeRows],
+        store: DenseStore,
+        device: torch.device,
+        *,
+        covers_batch: bool,
+        fast: bool,
+        tables: StaticTables | None = None,
     ) -> TreeStep:
-        """Pack the requests' rows into the op's flat tensors."""
+        """Pack the requests' rows into the op's flat tensors: new ones, or the `tables` of `room`."""
         requests = np.empty((len(rows), 6), dtype=np.int32)
         spans: list[tuple[int, int]] = []
         for i, request in enumerate(rows):
@@ -67,19 +75,19 @@ class TreeStep:
             )
             spans.extend(request.spans)
 
-        tables, span_table, upto, dense_at, ancestors = upload_all(
-            [
-                requests,
-                np.asarray(spans, dtype=np.int32).reshape(-1, 2),
-                np.concatenate([request.visible_upto for request in rows]),
-                np.concatenate([request.dense_at for request in rows]),
-                np.concatenate([request.ancestors for request in rows]).view(np.int64),
-            ],
-            device,
+        arrays = [
+            requests,
+            np.asarray(spans, dtype=np.int32).reshape(-1, 2),
+            np.concatenate([request.visible_upto for request in rows]),
+            np.concatenate([request.dense_at for request in rows]),
+            np.concatenate([request.ancestors for request in rows]).view(np.int64),
+        ]
+        request_table, span_table, upto, dense_at, ancestors = (
+            upload_all(arrays, device) if tables is None else tables.write(arrays)
         )
         return cls(
             rows=tuple(rows),
-            requests=tables,
+            requests=request_table,
             spans=span_table,
             visible_upto=upto,
             dense_at=dense_at,
@@ -88,3 +96,15 @@ class TreeStep:
             covers_batch=covers_batch,
             fast=fast,
         )
+
+    @staticmethod
+    def room(requests: int, rows: int, device: torch.device) -> StaticTables:
+        """Tables for steps of at most so many requests, with one span each, and rows."""
+        largest: list[np.ndarray] = [
+            np.empty((requests, 6), dtype=np.int32),
+            np.empty((requests, 2), dtype=np.int32),
+            np.empty(rows, dtype=np.int32),
+            np.empty(rows, dtype=np.int32),
+            np.empty((rows, 2), dtype=np.int64),
+        ]
+        return StaticTables(largest, device)

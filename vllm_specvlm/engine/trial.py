@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from vllm_specvlm import ops
+from vllm_specvlm.engine.attention_call import AttentionCall
 from vllm_specvlm.engine.dense_store import DenseStore
 from vllm_specvlm.engine.tree_attention import TreeAttention
 from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
@@ -119,18 +120,9 @@ class Trial:
         query, key, value = (state.to(self._device) for state in self._states)
         out = torch.full_like(query, _UNWRITTEN)
         dense_key, dense_value = (key.new_full((self._capacity, *key.shape[1:]), _UNWRITTEN) for _ in range(2))
-        way.attend(
-            self._step(self._device),
-            out,
-            query,
-            key,
-            value,
-            self._cache.to(self._device),
-            self._table.to(self._device),
-            dense_key,
-            dense_value,
-            self.kind.head_size**-0.5,
-        )
+        step, cache, table = self._step(self._device), self._cache.to(self._device), self._table.to(self._device)
+        scale = self.kind.head_size**-0.5
+        way.attend(AttentionCall(step, out, query, key, value, cache, table, dense_key, dense_value, scale))
         return out.cpu()
 
     def _step(self, device: torch.device) -> TreeStep:
@@ -142,23 +134,9 @@ class Trial:
         step = self._step(torch.device("cpu"))
         out = torch.zeros(query.shape, dtype=torch.float64)
         dense_key, dense_value = (key.new_zeros((self._capacity, *key.shape[1:])) for _ in range(2))
-        ops.tree_attention_reference(
-            out,
-            query,
-            key,
-            value,
-            self._cache.contiguous(),
-            self._table,
-            dense_key,
-            dense_value,
-            step.requests,
-            step.spans,
-            step.visible_upto,
-            step.dense_at,
-            step.ancestors,
-            self.kind.head_size**-0.5,
-            "rows",
-        )
+        cache, scale = self._cache.contiguous(), self.kind.head_size**-0.5
+        call = AttentionCall(step, out, query, key, value, cache, self._table, dense_key, dense_value, scale)
+        call.through(ops.tree_attention_reference, "rows")
         return out
 
 

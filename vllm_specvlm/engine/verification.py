@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vllm_specvlm.engine.dense_store import DenseStore
+from vllm_specvlm.engine.static_tables import StaticTables
 from vllm_specvlm.engine.transfer import upload
 from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
 from vllm_specvlm.tree.accept import Accepted, walk
@@ -87,9 +88,12 @@ class Verification:
         for mapping in slot_mappings:
             mapping.index_fill_(0, rows, -1)
 
-    def step(self, store: DenseStore, device: torch.device, *, fast: bool) -> TreeStep:
+    def step(
+        self, store: DenseStore, device: torch.device, *, fast: bool, tables: StaticTables | None = None
+    ) -> TreeStep:
         """The attention arguments: tree requests, and plain decode rows too when no prompt chunk is in the batch.
 
+        They lie in `tables` where the device has such (`TreeStep.room`).
         With a prompt chunk in the batch the stock attention runs first and tree rows are computed over it.
         """
         store.reserve(max(1, self.dense_rows))
@@ -106,7 +110,7 @@ class Verification:
             elif covers:
                 position = int(self._computed_tokens[request])
                 rows.append(_decode_row(request, int(self._query_start[request]), position))
-        return TreeStep.build(rows, store, device, covers_batch=covers, fast=fast)
+        return TreeStep.build(rows, store, device, covers_batch=covers, fast=fast, tables=tables)
 
     def accept(self, row_tokens: Sequence[int], first_rows: Sequence[int], ours: Sequence[bool]) -> dict[int, Accepted]:
         """Walk every tree.
@@ -127,6 +131,21 @@ class Verification:
             else:
                 accepted[place.request] = Accepted((), (row_tokens[first],))
         return accepted
+
+    @property
+    def linear_slots(self) -> torch.Tensor:
+        """int64 [KV cache groups, nodes]: the slots that vLLM had meant for the rows of all trees."""
+        return torch.stack(self._slots)
+
+    @property
+    def dense_nodes(self) -> np.ndarray:
+        """int64 [dense rows]: which of the nodes of all trees each is."""
+        return np.concatenate(
+            [
+                np.empty(0, dtype=np.int64),
+                *(p.first_node + np.arange(len(p.tree)) for p in self.places if p.dense_start is not None),
+            ]
+        )
 
     def kept_rows(self, accepted: Mapping[int, Accepted]) -> dict[int, np.ndarray]:
         """Per request with a tree the batch rows (int64) of its root and of the accepted nodes, in their order."""

@@ -56,6 +56,11 @@ class AcceptanceModel:
         """Outcomes seen so far."""
         return self._law.observed
 
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of the features, and the constant last."""
+        return tuple(self._law.weights.tolist())
+
     def log_probs(self, level: Floats) -> npt.NDArray[np.float32]:
         """Calibrated log-probabilities, [rows, k] for features [rows, k, 6]; -inf where there is no candidate."""
         found = -np.logaddexp(0.0, -np.minimum(np.maximum(self._law.score(level), -LIMIT), LIMIT))
@@ -70,7 +75,7 @@ class AcceptanceModel:
 
     def as_dict(self) -> dict[str, float]:
         """The weights by feature, for people."""
-        return {name: round(float(w), 4) for name, w in zip((*FEATURES, "constant"), self._law.weights, strict=True)}
+        return {name: round(float(w), 4) for name, w in zip((*FEATURES, "constant"), self.weights, strict=True)}
 
 
 def _logit(log_probs: Floats) -> Floats:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
+from itertools import accumulate
 
 _WINDOW = 256
 _PRIOR_ANSWERS = 4
@@ -16,13 +18,19 @@ class AnswerLengths:
     def __init__(self) -> None:
         """No answer seen."""
         self._lengths: deque[int] = deque(maxlen=_WINDOW)
+        self._ascending: list[int] = []
+        self._sums = [0]
+        """Of the so many longest."""
 
     def observe(self, tokens: int) -> None:
         """An answer ended with so many tokens."""
         self._lengths.append(tokens)
+        self._ascending = sorted(self._lengths)
+        self._sums = [0, *accumulate(reversed(self._ascending))]
 
     def remaining(self, so_far: int, most: int) -> float:
         """Expected further tokens of an answer of `so_far` tokens that may get `most` more."""
-        longer = [length - so_far for length in self._lengths if length > so_far]
-        expected = (sum(longer) + _PRIOR_ANSWERS * _PRIOR_MORE) / (len(longer) + _PRIOR_ANSWERS)
+        longer = len(self._ascending) - bisect.bisect_right(self._ascending, so_far)
+        more = self._sums[longer] - longer * so_far
+        expected = (more + _PRIOR_ANSWERS * _PRIOR_MORE) / (longer + _PRIOR_ANSWERS)
         return min(expected, float(most))

@@ -22,6 +22,8 @@ KNOTS = np.array(
 # fmt: on
 _KNOTS: list[float] = KNOTS.tolist()
 _MIDDLES = [float(m) for m in (KNOTS[1:] + KNOTS[:-1]) / 2]
+_LEAST, _MOST = 1e-9, 1e6
+"""Seconds that a pass may take at all."""
 _SLOWEST = 0.05
 """Weight of a new observation once there are many: a mean over some twenty passes."""
 _OUTLIER = 0.3
@@ -43,10 +45,13 @@ class CostCurve:
         Raises:
             ValueError: rows or seconds are not positive.
         """
-        if not prior or min(prior) < 1 or not min(prior.values()) > 0:
+        if not prior or min(prior) < 1 or not all(_LEAST < each < _MOST for each in prior.values()):
             raise ValueError(
-                f"A cost curve needs positive seconds for positive rows, got {dict(prior)}; measure again."
+                f"A cost curve needs seconds between {_LEAST:g} and {_MOST:g} for positive rows, got {dict(prior)}; "
+                "measure again."
             )
+        if not all(1 <= size <= _KNOTS[-1] for size in graphs):
+            raise ValueError(f"Graphs of {list(graphs)} rows are none; measure again.")
         self.graphs = tuple(sorted(graphs))
         """A pass of no more rows than the last one has costs what the next one of these costs."""
         self._rows = np.array(sorted(prior), dtype=np.float64)
@@ -129,17 +134,19 @@ class CostCurve:
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> CostCurve:
         """A curve whose prior is the saved one, as sure of it as it was. Raises ValueError if it is none."""
-        rows, seconds = saved.get("rows"), saved.get("seconds")
-        if not isinstance(rows, list) or not isinstance(seconds, list) or len(rows) != len(seconds):
+        rows, seconds, graphs = saved.get("rows"), saved.get("seconds"), saved.get("graphs", [])
+        if not isinstance(rows, list) or not isinstance(seconds, list) or not isinstance(graphs, list):
+            raise ValueError("A saved cost curve needs lists of 'rows', 'seconds' and 'graphs'; calibrate again.")
+        if len(rows) != len(seconds):
             raise ValueError("A saved cost curve needs 'rows' and 'seconds' of one length; calibrate again.")
         try:
             prior = {int(row): float(second) for row, second in zip(rows, seconds, strict=True)}
-            curve = cls(prior, [int(size) for size in saved.get("graphs", ())])
+            curve = cls(prior, [int(size) for size in graphs])
             observed = [int(count) for count in saved.get("observed", ())]
         except (OverflowError, TypeError) as error:
             raise ValueError("A saved cost curve holds something that is no number; calibrate again.") from error
-        if min(observed, default=0) < 0:
-            raise ValueError(f"A saved cost curve was observed {min(observed)} times; calibrate again.")
+        if not all(0 <= count < 1 << 60 for count in observed):
+            raise ValueError("A saved cost curve was observed less than never or more than ever; calibrate again.")
         if rows == KNOTS.tolist() and len(observed) == len(rows):
             curve._count[:] = observed
         return curve

@@ -25,6 +25,10 @@ class ForcedPlanner(Planner):
             return Plan(Mode.PLAIN, ())
         return Plan(Mode.TREES, tuple(range(len(candidates))))
 
+    def layout(self, trees: int, depth: int, width: int) -> tuple[int, ...] | None:
+        """As many as a tree has nodes."""
+        return (1, *[min(width, self._nodes)] * (depth - 1))
+
     def admit(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
         """As many rows as all trees have nodes, so that small trees show what narrow draft passes cost."""
         return [row < self._nodes * self._trees for row in range(len(scores))]
@@ -33,8 +37,5 @@ class ForcedPlanner(Planner):
         """The wanted size, or what was grown."""
         return [min(self._nodes, len(scores)) for scores, _ in trees]
 
-    def achieved(self, requests: int, tokens: int, seconds: float) -> None:
+    def achieved(self, requests: int, tokens: float, seconds: float) -> None:
         """Nothing is learned."""
-
-    def spent(self, seconds: float) -> None:
-        """Nothing: nothing is planned by it."""

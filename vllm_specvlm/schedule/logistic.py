@@ -49,12 +49,10 @@ class Logistic:
     def observe(self, inputs: Floats, outcomes: Sequence[bool]) -> None:
         """Inputs float64 [m, n], and how they came out."""
         window = len(self._outcomes)
-        for row, outcome in zip(inputs, outcomes, strict=True):
-            at = self.observed % window
-            self._inputs[at, :-1] = row
-            self._inputs[at, -1] = 1.0
-            self._outcomes[at] = outcome
-            self.observed += 1
+        inputs, came = inputs[-window:], np.asarray(outcomes, dtype=np.float64)[-window:]
+        at = (self.observed + np.arange(len(came))) % window
+        self._inputs[at, :-1], self._inputs[at, -1], self._outcomes[at] = inputs, 1.0, came
+        self.observed += len(came)
         if self.observed - self._fitted >= max(self._every, min(self.observed, window) // 4):
             self._fit()
 

@@ -22,6 +22,8 @@ class Candidate:
     """Rows the drafter has to compute before it can draft for the request."""
     remaining: float
     """Tokens the answer is expected to go on for."""
+    typical: bool = True
+    """Whether its tree tells what others will be worth; not if it asked for a small one."""
 
 
 @dataclass(frozen=True, slots=True)

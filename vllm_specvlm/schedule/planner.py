@@ -27,13 +27,13 @@ Floats = npt.NDArray[np.float64]
 
 _MEMORY = 32
 """Trees remembered: what the next ones are expected to be worth."""
-_LEARNING = 8
-"""Trees needed for an expectation."""
+_LEARNING = 5
+"""Trees needed for an expectation; so many looks are taken before any time was earned for them, and paid afterwards."""
 _MARGIN = 1.05
 """Speculation starts where it promises 5 % more than plain decoding (the draft has to read prompts first, and small
 promises are as often wrong as right), and goes on where it promises anything."""
-_PROBE_SHARE = 0.01
-"""Share of the time spent on looking whether speculation would pay, where it does not."""
+_LOOK_SHARE = 0.01
+"""Share of the time of plain steps that may be lost by looking whether speculation would pay."""
 _PLAIN_EVERY = 128
 """Steps with trees after which a plain step refreshes what plain decoding costs here."""
 _PLAIN_SEEN = 3
@@ -41,12 +41,18 @@ _PLAIN_SOON = 8
 """The same while fewer than three plain steps of half to twice as many requests were seen, or asked for in vain: steps
 with prompts in them cannot be told apart."""
 _PROBE_NODES = 4
+_CAUGHT_UP = 8
+"""Rows of backlog that a step leaves behind at most: a request with more has to be read first."""
 _TRUST_WEIGHT = 0.1
 """Weight of one step in what promises are worth, from 16 requests on; fewer say proportionally less, as one
 request's accepted tokens vary by half their mean."""
-_FORGIVEN = 1 / 64
-"""Share of its distance from 1 that trust loses in a plain step: what did not pay is tried again, for some ten steps in
-eighty."""
+_FORGIVEN = 1 / 2048
+"""Share of its distance from 1 that trust loses in a plain step, of 16 requests on and fewer in proportion: so little
+against the weight above that steps which do not pay are tried again in one of a hundred."""
+_RATIO = 0.6
+"""Of what a level adds, for each node expanded above it, to how probable those are: before any was tried."""
+_UNLEARNING = 0.01
+"""Share of its distance from the start that the ratio of a level loses in a step in which nobody tried the level."""
 _REMEMBER_FOR = 8
 """Steps an expectation is used before it is computed anew."""
 
@@ -65,7 +71,7 @@ class Planner:
     """Plans steps from cost curves and from what the last trees were worth. The same calls give the same plans.
 
     One step: `plan`, then `fed`, `admit` before each deeper level while trees grow, and `cut`. Before the next one,
-    `spent` tells how much time the step took, and `achieved` what it came to.
+    `achieved` tells what it came to.
     """
 
     def __init__(self, costs: Costs) -> None:
@@ -81,8 +87,8 @@ class Planner:
         self._promised = 0.0
         self._trust: dict[int, float] = {}
         self._expected: dict[tuple[int, int], tuple[float, int]] = {}
-        self._ratio = np.full(128, 0.6)
-        self._requests = self._probes = self._steps = 0
+        self._ratio = np.full(128, _RATIO)
+        self._requests = self._looks = self._steps = 0
         self._goal = 0.0
         self._mode = Mode.PLAIN
         self._rows: list[int] = []
@@ -96,11 +102,13 @@ class Planner:
         self._requests = requests
         self._steps += 1
         self._frontier = {}
+        self._promised = 0.0
+        if not candidates:
+            return self._nothing()
         plain = requests / self.costs.plain.at(requests)
         chosen = self._worth_feeding(requests, candidates, plain)
         promised = self._expect(requests, len(chosen)) if chosen else 0.0
         expected = promised * self._trust_at(requests)
-        self._promised = 0.0
         self._speculating = bool(chosen) and expected > plain * (1.0 if self._speculating else _MARGIN)
         if self._speculating:
             self._since_plain += 1
@@ -112,22 +120,20 @@ class Planner:
             self._since_plain = 0
             self._refreshed[requests] = self._refreshed.get(requests, 0) + 1
             return self._nothing()
-        trust = self._trust_at(requests)
-        self._trust[requests.bit_length()] = trust + _FORGIVEN * (1.0 - trust)
+        if (size := self._nearest_size(requests)) is not None:
+            self._trust[size] += _FORGIVEN * min(requests / 16, 1.0) * (1.0 - self._trust[size])
         return self._probe(requests, candidates, plain)
 
     def _draft(self, mode: Mode, goal: float, chosen: Sequence[int], candidates: Sequence[Candidate]) -> Plan:
         self._mode, self._goal = mode, goal
         self._rows = [sum(candidates[i].backlog + 1 for i in chosen)]
         # What a first pass has once a request has caught up: the tokens of one step.
-        self._usual = sum(min(candidates[i].backlog + 1, 8) for i in chosen)
+        self._usual = sum(min(candidates[i].backlog + 1, _CAUGHT_UP) for i in chosen)
         return Plan(mode, tuple(chosen))
 
     def _worth_feeding(self, requests: int, candidates: Sequence[Candidate], plain: float) -> list[int]:
         """Candidates whose answer is expected to repay what the drafter must compute first."""
         if len(self._memory) < _LEARNING:
-            return []
-        if not candidates:
             return []
         expected = self._expect(requests, len(candidates)) * self._trust_at(requests)
         saved = requests / plain - requests / max(expected, 1e-9)
@@ -135,25 +141,26 @@ class Planner:
         row = self.costs.feed.at(rows) / rows if rows else 0.0
         # `saved` is seconds per token of every request; one request's share of the batch's time is 1 / requests.
         return [
-            i for i, c in enumerate(candidates) if c.backlog <= 8 or c.remaining * saved / requests > row * c.backlog
+            i
+            for i, c in enumerate(candidates)
+            if c.backlog <= _CAUGHT_UP or c.remaining * saved / requests > row * c.backlog
         ]
 
     def _probe(self, requests: int, candidates: Sequence[Candidate], plain: float) -> Plan:
-        """Look at one request's tree if there is time for it, the one that is fed at the least cost."""
-        if not candidates:
+        """Look at one request's tree, unless what earlier looks lost has not been earned since."""
+        if self._looks >= _LEARNING and self._credit < 0.0:
             return self._nothing()
-        # Of those that have caught up, another one every time: one request's trees are not the traffic's.
-        self._probes += 1
-        first = self._probes % len(candidates)
-        order = [*range(first, len(candidates)), *range(first)]
-        i = min(order, key=lambda i: candidates[i].backlog if candidates[i].backlog > 8 else 0)
-        learning = len(self._memory) < _LEARNING
+        # Another one every time, as one request's trees are not the traffic's; every second time the one that is fed
+        # at the least cost, as reading a prompt takes as long as many looks.
+        asked = [i for i, candidate in enumerate(candidates) if candidate.typical] or range(len(candidates))
+        first = self._looks // 2 % len(asked)
+        order = [*asked[first:], *asked[:first]]
+        i = min(order, key=lambda i: _dear(candidates[i])) if self._looks % 2 else order[0]
+        self._looks += 1
         price = self.costs.feed.at(candidates[i].backlog + 1) + 3 * self.costs.draft.at(4) + self.overhead
         price += max(self.costs.tree.at(requests + _PROBE_NODES) - self.costs.plain.at(requests), 0.0)
+        self._credit -= price
         self._price = price
-        if not learning and self._credit < price:
-            return self._nothing()
-        self._credit = max(self._credit - price, 0.0)
         return self._draft(Mode.PROBE, plain, [i], candidates)
 
     def _nothing(self) -> Plan:
@@ -197,23 +204,57 @@ class Planner:
         """The first draft pass had so many rows; it may not have caught up with everybody."""
         self._rows[:1] = [rows]
 
+    def layout(self, trees: int, depth: int, width: int) -> tuple[int, ...] | None:
+        """How many nodes of each tree to expand in each level, decided before the first one is drafted.
+
+        It is what `admit` would say of trees like those remembered, level by level, until it says nothing: for drafters
+        whose levels are queued one after the other with nobody looking.
+
+        Args:
+            trees: that will be grown.
+            depth: levels at most.
+            width: nodes of a tree in a level at most.
+
+        Returns:
+            The roots' level first, which has one; None for a probe, which has to look.
+        """
+        if self._mode is not Mode.TREES:
+            return None
+        scale, widths = trees / len(self._memory), [1]
+        for level in range(1, depth):
+            reach = np.concatenate([tree.probabilities[tree.depths == level][:width] for tree in self._memory])
+            wanted = self._worth_expanding(level, reach, scale)
+            if not wanted.any():
+                break
+            widths.append(min(width, math.ceil(int(wanted.sum()) / len(self._memory))))
+        return tuple(widths)
+
+    def passed(self, depth: int, rows: int, reach: float) -> None:
+        """A level of a `layout` was drafted: rows of its pass, and the sum of its nodes' probabilities."""
+        self._rows.append(rows)
+        self._frontier[depth] = reach
+
     def admit(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
         """Nodes worth another level (see `tree.grow.LevelGate`): what it should add against what it costs."""
         reach = np.exp(np.asarray(scores, dtype=np.float64))
-        rows, costs = len(reach), self.costs
+        wanted = self._worth_expanding(depth, reach, 1.0)
+        if wanted.any():
+            self.passed(depth, int(wanted.sum()), float(reach[wanted].sum()))
+        flags: list[bool] = wanted.tolist()
+        return flags
+
+    def _worth_expanding(self, depth: int, reach: Floats, scale: float) -> npt.NDArray[np.bool_]:
+        """Which nodes of a level are worth a row, each standing for `scale` nodes of the probability in `reach`."""
+        rows, costs = max(round(len(reach) * scale), 1), self.costs
         verified, ahead = self._requests + rows, max(rows, 8)
         node = (costs.tree.at(verified + ahead) - costs.tree.at(verified)) / ahead
         row = (costs.draft.at(rows + 8) - costs.draft.at(rows)) / 8
         gain = reach * self._ratio[min(depth, len(self._ratio) - 1)]
         wanted: npt.NDArray[np.bool_] = gain > self._goal * (row + node)
-        count = int(wanted.sum())
-        if float(gain[wanted].sum()) <= self._goal * (costs.draft.at(1) + (row + node) * count):
+        price = costs.draft.at(1) + (row + node) * int(wanted.sum()) * scale
+        if float(gain[wanted].sum()) * scale <= self._goal * price:
             wanted[:] = False
-        if wanted.any():
-            self._rows.append(count)
-            self._frontier[depth] = float(reach[wanted].sum())
-        flags: list[bool] = wanted.tolist()
-        return flags
+        return wanted
 
     def admit_free(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
         """Nodes whose next one is known already (see `tree.grow.LevelGate`): worth it if verifying that one is."""
@@ -234,7 +275,7 @@ class Planner:
         probabilities = [np.exp(np.asarray(scores, dtype=np.float64)) for scores, _ in trees]
         depths = [np.asarray(levels, dtype=np.int64) for _, levels in trees]
         self._remember(probabilities, depths, typical)
-        if not all(typical):  # the promise was for trees of the usual size
+        if 2 * sum(typical) < len(typical):  # the promise was for trees of the usual size
             self._promised = 0.0
         pooled = np.concatenate([np.zeros(0), *probabilities])
         if not len(pooled):
@@ -266,7 +307,7 @@ class Planner:
     ) -> None:
         share = tuple(rows / max(len(probabilities), 1) for rows in (self._usual, *self._rows[1:]))
         for p, d, tells in zip(probabilities, depths, typical, strict=True):
-            if tells:
+            if tells or len(self._memory) < _LEARNING:
                 self._memory.append(_Remembered(p, d, share))
 
     def _learn_ratio(
@@ -278,18 +319,25 @@ class Planner:
                 float(p[:n][d[:n] == depth + 1].sum()) for p, d, n in zip(probabilities, depths, kept, strict=True)
             )
             self._ratio[depth] += 0.1 * (min(below / reach, 1.0) - self._ratio[depth])
+        # A level that is not drafted any more must be tried again.
+        asked = list(self._frontier)
+        kept_ratios = self._ratio[asked]
+        self._ratio += _UNLEARNING * (_RATIO - self._ratio)
+        self._ratio[asked] = kept_ratios
 
-    def spent(self, seconds: float) -> None:
-        """The step last planned took so long; if it was plain, a share of it may go into probes."""
-        if self._mode is Mode.PLAIN:
-            self._credit = min(self._credit + _PROBE_SHARE * seconds, max(1.0, 2 * self._price))
-
-    def achieved(self, requests: int, tokens: int, seconds: float) -> None:
+    def achieved(self, requests: int, tokens: float, seconds: float) -> None:
         """What was last planned, its drafting and the step after, gave `requests` so many tokens in so much time.
 
         Without the time for prompts, which the formula does not know; but with that in which the draft read them. A
         step in which fewer requests were left than planned for tells nothing.
         """
+        if self._mode is Mode.PLAIN:
+            self._credit += _LOOK_SHARE * seconds
+        elif self._mode is Mode.PROBE:
+            lost = seconds - tokens * self.costs.plain.at(requests) / requests
+            # A moment in which the machine was busy is no price.
+            self._credit += self._price - min(lost, 2 * self._price)
+        self._credit = min(self._credit, 2 * self._price)
         if self._promised and requests == self._requests:
             weight = _TRUST_WEIGHT * min(requests / 16, 1.0)
             trust = self._trust_at(requests)
@@ -298,6 +346,14 @@ class Planner:
 
     def _trust_at(self, requests: int) -> float:
         """What promises are worth in batches of about this size: those of the nearest size known, 1 before any."""
+        size = self._nearest_size(requests)
+        return 1.0 if size is None else self._trust[size]
+
+    def _nearest_size(self, requests: int) -> int | None:
         size = requests.bit_length()
-        nearest = min(self._trust, key=lambda known: abs(known - size), default=None)
-        return 1.0 if nearest is None else self._trust[nearest]
+        return min(self._trust, key=lambda known: abs(known - size), default=None)
+
+
+def _dear(candidate: Candidate) -> int:
+    """Rows to be read before a request can be looked at, 0 if it has caught up but for the last step's."""
+    return candidate.backlog if candidate.backlog > _CAUGHT_UP else 0

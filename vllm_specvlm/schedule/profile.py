@@ -86,13 +86,13 @@ class Profile:
         key, curves, overhead = saved.get("key"), saved.get("curves"), saved.get("overhead")
         if not isinstance(key, Mapping) or not isinstance(curves, Mapping):
             raise ValueError("it lacks 'key' or 'curves'")
-        if not isinstance(overhead, int | float) or isinstance(overhead, bool) or not 0 <= overhead < math.inf:
+        if not isinstance(overhead, int | float) or isinstance(overhead, bool) or not 0 <= overhead < 1e6:
             raise ValueError(f"its overhead is {overhead!r}, which is no time in seconds")
         found = {}
         for name in _CURVES:
             try:
                 found[name] = CostCurve.from_dict(_finite(curves[name]))
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, OverflowError, TypeError, ValueError) as error:
                 raise ValueError(f"its curve '{name}' is none") from error
         return cls(ProfileKey.from_dict(key), Costs(**found), float(overhead))
 
@@ -127,6 +127,8 @@ class Profile:
             raise ValueError(
                 f"The file '{path}' is no profile: it is no JSON; make one with `specvlm calibrate`."
             ) from error
+        except RecursionError as error:
+            raise ValueError(f"The file '{path}' is no profile; make one with `specvlm calibrate`.") from error
         except ValueError as error:
             raise ValueError(f"The file '{path}' is no profile: {error}; make one with `specvlm calibrate`.") from error
         if key is not None and (found := profile.key.difference(key)) is not None:

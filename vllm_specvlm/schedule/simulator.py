@@ -181,7 +181,6 @@ class _Planned:
             self._acceptance.observe(known[tried], [live.chosen[i] in path for i in tried])
 
     def draft(self, batch: Sequence[_Live], step: float, tokens: int) -> float:
-        self._planner.spent(step)
         if step:
             self._planner.achieved(self._requests, tokens, self._drafted + step)
         self._drafted, self._requests = 0.0, len(batch)

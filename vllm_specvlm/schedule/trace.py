@@ -61,11 +61,13 @@ class TracedRequest:
 
     def __post_init__(self) -> None:
         if (
-            self.prompt < 1
-            or self.tokens < 1
+            type(self.prompt) is not int
+            or type(self.tokens) is not int
+            or min(self.prompt, self.tokens) < 1
+            or max(self.prompt, self.tokens) >= 1 << 40
             or not all(0 <= t < math.inf for t in (self.arrival, self.prompt_seconds or 0))
         ):
-            raise ValueError("'prompt' and 'tokens' must be at least 1 and times finite and not negative")
+            raise ValueError("'prompt' and 'tokens' must be whole numbers from 1 and times finite and not negative")
         if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
             raise ValueError(f"'limit' is {self.limit!r}, which is no number of tokens")
         if any(a.at >= b.at for a, b in zip(self.trees, self.trees[1:], strict=False)):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 
 from vllm_specvlm import ops
+from vllm_specvlm.engine.attention_call import AttentionCall
 from vllm_specvlm.engine.gathered_attention import GatheredAttention
 from vllm_specvlm.engine.tree_attention import TreeAttention
-from vllm_specvlm.engine.tree_step import TreeStep
 from vllm_specvlm.engine.trial import DRAFTING, TOLERANCE, VERIFYING, LayerKind, Trial, commit_is_right
 from vllm_specvlm.selftest.check import Check
 
@@ -21,39 +22,11 @@ class CpuAttention:
 
     name = "CPU kernel"
 
-    def attend(
-        self,
-        step: TreeStep,
-        out: torch.Tensor,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        kv_cache: torch.Tensor,
-        block_table: torch.Tensor,
-        dense_key: torch.Tensor,
-        dense_value: torch.Tensor,
-        scale: float,
-    ) -> None:
+    def attend(self, call: AttentionCall) -> None:
         """See `TreeAttention`."""
-        keys, values = kv_cache.split(dense_key.shape[2], dim=3)
-        planes = torch.cat([keys.transpose(2, 3).flatten(2), values.flatten(2)], dim=2).view(kv_cache.shape)
-        ops.tree_attention(
-            out,
-            query,
-            key,
-            value,
-            planes,
-            block_table,
-            dense_key,
-            dense_value,
-            step.requests,
-            step.spans,
-            step.visible_upto,
-            step.dense_at,
-            step.ancestors,
-            scale,
-            "vec",
-        )
+        keys, values = call.kv_cache.split(call.dense_key.shape[2], dim=3)
+        planes = torch.cat([keys.transpose(2, 3).flatten(2), values.flatten(2)], dim=2).view(call.kv_cache.shape)
+        replace(call, kv_cache=planes).through(ops.tree_attention, "vec")
 
 
 def kinds(sizes: Sequence[int], page: int, *, quick: bool) -> list[LayerKind]:

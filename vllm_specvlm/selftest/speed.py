@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vllm_specvlm.engine.attention_call import AttentionCall
 from vllm_specvlm.engine.dense_store import DenseStore
 from vllm_specvlm.engine.tree_attention import KernelAttention
 from vllm_specvlm.engine.tree_step import TreeRows, TreeStep
@@ -91,6 +92,21 @@ class Problem:
         self.step = TreeStep.build(requests, DenseStore(), device, covers_batch=True, fast=False)
         self.device, self.scale = device, size**-0.5
 
+    def call(self, out: torch.Tensor) -> AttentionCall:
+        """Its attention, written to `out`, which is like `query`."""
+        return AttentionCall(
+            self.step,
+            out,
+            self.query,
+            self.key,
+            self.value,
+            self.cache,
+            self.table,
+            self.dense_key,
+            self.dense_value,
+            self.scale,
+        )
+
     def visible(self) -> torch.Tensor:
         """bool [nodes, nodes]: which node sees which."""
         bits = (self.masks[:, :1] >> np.arange(self.case.nodes, dtype=np.uint64)) & np.uint64(1)
@@ -109,18 +125,8 @@ def ours(problem: Problem) -> Callable[[], Any]:
     """Our kernel."""
     out = torch.empty_like(problem.query)
     way = KernelAttention()
-    return lambda: way.attend(
-        problem.step,
-        out,
-        problem.query,
-        problem.key,
-        problem.value,
-        problem.cache,
-        problem.table,
-        problem.dense_key,
-        problem.dense_value,
-        problem.scale,
-    )
+    call = problem.call(out)
+    return lambda: way.attend(call)
 
 
 def flash(problem: Problem) -> Callable[[], Any]:

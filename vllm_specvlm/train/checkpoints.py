@@ -74,8 +74,8 @@ class Checkpoints(Generic[N]):
         broken = not_finite(dict(network.named_parameters()) | dict(network.named_buffers()))
         if broken is not None:
             raise TrainingError(
-                f"After step {step} the weights are no finite numbers ({broken!r}); {self.left()}: lower training.lr or "
-                "training.clip and start again from there."
+                f"After step {step} the weights are no finite numbers ({broken!r}); {self.left()}: lower training.lr "
+                "or training.clip and start again from there."
             )
         final, partial = self.path(step), self.folder / f".step-{step:06d}.partial"
         shutil.rmtree(partial, ignore_errors=True)

@@ -23,7 +23,7 @@ from vllm_specvlm.train.views import view
 
 @dataclass(slots=True)
 class Figures:
-    """What a step, or several, came to: sums over `steps` of them; of a part over `counted[part]`, those that had it."""
+    """What a step, or several, came to: sums over `steps` of them, and of a part over those that had it (`counted`)."""
 
     loss: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)

@@ -86,6 +86,10 @@ class HeadRecipe:
 
     def __post_init__(self) -> None:
         _check(self.vocabulary >= 2, f"'vocabulary' is {self.vocabulary}; write 2 or more.")
+        _check(
+            self.compressor.kind != "adaptor",
+            "a compressor 'adaptor' is that of converted heads and cannot be trained; write 'global'.",
+        )
         for each in dataclasses.fields(self) if self.start else ():
             said = each.name in ("start", "compressor", "feature_layers", "fusion")
             _check(

@@ -41,13 +41,25 @@ def view(head: FeatureHead, target: Target, lessons: Sequence[Lesson]) -> View:
     ids = slots.next_ids.clamp(min=0)
     embeddings = head.embed_tokens(ids).float() if head.config.own_embedding else target.embed(ids)
     embeddings = embeddings.masked_fill((slots.next_ids < 0)[..., None], 0.0)
-    vectors = [picture.global_vector for picture in pictures]
-    if any(vector is not None for vector in vectors):
+    if any(picture.global_vector is not None for picture in pictures):
         zero = embeddings.new_zeros(embeddings.shape[-1])
-        table = torch.stack([zero, *(zero if vector is None else vector.float() for vector in vectors)])
-        embeddings = embeddings + table[slots.picture + 1]
+        embeddings = embeddings + torch.stack([zero, *_latest_vectors(compressed, zero)])[slots.picture + 1]
     visual = torch.cat([picture.tokens for picture in pictures]) if pictures else None
     return View(slots, embeddings, visual, compressed)
+
+
+def _latest_vectors(compressed: Sequence[Sequence[Compressed]], zero: Tensor) -> list[Tensor]:
+    """For each picture what text behind it gets: its global vector, or that of the latest before it that has one.
+
+    A gate may give one picture a vector and the next one none; the engine does the same (`FeatureContext`).
+    """
+    found = []
+    for each in compressed:
+        latest = zero
+        for picture in each:
+            latest = latest if picture.global_vector is None else picture.global_vector.float()
+            found.append(latest)
+    return found
 
 
 def _compressed(head: FeatureHead, target: Target, lesson: Lesson) -> list[Compressed]:

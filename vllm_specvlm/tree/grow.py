@@ -52,6 +52,9 @@ class LevelProposal:
     foreseen: npt.NDArray[np.float32] | None = None
     """[F, k], how probably a child's own child is the one that is known already, without a forward pass; None: nothing
     is."""
+    settled: npt.NDArray[np.bool_] | None = None
+    """[F, k], whose log-probabilities were learned from what the target accepted, and need no calibration; None: no
+    child's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,8 +42,9 @@ LLAMA = {
 class Weights(dict[str, Tensor]):
     """Random tensors of a seed, large enough that every part of a network moves its logits."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, hidden: int = HIDDEN, inner: int = INNER) -> None:
         super().__init__()
+        self.hidden, self.inner = hidden, inner
         self._random = torch.Generator().manual_seed(seed)
 
     def linear(self, name: str, rows: int, columns: int, bias: bool = False) -> None:
@@ -52,28 +53,30 @@ class Weights(dict[str, Tensor]):
             self[f"{name}.bias"] = torch.randn(rows, generator=self._random) * 0.5
 
     def norm(self, name: str) -> None:
-        self[f"{name}.weight"] = torch.rand(HIDDEN, generator=self._random) + 0.5
+        self[f"{name}.weight"] = torch.rand(self.hidden, generator=self._random) + 0.5
 
     def table(self, name: str, rows: int) -> None:
-        self[f"{name}.weight"] = torch.randn(rows, HIDDEN, generator=self._random)
+        self[f"{name}.weight"] = torch.randn(rows, self.hidden, generator=self._random)
 
     def layer(self, prefix: str, width: int, bias: bool = False) -> None:
         self.linear(f"{prefix}.self_attn.q_proj", HEADS * HEAD_DIM, width, bias)
         self.linear(f"{prefix}.self_attn.k_proj", KV_HEADS * HEAD_DIM, width, bias)
         self.linear(f"{prefix}.self_attn.v_proj", KV_HEADS * HEAD_DIM, width, bias)
-        self.linear(f"{prefix}.self_attn.o_proj", HIDDEN, HEADS * HEAD_DIM)
-        self.linear(f"{prefix}.mlp.gate_proj", INNER, HIDDEN)
-        self.linear(f"{prefix}.mlp.up_proj", INNER, HIDDEN)
-        self.linear(f"{prefix}.mlp.down_proj", HIDDEN, INNER)
+        self.linear(f"{prefix}.self_attn.o_proj", self.hidden, HEADS * HEAD_DIM)
+        self.linear(f"{prefix}.mlp.gate_proj", self.inner, self.hidden)
+        self.linear(f"{prefix}.mlp.up_proj", self.inner, self.hidden)
+        self.linear(f"{prefix}.mlp.down_proj", self.hidden, self.inner)
         self.norm(f"{prefix}.post_attention_layernorm")
 
 
-def eagle1(seed: int = 1, *, bias: bool = True, qkv_bias: bool = False) -> Weights:
+def eagle1(
+    seed: int = 1, *, bias: bool = True, qkv_bias: bool = False, hidden: int = HIDDEN, inner: int = INNER
+) -> Weights:
     """An EAGLE-1 head's tensors."""
-    weights = Weights(seed)
+    weights = Weights(seed, hidden, inner)
     weights.table("embed_tokens", VOCABULARY)
-    weights.linear("fc", HIDDEN, 2 * HIDDEN, bias)
-    weights.layer("layers.0", HIDDEN, qkv_bias)
+    weights.linear("fc", hidden, 2 * hidden, bias)
+    weights.layer("layers.0", hidden, qkv_bias)
     return weights
 
 
@@ -94,13 +97,22 @@ def eagle3(seed: int = 2, *, prefix: str = "midlayer", states: int = 3, bias: bo
     return weights
 
 
-def vispec(seed: int = 3, *, bias: bool = True) -> Weights:
+def vispec(
+    seed: int = 3,
+    *,
+    bias: bool = True,
+    qkv_bias: bool = False,
+    queries: int = 2,
+    hidden: int = HIDDEN,
+    inner: int = INNER,
+) -> Weights:
     """A ViSpec head's tensors."""
-    weights = eagle1(seed, bias=bias)
-    weights["imadpt.q"] = torch.randn(2, HEADS, HIDDEN // HEADS)
-    for name in ("k_proj", "v_proj", "o_proj"):
-        weights.linear(f"imadpt.{name}", HIDDEN, HIDDEN)
-    weights.linear("img_fc", HIDDEN, 2 * HIDDEN, bias)
+    weights = eagle1(seed, bias=bias, qkv_bias=qkv_bias, hidden=hidden, inner=inner)
+    weights["imadpt.q"] = torch.randn(queries, HEADS, hidden // HEADS, generator=torch.Generator().manual_seed(seed))
+    weights.linear("imadpt.k_proj", hidden, hidden, qkv_bias)
+    weights.linear("imadpt.v_proj", hidden, hidden, qkv_bias)
+    weights.linear("imadpt.o_proj", hidden, hidden)
+    weights.linear("img_fc", hidden, 2 * hidden, bias)
     return weights
 
 

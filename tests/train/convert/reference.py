@@ -5,6 +5,7 @@ Nothing here is the plugin's: rotary positions turn complex numbers, and attenti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +27,10 @@ def turn(head: Tensor, positions: Tensor) -> Tensor:
     number = torch.complex(head[:, :half].double(), head[:, half:].double())
     turned = number * torch.polar(torch.ones_like(angles), angles)
     return torch.cat((turned.real, turned.imag), dim=1).to(head.dtype)
+
+
+Pictures = Sequence[tuple[int, int, Tensor]]
+"""Placeholders [start, stop) of each picture, and its visual tokens as the target's language model reads them."""
 
 
 @dataclass
@@ -72,7 +77,10 @@ class Reference:
 
     def eagle1(self, state: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
         """fc(cat(embedding, feature)), then a layer that does not normalise its input."""
-        x = self.linear("fc", self.join(self.weights["embed_tokens.weight"][tokens], state))
+        return self.layer(self.linear("fc", self.join(self.weights["embed_tokens.weight"][tokens], state)), positions)
+
+    def layer(self, x: Tensor, positions: Tensor) -> Tensor:
+        """What follows `fc`."""
         x = x + self.attention(x, positions)
         return x + self.mlp(x)
 
@@ -88,3 +96,47 @@ class Reference:
     def vispec(self, state: Tensor, tokens: Tensor, positions: Tensor, vector: Tensor) -> Tensor:
         """EAGLE-1 behind img_fc(cat(feature, vector of the last picture))."""
         return self.eagle1(self.linear("img_fc", torch.cat((state, vector.expand_as(state)), dim=1)), tokens, positions)
+
+    def image_adaptor(self, visual: Tensor) -> Tensor:
+        """[queries, hidden]: what ViSpec's queries read in a picture's tokens [n, hidden]."""
+        keys, values = (self.linear(f"imadpt.{name}_proj", visual) for name in "kv")
+        answers = []
+        for query in self.weights["imadpt.q"]:
+            size = query.shape[1]
+            heads = [
+                torch.softmax(keys[:, i * size : (i + 1) * size] @ head / size**0.5, dim=0)
+                @ values[:, i * size : (i + 1) * size]
+                for i, head in enumerate(query)
+            ]
+            answers.append(torch.cat(heads))
+        return self.linear("imadpt.o_proj", torch.stack(answers))
+
+    def vispec_prompt(self, state: Tensor, tokens: Tensor, pictures: Pictures) -> tuple[dict[int, Tensor], Tensor]:
+        """A prompt in one pass, the first of this cache.
+
+        Args:
+            state: [n, hidden]: the target's features.
+            tokens: int64 [n + 1]; at placeholders anything.
+            pictures: ascending.
+
+        Returns:
+            What the head says at each text slot, [hidden], and the vector of the last picture.
+        """
+        vector = torch.zeros(state.shape[1])
+        rows: list[Tensor] = []
+        positions: list[int] = []
+        text: dict[int, int] = {}
+        for slot in range(len(state)):
+            picture = next((each for each in pictures if each[0] <= slot + 1 < each[1]), None)
+            if picture is None:
+                embedding = self.weights["embed_tokens.weight"][tokens[slot + 1]]
+                joined = self.linear("img_fc", torch.cat((state[slot], vector))[None])
+                text[slot] = len(rows)
+                rows.append(self.linear("fc", torch.cat((embedding[None], joined), dim=1))[0])
+                positions.append(slot)
+            elif slot + 2 == picture[1]:
+                *left, vector = self.image_adaptor(picture[2])
+                rows += left
+                positions += range(slot + 1 - len(left), slot + 1)
+        said = self.layer(torch.stack(rows), torch.tensor(positions))
+        return {slot: said[row] for slot, row in text.items()}, vector

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from tests.train.convert.checkpoints import DRAFT, LAYERS, LLAMA, VOCABULARY, eagle1, eagle3, write, write_target
 from vllm_specvlm.cli import convert
 from vllm_specvlm.cli.console import UserError
-from vllm_specvlm.draft import head_checkpoint
+from vllm_specvlm.draft import checkpoint_folder, head_checkpoint
 
 
 @pytest.fixture
@@ -55,6 +57,31 @@ def test_a_head_is_replaced_and_nothing_else(tmp_path: Path, source: Path, targe
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         convert.main([*line, str(tmp_path / "file")])
+
+
+def test_a_full_disk_is_a_sentence(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As safetensors says it."""
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint_folder, "save_file", full)
+    with pytest.raises(UserError, match=r"cannot be written \(.*No space left on device"):
+        convert.main([str(source), "--out", str(tmp_path / "out")])
+
+
+def test_a_vocabulary_is_put_in_order(tmp_path: Path) -> None:
+    """Its rows with it: places in it are searched for."""
+    tensors = eagle3()
+    there = torch.arange(DRAFT) + tensors["d2t"]
+    turned = tensors | {"d2t": there.flip(0) - torch.arange(DRAFT), "lm_head.weight": tensors["lm_head.weight"].flip(0)}
+    heads = []
+    for name, given in (("ascending", tensors), ("descending", turned)):
+        folder = write(tmp_path / name, given, LLAMA | {"draft_vocab_size": DRAFT})
+        assert convert.main([str(folder), "--out", str(tmp_path / f"{name}-out")]) == 0
+        heads.append(head_checkpoint.load(tmp_path / f"{name}-out")[0])
+    assert torch.equal(heads[0].vocabulary, heads[1].vocabulary)
+    assert torch.equal(heads[0].lm_head.weight, heads[1].lm_head.weight)
 
 
 def test_mistakes_are_sentences(tmp_path: Path, source: Path) -> None:

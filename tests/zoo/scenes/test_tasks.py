@@ -52,7 +52,9 @@ def test_phrasings_of_short_answers_are_of_one_split_each() -> None:
 
 def test_a_pie_and_its_rotations_are_of_one_split() -> None:
     """The picture starts anywhere, so that they are one picture."""
-    pies = [(colours, list(shares)) for colours in (["red", "blue", "green"],) for shares in product(range(2, 9), repeat=3)]
+    pies = [
+        (colours, list(shares)) for colours in (["red", "blue", "green"],) for shares in product(range(2, 9), repeat=3)
+    ]
     of = {split: [pie for pie in pies if charting._is_of(split, *pie)] for split in ("train", "validation", "test")}
     assert all(of.values())
     for learned in of["train"] + of["validation"]:

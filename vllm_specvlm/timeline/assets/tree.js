@@ -1,12 +1,11 @@
 // One step's tree, from the text so far on the left: the accepted path runs straight, what was not taken hangs below.
 
 const PITCH = 33, HEIGHT = 26, LONGEST = 16;
-let gap = 30;
+let gap = 30;  // between columns
 const ruler = document.createElement("canvas").getContext("2d");
 
 function drawTree(number) {
   const step = steps[number];
-  gap = byId("tree").clientWidth < 600 ? 18 : 30;
   const nodes = nodesOf(step, number);
   const children = new Map();
   nodes.forEach((node, i) => children.set(node.parent, [...(children.get(node.parent) ?? []), i]));
@@ -21,6 +20,9 @@ function drawTree(number) {
     node.width = Math.max(30, ruler.measureText(node.label).width + 20 + (node.chance ? 40 : 0));
     widths[node.depth] = Math.max(widths[node.depth] ?? 0, node.width);
   }
+  // They move together before the tree is wider than the window.
+  const left = byId("tree").clientWidth - 40 - widths.reduce((sum, width) => sum + width, 0);
+  gap = Math.max(14, Math.min(byId("tree").clientWidth < 600 ? 18 : 30, left / Math.max(1, widths.length - 1)));
   const lefts = [1];
   widths.forEach((width, depth) => (lefts[depth + 1] = lefts[depth] + width + gap));
   const svgWidth = lefts[widths.length] - gap + 2;
@@ -38,7 +40,16 @@ function drawTree(number) {
   const frame = byId("tree");
   frame.replaceChildren(svg);
   frame.scrollTop = frame.scrollLeft = 0;
+  fade();
 }
+
+// What goes on beyond the right edge fades out, as a sign that it does.
+function fade() {
+  const frame = byId("tree");
+  frame.classList.toggle("more", frame.scrollLeft + frame.clientWidth < frame.scrollWidth - 4);
+}
+
+byId("tree").addEventListener("scroll", fade);
 
 // Rows: a first child stands on its parent's row, so that paths are straight, and each further one as high as it goes
 // without touching what was placed before. `free` is the first free row of each column.

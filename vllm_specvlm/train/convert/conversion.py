@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 import vllm_specvlm
-from vllm_specvlm.compress.compressor import CompressorConfig
 from vllm_specvlm.draft.feature_head import FeatureHead
 from vllm_specvlm.draft.head_config import MODEL_TYPE, HeadConfig, TargetId
 from vllm_specvlm.train.convert import eagle1, eagle3, shortlist, source, speculators, vispec
@@ -38,7 +37,8 @@ class Converted:
 def convert(folder: str | Path, wishes: Wishes) -> Converted:
     """Read the public head in `folder`.
 
-    The tensors keep their dtypes. An embedding table that is the target's is left out. The head sees no pictures.
+    The tensors keep their dtypes. An embedding table that is the target's is left out. The head sees no pictures,
+    unless its layout says how (ViSpec).
 
     Raises:
         ValueError: the head cannot be read, is of no known layout, or does not fit the target; in one sentence.
@@ -115,7 +115,7 @@ def _assemble(parts: Parts, wishes: Wishes) -> tuple[HeadConfig, dict[str, torch
         target_vocabulary=vocabulary,
         vocabulary=None if output is None else len(output),
         own_embedding=embedding is not None,
-        compressor=CompressorConfig(kind="text"),
+        compressor=parts.compressor,
     )
     return config, state, _target_id(parts, target, notes), tuple(notes)
 

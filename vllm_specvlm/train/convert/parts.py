@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vllm_specvlm.compress.config import CompressorConfig
 from vllm_specvlm.train.convert.layer_config import LayerConfig
 from vllm_specvlm.train.convert.target import Target
 
@@ -42,6 +43,8 @@ class Parts:
     """[n, hidden]: the head's own output layer; None: the target's."""
     tokens: torch.Tensor | None
     """int64 [n]: which token of the target each row of `output` is."""
+    compressor: CompressorConfig = CompressorConfig(kind="text")  # noqa: RUF009 - frozen
+    """How it reads pictures; not at all, unless the layout says how."""
     target_name: str | None = None
     """As the source names its target."""
     notes: tuple[str, ...] = ()

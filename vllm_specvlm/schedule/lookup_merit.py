@@ -1,0 +1,59 @@
+"""Whether lookup beside a drafter is worth its nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PAYS = 0.2
+"""Tokens per tree that lookup's suggestions have to gain over the drafter's next choices: asking for them at every node
+costs a few hundredths of a step."""
+_REQUEST = 1 / 8
+_TRAFFIC = 1 / 64
+"""Weights of one tree in a request's running mean and in that of all requests."""
+_PROBE_EVERY = 4
+"""Trees of a request of which one is compared while lookup is left out."""
+
+
+@dataclass(slots=True)
+class Merit:
+    """What lookup gained lately in one request."""
+
+    gain: float
+    """Running mean, tokens per tree."""
+    trees: int
+    """That were compared or passed over."""
+
+    @property
+    def pays(self) -> bool:
+        """Whether to merge lookup's suggestions."""
+        return self.gain > PAYS
+
+
+class LookupMerit:
+    """Compares lookup's suggestions with what they displace, also while there are none in the trees.
+
+    A suggestion that is not the drafter's first choice anyway takes the place of another node, at best as good as the
+    drafter's next choice there. So the gain of a tree is counted at the nodes on the target's path: how often lookup's
+    suggestion was right, less how often the drafter's next choice was. A request begins with what lookup gained in
+    others; it is merged while the gain pays, and probed otherwise.
+    """
+
+    def __init__(self) -> None:
+        """Nothing was gained yet."""
+        self.traffic = 0.0
+        self._begun = 0
+
+    def begin(self) -> Merit:
+        """A request's; requests that run together are not probed together."""
+        self._begun += 1
+        return Merit(self.traffic, self._begun % _PROBE_EVERY)
+
+    def due(self, merit: Merit) -> bool:
+        """Whether to compare this tree."""
+        merit.trees += 1
+        return merit.pays or merit.trees % _PROBE_EVERY == 0
+
+    def learn(self, merit: Merit, gain: int) -> None:
+        """What lookup gained at the nodes of one tree."""
+        merit.gain += _REQUEST * (gain - merit.gain)
+        self.traffic += _TRAFFIC * (gain - self.traffic)
