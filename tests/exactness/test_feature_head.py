@@ -6,6 +6,7 @@ shared by prefix. Whatever the way, what it proposes must be what a plain pass o
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -146,11 +147,18 @@ def test_control_wrong_features_are_noticed(monkeypatch: pytest.MonkeyPatch) -> 
         check(recorder, "llava", images)
 
 
-@pytest.mark.parametrize("family", ["llava", slow("qwen2_5_vl")])
-def test_turns_with_speculation_off_in_between(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("llava", "pool"),
+        slow("qwen2_5_vl", "pool"),
+        *(slow("llava", kind) for kind in ("select", "global", "resampler", "none")),
+    ],
+)
+def test_turns_with_speculation_off_in_between(family: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Turn 2 is decoded plainly (given log-probs); in turn 3 its features are gone, save those just computed."""
     scenario = SCENARIOS[0]
-    llm = ours = with_head(family, POOL, scenario)
+    llm = ours = with_head(family, COMPRESSORS[kind], scenario)
     accepted: list[int] = []
 
     def turns(llm: LLM) -> list[Any]:
@@ -220,7 +228,19 @@ def test_a_head_of_another_target_is_refused() -> None:
         ValueError, match=r"was made for 'llava-\w+' and the target is .*: its model type is qwen2_5_vl"
     ):
         configure(head, "qwen2_5_vl")
-    with pytest.raises(ValueError, match="its digest is"):  # same sizes, other weights: known once they are loaded
+    with pytest.raises(ValueError, match="its layer digest is"):  # same sizes, other weights: known from its files
+        engine(build("llava", seed=5), {"model": str(head)})
+
+
+def test_an_older_head_of_another_target_is_refused(tmp_path: Path) -> None:
+    """It knows the final norm alone, which is compared once it is loaded."""
+    head = tmp_path / "head"
+    shutil.copytree(build_head("llava", POOL), head)
+    config = json.loads((head / "config.json").read_text())
+    del config["target"]["layer_digest"], config["target"]["projector_digest"]
+    (head / "config.json").write_text(json.dumps(config))
+    configure(head)
+    with pytest.raises(ValueError, match="its digest is"):
         engine(build("llava", seed=5), {"model": str(head)})
 
 

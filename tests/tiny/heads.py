@@ -45,10 +45,11 @@ def build_head(
         compressor=compressor,
     )
     target = build(family)
-    marks = hashlib.sha256(f"{target.name} {config} {seed}".encode() + _SOURCE).hexdigest()[:12]
+    made_for = target_id.of_folder(target)
+    marks = hashlib.sha256(f"{made_for} {config} {seed}".encode() + _SOURCE).hexdigest()[:12]
     folder = cache_folder() / f"head-{family}-{marks}"
     if not folder.is_dir():
-        head_checkpoint.save(folder, _make(config, target, seed), target_id.of_folder(target), {"made": "for tests"})
+        head_checkpoint.save(folder, _make(config, target, seed), made_for, {"made": "for tests"})
     return folder
 
 
