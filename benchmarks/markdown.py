@@ -283,6 +283,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "simulator": _placed(simulator, "simulator"),
     "support": lambda: support(_read("support")),
     "accuracy": lambda: accuracy(json.loads(EVALUATION.read_text())),
+    "accuracy_576": lambda: accuracy(json.loads(EVALUATION.with_name("evaluation-576.json").read_text())),
 }
 PAGES = ("README.md", "docs/calibration.md", "docs/scenes.md", "docs/serving.md", "docs/training.md")
 

@@ -49,7 +49,7 @@ PLANNING = (
     *("_clock.observe_schedule", "_clock.begin_drafting", "_clock.passed", "_clock.end_drafting"),
     *("_planned.grow", "_planned.observe_accepted", "_planned.forget"),
     *("_planned.planner.plan", "_planned.planner.fed", "_planned.planner.admit", "_planned.planner.cut"),
-    *("_planned.planner.spent", "_planned.planner.achieved"),
+    "_planned.planner.achieved",
     *("_planned.acceptance.log_probs", "_planned.acceptance.observe"),
 )
 """Calls that happen under a planner, attributes of `Speculator`."""
