@@ -45,24 +45,23 @@ def test_test_phrasings_are_not_trained_on(sources: Sources, task: str) -> None:
 
 
 def test_phrasings_of_short_answers_are_of_one_split_each() -> None:
-    train, validation, test = (set(short_answers._OF_SPLIT[split]) for split in ("train", "validation", "test"))
+    train, validation, test = (set(short_answers._OF_SPLIT[split]) for split in charting._STRICTNESS)
     assert not (train & validation or train & test or validation & test)
     assert train | validation | test == set(short_answers._FORMS)
 
 
 def test_a_pie_and_its_rotations_are_of_one_split() -> None:
     """The picture starts anywhere, so that they are one picture."""
-    pies = [
-        (colours, list(shares)) for colours in (["red", "blue", "green"],) for shares in product(range(2, 9), repeat=3)
-    ]
-    of = {split: [pie for pie in pies if charting._is_of(split, *pie)] for split in ("train", "validation", "test")}
+    colours = ["red", "blue", "green"]
+    pies = list(product(range(2, 9), repeat=3))
+    of = {split: [pie for pie in pies if charting._is_of(split, colours, pie)] for split in charting._STRICTNESS}
     assert all(of.values())
     for learned in of["train"] + of["validation"]:
-        for first in range(1, 3):
-            turned = tuple(part[first:] + part[:first] for part in learned)
-            assert turned not in of["test"]
+        for first in (1, 2):
+            turned = colours[first:] + colours[:first], learned[first:] + learned[:first]
+            assert not charting._is_of("test", *turned)
     # Those of the test split are as they were: the committed test set was drawn from them.
-    assert of["test"] == [pie for pie in pies if split_of(f"{pie[0]} {pie[1]}") == "test"]
+    assert of["test"] == [pie for pie in pies if split_of(f"{colours} {list(pie)}") == "test"]
 
 
 def test_sprites_of_a_split_are_used_for_that_split_alone(sources: Sources) -> None:
