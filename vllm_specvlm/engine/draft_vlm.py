@@ -80,10 +80,15 @@ class DraftVLM(TokenDrafter[Feed]):
             self._drafted = self._tensor(self._map.drafted)
             self._stand_ins = self._tensor(self._map.stand_ins.astype(np.int32))
         self._cache = DraftCache(self._runner, self._network.layers)
-        encode = self._network.encode if self._network.sees else None
+        encode = self._encode if self._network.sees else None
         capacity = self._options.vision_cache_mib << 20
         at_once = self._config.scheduler_config.max_num_encoder_input_tokens
         self._vision = DraftVision(encode, capacity, self._device, may_miss=self._peers.alone, at_once=at_once)
+
+    def _encode(self, **pictures: Any) -> Sequence[torch.Tensor]:
+        """A pass of the draft's tower: ranks enter it together or not at all, as its layers wait for each other."""
+        self._peers.agree()
+        return self._network.encode(**pictures)
 
     def warm_up(self) -> None:
         """One pass without attention, which compiles the draft when compilation is on."""
@@ -192,7 +197,6 @@ class DraftVLM(TokenDrafter[Feed]):
         ]
         if not wanted:
             return []
-        self._peers.agree()
         seen = self._vision.embeddings([feature for feature, _, _ in wanted])
         for feature, start, stop in wanted:
             if feature.identifier not in seen:
