@@ -238,8 +238,8 @@ class Planner:
         """Nodes worth another level (see `tree.grow.LevelGate`): what it should add against what it costs."""
         reach = np.exp(np.asarray(scores, dtype=np.float64))
         wanted = self._worth_expanding(depth, reach, 1.0)
-        if wanted.any():
-            self.passed(depth, int(wanted.sum()), float(reach[wanted].sum()))
+        if count := np.count_nonzero(wanted):
+            self.passed(depth, count, float(reach @ wanted))
         flags: list[bool] = wanted.tolist()
         return flags
 
@@ -251,8 +251,8 @@ class Planner:
         row = (costs.draft.at(rows + 8) - costs.draft.at(rows)) / 8
         gain = reach * self._ratio[min(depth, len(self._ratio) - 1)]
         wanted: npt.NDArray[np.bool_] = gain > self._goal * (row + node)
-        price = costs.draft.at(1) + (row + node) * int(wanted.sum()) * scale
-        if float(gain[wanted].sum()) * scale <= self._goal * price:
+        price = costs.draft.at(1) + (row + node) * np.count_nonzero(wanted) * scale
+        if float(gain @ wanted) * scale <= self._goal * price:
             wanted[:] = False
         return wanted
 
