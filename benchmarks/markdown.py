@@ -274,6 +274,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "drafters": _placed(drafters, "drafters-float32"),
     "load": _placed(load, "load-float32"),
     "scenes": _placed(by_task, "scenes-float32"),
+    "sights": _placed(drafters, "scenes-sights-float32"),
     "traffic": _placed(traffic, "traffic-float32"),
     "compressors": _placed(compressors, "compressors-float32"),
     "compressors_576": _placed(compressors, "compressors-576-float32"),

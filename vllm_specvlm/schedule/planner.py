@@ -16,6 +16,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -223,10 +224,11 @@ class Planner:
         scale, widths = trees / len(self._memory), [1]
         for level in range(1, depth):
             reach = np.concatenate([tree.probabilities[tree.depths == level][:width] for tree in self._memory])
-            wanted = self._worth_expanding(level, reach, scale)
-            if not wanted.any():
+            ratio, each, whole = self._prices(level, max(round(len(reach) * scale), 1))
+            wanted = reach[ratio * reach > each]
+            if ratio * float(wanted.sum()) * scale <= whole + each * len(wanted) * scale:
                 break
-            widths.append(min(width, math.ceil(int(wanted.sum()) / len(self._memory))))
+            widths.append(min(width, math.ceil(len(wanted) / len(self._memory))))
         return tuple(widths)
 
     def passed(self, depth: int, rows: int, reach: float) -> None:
@@ -236,25 +238,24 @@ class Planner:
 
     def admit(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
         """Nodes worth another level (see `tree.grow.LevelGate`): what it should add against what it costs."""
-        reach = np.exp(np.asarray(scores, dtype=np.float64))
-        wanted = self._worth_expanding(depth, reach, 1.0)
-        if count := np.count_nonzero(wanted):
-            self.passed(depth, count, float(reach @ wanted))
-        flags: list[bool] = wanted.tolist()
-        return flags
+        # In plain Python: levels are small, and calls of numpy would take longer than the work.
+        reach = [math.exp(score) for score in scores]
+        ratio, each, whole = self._prices(depth, len(reach))
+        wanted = [ratio * probability > each for probability in reach]
+        count, reached = sum(wanted), sum(compress(reach, wanted))
+        if ratio * reached <= whole + each * count:
+            return [False] * len(reach)
+        self.passed(depth, count, reached)
+        return wanted
 
-    def _worth_expanding(self, depth: int, reach: Floats, scale: float) -> npt.NDArray[np.bool_]:
-        """Which nodes of a level are worth a row, each standing for `scale` nodes of the probability in `reach`."""
-        rows, costs = max(round(len(reach) * scale), 1), self.costs
-        verified, ahead = self._requests + rows, max(rows, 8)
+    def _prices(self, depth: int, rows: int) -> tuple[float, float, float]:
+        """What the children of a node of this level add in proportion to its probability, and the tokens that have to
+        come for a row of the level and for the level itself."""
+        costs, verified, ahead = self.costs, self._requests + rows, max(rows, 8)
         node = (costs.tree.at(verified + ahead) - costs.tree.at(verified)) / ahead
         row = (costs.draft.at(rows + 8) - costs.draft.at(rows)) / 8
-        gain = reach * self._ratio[min(depth, len(self._ratio) - 1)]
-        wanted: npt.NDArray[np.bool_] = gain > self._goal * (row + node)
-        price = costs.draft.at(1) + (row + node) * np.count_nonzero(wanted) * scale
-        if float(gain @ wanted) * scale <= self._goal * price:
-            wanted[:] = False
-        return wanted
+        ratio = float(self._ratio[min(depth, len(self._ratio) - 1)])
+        return ratio, self._goal * (row + node), self._goal * costs.draft.at(1)
 
     def admit_free(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
         """Nodes whose next one is known already (see `tree.grow.LevelGate`): worth it if verifying that one is."""
