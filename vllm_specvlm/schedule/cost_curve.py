@@ -21,6 +21,7 @@ KNOTS = np.array(
 )
 # fmt: on
 _KNOTS: list[float] = KNOTS.tolist()
+_LOG_KNOTS = np.log(KNOTS)
 _MIDDLES = [float(m) for m in (KNOTS[1:] + KNOTS[:-1]) / 2]
 _LEAST, _MOST = 1e-9, 1e6
 """Seconds that a pass may take at all."""
@@ -62,7 +63,8 @@ class CostCurve:
         self._count = np.zeros(len(KNOTS), dtype=np.int64)
         self._doubts: dict[int, list[float]] = {}
         self._stale = True
-        self._at_knots = self._prior(KNOTS)
+        self._measured = self._prior(KNOTS)
+        self._at_knots = self._measured
         self._values: list[float] = self._at_knots.tolist()
 
     def observe(self, rows: int, seconds: float) -> None:
@@ -117,7 +119,7 @@ class CostCurve:
 
     def _refresh(self) -> None:
         # More rows never cost less: where it looks so, the larger passes met shorter contexts.
-        self._at_knots = np.maximum.accumulate(self._prior(KNOTS) * np.exp(self._corrections()))
+        self._at_knots = np.maximum.accumulate(self._measured * np.exp(self._corrections()))
         self._values = self._at_knots.tolist()
         self._stale = False
 
@@ -158,7 +160,7 @@ class CostCurve:
         seen = np.flatnonzero(self._count)
         if not len(seen):
             return self._correction
-        return np.interp(np.log(KNOTS), np.log(KNOTS[seen]), self._correction[seen])
+        return np.interp(_LOG_KNOTS, _LOG_KNOTS[seen], self._correction[seen])
 
 
 def _nearest(rows: int) -> int:
