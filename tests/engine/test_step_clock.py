@@ -55,7 +55,6 @@ def test_a_step_that_only_decodes_is_what_it_took() -> None:
     assert elapsed.requests == 2
     assert elapsed.cycle is not None
     assert 0.085 <= elapsed.cycle < 0.2
-    assert 0.08 <= elapsed.step < 0.2
     assert costs.tree.at(5) > 0.021, "the curve has not learned"
 
 
@@ -69,7 +68,6 @@ def test_of_a_step_with_prompts_the_drafting_counts_and_decoding_as_known(
     assert elapsed.requests == 2
     assert elapsed.cycle is not None
     assert 0.005 + decoding <= elapsed.cycle < 0.1, "the prompt's time is in it"
-    assert elapsed.step >= 0.2
     assert costs.tree.at(5) == pytest.approx(0.020), "a prompt's step has taught what trees cost"
 
 
