@@ -99,7 +99,7 @@ def test_turns_under_the_real_planner(family: str) -> None:
 
     assert turns(ours) == turns(engine(target_of(family)))
     planned = tally(ours)["plans"]
-    assert planned["probe"] >= 8, "the planner never looked"
+    assert planned["probe"] >= 5, "the planner never looked"
     assert tally(ours)["drafter_failures"] == 0
 
 
