@@ -179,8 +179,9 @@ class TreeSampler:
         device = self._runner.device
         requests, seeds = upload(request_of_row, device), upload(of_requests[request_of_row], device)
         stand = upload(positions, device)
-        free = np.setdiff1d(np.arange(len(logits)), [row.row for row in featured])
-        drawn = upload(free, device) if featured else None
+        drawn = None
+        if featured:
+            drawn = upload(np.setdiff1d(np.arange(len(logits)), [row.row for row in featured]), device)
         tokens = target_tokens(logits, requests, metadata, seeds, stand, self._runner.race, drawn)
         # Rows that have features are copied, and no others: those beside them pay nothing.
         at_once = max(1, _FEATURED_ELEMENTS // logits.shape[-1])
