@@ -12,6 +12,7 @@ from tests.engine.nobody_waits import NobodyWaits
 from tests.exactness.engines import answers, engine, runner, tally, tokens
 from tests.exactness.gpu_engines import flash_attention, gpu_engine
 from tests.exactness.gpu_stand_ins import Kernels
+from tests.exactness.recorded_graphs import RecordedGraph
 from tests.exactness.test_gpu_path import CHUNKS, SCENARIO, speculative
 from tests.tiny.checkpoints import build
 from tests.tiny.prompts import prompts
@@ -88,6 +89,50 @@ def test_trees_and_answers(family: str, drafter: str, scenario: Any, monkeypatch
     assert codes == codes_of_host
     assert sum(len(step) for step in codes) > 10
     assert tally(llm)["drafter_failures"] == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "drafter"),
+    [
+        ("llava", "head"),
+        ("llava", "head with a global vector"),
+        ("llava", "exit"),
+        pytest.param("qwen2_5_vl", "exit", marks=pytest.mark.slow),
+    ],
+)
+def test_levels_in_graphs(family: str, drafter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step by step the trees that eager passes draft. A graph that is fed with nothing is noticed."""
+    batch = prompts(family)
+    params = [SAMPLED[i % len(SAMPLED)] for i in range(len(batch))]
+    Kernels().install(monkeypatch)
+    with flash_attention(monkeypatch):
+        llm = gpu_engine(build(family), speculative(drafter, family), monkeypatch, **SCENARIO.options)
+        graphs = runner(llm).drafter._model.graphs  # type: ignore[union-attr]
+        before, levels = RecordedGraph.replays, tally(llm)["levels"]
+        in_graphs = drafted(llm, batch, params, monkeypatch)
+        replays, levels = RecordedGraph.replays - before, tally(llm)["levels"] - levels
+        assert levels > 20
+        # Two of a level behind the roots, whose logits are of the pass that feeds.
+        assert replays > levels
+        with monkeypatch.context() as here:
+            here.setattr(graphs, "fitting", lambda rows: None)
+            assert llm.reset_prefix_cache()
+            before = RecordedGraph.replays
+            eager = drafted(llm, batch, params, monkeypatch)
+            assert RecordedGraph.replays == before
+        assert in_graphs == eager
+        with monkeypatch.context() as here:
+            # Inputs are not put in their places.
+            place = graphs.place
+            here.setattr(
+                graphs,
+                "place",
+                lambda name, values, *args, **more: place(name, torch.zeros_like(values), *args, **more),
+            )
+            assert llm.reset_prefix_cache()
+            answered, codes = drafted(llm, batch, params, monkeypatch)
+    assert answered == eager[0]
+    assert codes != eager[1]
 
 
 def _count(patch: pytest.MonkeyPatch, where: Any, name: str) -> list[None]:

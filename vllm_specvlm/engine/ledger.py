@@ -30,6 +30,8 @@ _FLASH = "vllm.v1.attention.backends.flash_attn:"
 _GRAMMARS = "vllm.v1.structured_output:StructuredOutputManager."
 _GRAMMAR = "vllm.v1.structured_output.backend_types:StructuredOutputGrammar."
 _THOUGHTS = "vllm.v1.sample.thinking_budget_state:ThinkingBudgetStateHolder."
+_GRAPHS = "vllm.compilation.breakable_cudagraph:"
+_WRAPPED = ("runnable", "vllm_config", "runtime_mode")
 _REGISTRY = "a proposer registry in vLLM that may own verification"
 
 LEDGER: tuple[Symbol, ...] = (
@@ -59,6 +61,16 @@ LEDGER: tuple[Symbol, ...] = (
         "captures the draft's graphs with the target's",
         ("desc", "cudagraph_runtime_mode"),
     ),
+    Symbol(
+        _RUNNER + "profile_cudagraph_memory",
+        "overridden",
+        "graphs captured for measuring are gone afterwards, the draft's too",
+    ),
+    Symbol(_GRAPHS + "BreakableCUDAGraphWrapper", "called", "graphs of a head's and an exit's passes", _WRAPPED),
+    Symbol(_GRAPHS + "BreakableCUDAGraphCapture.current", "called", "whether a pass is being captured"),
+    Symbol(_GRAPHS + "BreakableCUDAGraphCapture.add_eager", "called", "attention between two graphs", ("fn",)),
+    Symbol("vllm.utils.torch_utils:weak_ref_tensors", "called", "graphs share memory", ("tensors",)),
+    Symbol("vllm.platforms.interface:Platform.support_static_graph_mode", "called", "whether there are graphs"),
     Symbol(
         _RUNNER + "_determine_batch_execution_and_padding",
         "overridden",

@@ -14,6 +14,7 @@ from vllm_specvlm.draft.drafter import Opening
 from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.device_trees import DeviceLevel, DeviceTrees
 from vllm_specvlm.engine.draft_choice import DraftChoice, Place
+from vllm_specvlm.engine.draft_graphs import DraftGraphs
 from vllm_specvlm.engine.growing_trees import GrowingTrees
 from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.peers import Peers
@@ -105,8 +106,14 @@ class ModelDrafter(ABC, Generic[AFeed]):
     def kept_bytes(self) -> int:
         """What it keeps on the device at most, beside K/V."""
 
+    @property
+    @abstractmethod
+    def graphs(self) -> DraftGraphs:
+        """The CUDA graphs of its passes."""
+
+    @abstractmethod
     def capture(self, descriptor: Any) -> None:
-        """Capture a CUDA graph of a pass of so many rows, where passes go through vLLM's compiled code."""
+        """Capture a CUDA graph of a pass of so many rows, while vLLM captures the target's (`BatchDescriptor`)."""
 
     def bind(self, runner: Batch, peers: Peers) -> None:
         """The runner whose batch, block tables and positions are used, and the other ranks."""

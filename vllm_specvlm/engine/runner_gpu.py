@@ -109,6 +109,12 @@ class TreeGPUModelRunner(TreeModelRunner):
         if cudagraph_runtime_mode == CUDAGraphMode.PIECEWISE and not desc.num_active_loras:
             self.drafter.capture(desc)
 
+    def profile_cudagraph_memory(self) -> int:
+        """As vLLM's, which counts the draft's graphs too and throws all away."""
+        estimate: int = super().profile_cudagraph_memory()
+        self.drafter.forget_graphs()
+        return estimate
+
     def _determine_batch_execution_and_padding(self, *args: Any, **kwargs: Any) -> Any:
         """A step with trees takes PIECEWISE graphs; others take what vLLM would take without speculation."""
         self.cudagraph_dispatcher.has_trees = self._verification is not None

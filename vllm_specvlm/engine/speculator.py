@@ -124,6 +124,11 @@ class Speculator:
                 self._model.capture(descriptor)
                 self._peers.agree()
 
+    def forget_graphs(self) -> None:
+        """vLLM captured some only to see what they take, and has thrown them away."""
+        if self._model is not None:
+            self._model.graphs.forget()
+
     def cache_allocated(self) -> None:
         """vLLM's KV cache exists."""
         if self._model is not None:
