@@ -277,7 +277,7 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         is_visual = self._tensor(pictured)
         if not pictured.any():
             return state, embeddings, state[:0], is_visual
-        return spread(state, is_visual), spread(embeddings, is_visual), torch.cat(visual), is_visual
+        return spread(state, pictured), spread(embeddings, pictured), torch.cat(visual), is_visual
 
     def _embed(self, row: int, context: FeatureContext, slots: np.ndarray) -> torch.Tensor:
         """[slots, hidden]: embeddings of the tokens behind text slots, zeros for placeholders."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vllm_specvlm.engine.feature_context import FeatureContext
-from vllm_specvlm.engine.transfer import upload
+from vllm_specvlm.engine.feature_feed import placed
 
 
 def of_slots(context: FeatureContext, slots: np.ndarray) -> torch.Tensor | None:
@@ -17,9 +17,7 @@ def of_slots(context: FeatureContext, slots: np.ndarray) -> torch.Tensor | None:
     if extra is None:
         return None
     after, vectors = extra
-    spaced = vectors.new_zeros((len(slots), vectors.shape[-1]))
-    spaced[upload(after, vectors.device)] = vectors
-    return spaced
+    return placed(vectors, np.flatnonzero(after), len(slots))
 
 
 def of_nodes(contexts: Sequence[FeatureContext]) -> torch.Tensor | None:

@@ -167,6 +167,9 @@ LEDGER: tuple[Symbol, ...] = (
         ("q", "k", "v", "max_seqlen_q", "cu_seqlens_q", "max_seqlen_k", "cu_seqlens_k", "seqused_k"),
     ),
     Symbol("vllm.v1.attention.backends.fa_utils:get_flash_attn_version", "relied on", "on GPUs, which version runs"),
+    Symbol(
+        "vllm.model_executor.layers.attention_layer_base:AttentionLayerBase", "called", "what attends among the layers"
+    ),
     Symbol("vllm.model_executor.layers.attention:Attention", "called", "finds the layers that attend"),
     Symbol("vllm.model_executor.model_loader:get_model", "called", "loads the draft"),
     Symbol("vllm.compilation.backends:set_model_tag", "called", "keeps the draft's compiled graphs apart", ("tag",)),

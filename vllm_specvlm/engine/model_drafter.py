@@ -92,14 +92,14 @@ class ModelDrafter(ABC, Generic[AFeed]):
         """Keep K/V of trees in so many rows; returns how many requests can then be drafted for at once."""
         return self._trees.bound(rows, requests)
 
-    def profile_run(self, pictures: Mapping[str, Any] | None) -> None:
-        """The widest pass there will be, and the memory of the trees, which is kept from now on.
-
-        `pictures` are the pixels of as many as are encoded at once, the largest.
-        """
-        self.rehearse(self._config.scheduler_config.max_num_batched_tokens, 1)
+    def allocate_trees(self) -> None:
+        """The memory of the trees, which is kept from now on."""
         memory = TreeMemory(self._config.compilation_config.static_forward_context, 0)
         memory.allocate(self._trees.store, self.layers, self._device)
+
+    def profile_run(self, pictures: Mapping[str, Any] | None) -> None:
+        """The widest pass there will be; `pictures` are the pixels of as many as are encoded at once, the largest."""
+        self.rehearse(self._config.scheduler_config.max_num_batched_tokens, 1)
 
     @property
     @abstractmethod

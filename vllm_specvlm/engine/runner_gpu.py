@@ -11,7 +11,7 @@ from vllm.config import CUDAGraphMode
 from vllm_specvlm import ops
 from vllm_specvlm.engine import attention_gpu, decision_trial
 from vllm_specvlm.engine.log import logger_for
-from vllm_specvlm.engine.runner import TreeModelRunner
+from vllm_specvlm.engine.runner import TreeModelRunner, attending
 from vllm_specvlm.engine.sampling import greedy_tokens, sampled_at_once
 from vllm_specvlm.engine.tree_attention import KernelAttention
 from vllm_specvlm.engine.tree_dispatcher import TreeDispatcher
@@ -56,22 +56,26 @@ class TreeGPUModelRunner(TreeModelRunner):
 
     def attention_ways(self) -> list[str]:
         """As described there."""
-        layers = self.compilation_config.static_forward_context.values()
+        layers = attending(self.compilation_config.static_forward_context).values()
         return sorted({layer.impl.tree_attention.name for layer in layers})
 
     @torch.inference_mode()
     def profile_run(self, *args: Any, **kwargs: Any) -> None:
-        """vLLM measures what this takes: beside the stock pass the draft, what it keeps, and the trees' memory."""
+        """vLLM measures what this takes: what is kept, and beside it the widest passes of target and draft.
+
+        What stays comes first: passes run beside it later, and vLLM reads the peak.
+        """
+        memory = TreeMemory(self.compilation_config.static_forward_context, 0)
+        memory.allocate(self.tree_store, memory.target(), self.device)
+        self.drafter.allocate_trees()
+        # Also of trees that are not verified: placeholders, and what finds no room.
+        listed = min(self.max_num_tokens, self.max_num_reqs * (1 + self.drafter.shape.nodes))
+        self.tree_tables = TreeStep.room(self.max_num_reqs, max(listed, self.max_num_reqs), self.device)
         kept = torch.empty(self.drafter.kept_bytes, dtype=torch.uint8, device=self.device)
         super().profile_run(*args, **kwargs)
         self._profile_verification()
         self.drafter.profile_run(self._largest_pictures())
         del kept
-        memory = TreeMemory(self.compilation_config.static_forward_context, 0)
-        memory.allocate(self.tree_store, memory.target(), self.device)
-        # Also of trees that are not verified: placeholders, and what finds no room.
-        listed = min(self.max_num_tokens, self.max_num_reqs * (1 + self.drafter.shape.nodes))
-        self.tree_tables = TreeStep.room(self.max_num_reqs, max(listed, self.max_num_reqs), self.device)
 
     def _profile_verification(self) -> None:
         """The logits of as many rows as a step of trees has, as the sampler takes them."""

@@ -107,10 +107,17 @@ class Speculator:
         self._bounds = TreeBounds.of(memory, self.shape.nodes, self._model, requests)
         return self._bounds.nodes
 
+    def allocate_trees(self) -> None:
+        """See `ModelDrafter.allocate_trees`."""
+        if self._model is not None:
+            self._model.allocate_trees()
+
     def profile_run(self, pictures: Mapping[str, Any] | None) -> None:
         """For vLLM's measuring of memory: see `ModelDrafter.profile_run`."""
         if self._model is not None:
-            self._model.profile_run(pictures)
+            with self._switching_off():
+                self._model.profile_run(pictures)
+                self._peers.agree()
 
     @property
     def kept_bytes(self) -> int:
@@ -137,7 +144,9 @@ class Speculator:
     def warm_up(self) -> None:
         """Compile the draft before the first request pays for it."""
         if self._model is not None:
-            self._model.warm_up()
+            with self._switching_off():
+                self._model.warm_up()
+                self._peers.agree()
 
     def start_planning(self, target: Callable[[int], object], most_rows: int) -> None:
         """Measure what passes cost, and plan from now on; `target` is a pass of the target over so many rows."""
