@@ -68,6 +68,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CpuPlatform, "support_static_graph_mode", classmethod(lambda cls: True))
     patch.setattr(CpuPlatform, "get_global_graph_pool", lambda self: (0, 0))
     patch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
+    patch.setattr(torch.accelerator, "empty_cache", lambda: None)
     patch.setattr(breakable_cudagraph, "validate_cudagraph_capturing_enabled", lambda: None)
     for module in (breakable_cudagraph, attention_break):
         patch.setattr(module, "weak_ref_tensors", lambda tensors: tensors)

@@ -20,6 +20,7 @@ from tests.tiny.sizes import TARGET
 from vllm_specvlm import ops
 from vllm_specvlm.draft.calibration import Calibration
 from vllm_specvlm.engine import decision_trial, device_growth, tree_walks
+from vllm_specvlm.engine.feature_drafter import FeatureDrafter
 from vllm_specvlm.engine.model_drafter import ModelDrafter
 from vllm_specvlm.engine.runner_gpu import TreeGPUModelRunner
 from vllm_specvlm.schedule.cost_curve import CostCurve
@@ -146,9 +147,10 @@ def _count(patch: pytest.MonkeyPatch, where: Any, name: str) -> list[None]:
     return calls
 
 
-@pytest.mark.parametrize("drafter", ["draft", "head", "exit"])
+@pytest.mark.parametrize("drafter", ["draft", "head", "head with a global vector", "exit"])
 def test_nobody_waits_between_levels(drafter: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the first level to the one copy at the end nothing looks into a tensor, nor from the walks to theirs."""
+    """From the first level to the one copy at the end nothing looks into a tensor, nor from the walks to theirs, nor
+    while a head is fed."""
     kernels = Kernels()
     kernels.install(monkeypatch)
     batch = prompts("llava")
@@ -193,7 +195,12 @@ def _listen(patch: pytest.MonkeyPatch, guard: NobodyWaits, kernels: Kernels) -> 
 
         patch.setattr(module, "download_all", copied)
     opened, walked, attend = ModelDrafter.open_levels, ops.walk_trees, kernels.tree_attention
-    committed = kernels.commit_rows
+    committed, fed = kernels.commit_rows, FeatureDrafter._run_feeds
+
+    def run_feeds(self: Any, feeds: Any) -> None:
+        guard.begin()
+        fed(self, feeds)
+        guard.end()
 
     def open_levels(self: Any, widths: Any) -> None:
         guard.begin()
@@ -211,6 +218,7 @@ def _listen(patch: pytest.MonkeyPatch, guard: NobodyWaits, kernels: Kernels) -> 
         with guard.paused():
             committed(*args)
 
+    patch.setattr(FeatureDrafter, "_run_feeds", run_feeds)
     patch.setattr(ModelDrafter, "open_levels", open_levels)
     patch.setattr(ops, "walk_trees", walk_trees)
     patch.setattr(ops, "tree_attention", tree_attention)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_specvlm.cli.console import UserError, bold, say
 from vllm_specvlm.cli.model_names import resolve
+from vllm_specvlm.cli.precision import DTYPE_HELP, default_dtype
 from vllm_specvlm.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--draft", metavar="MODEL", default=REFERENCE_DRAFT, help="folder or name of the draft, or lookup"
     )
-    result.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="float32")
+    result.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default=default_dtype(), help=DTYPE_HELP
+    )
     result.add_argument(
         "--compiled", action="store_true", help="compile the models, as a server does unless told not to"
     )
