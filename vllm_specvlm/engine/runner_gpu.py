@@ -11,6 +11,7 @@ from vllm.config import CUDAGraphMode
 from vllm_specvlm import ops
 from vllm_specvlm.engine import attention_gpu, decision_trial
 from vllm_specvlm.engine.log import logger_for
+from vllm_specvlm.engine.peers import Peers
 from vllm_specvlm.engine.runner import TreeModelRunner, attending
 from vllm_specvlm.engine.sampling import greedy_tokens, sampled_at_once
 from vllm_specvlm.engine.tree_attention import KernelAttention
@@ -37,8 +38,10 @@ class TreeGPUModelRunner(TreeModelRunner):
 
     def adopt_attention(self, layers: Mapping[str, Any]) -> None:
         """As described there; each kind of layer is tried on the device."""
-        attention_gpu.adopt(layers, self.device)
-        reason = decision_trial.trouble(self.device)
+        peers = Peers()
+        attention_gpu.adopt(layers, self.device, peers.verdict)
+        # A rank that drew tokens in another way than its peers would go on from another text.
+        reason = peers.verdict(decision_trial.trouble(self.device))
         self.decides_on_device = reason is None
         if reason is not None:
             self.race = race
