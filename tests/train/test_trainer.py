@@ -13,7 +13,7 @@ import torch
 from tests.tiny.checkpoints import build
 from tests.train.test_checkpoints import fill_disk
 from vllm_specvlm.draft.feature_head import FeatureHead
-from vllm_specvlm.train import learning
+from vllm_specvlm.train import learning, lesson_round
 from vllm_specvlm.train.errors import RecipeError, TrainingError
 from vllm_specvlm.train.head_student import HeadStudent
 from vllm_specvlm.train.lesson import Lesson
@@ -218,3 +218,13 @@ def test_it_learns_and_less_from_shuffled_features(tmp_path: Path, monkeypatch: 
     _, blind = learned(tmp_path / "shuffled", monkeypatch, shuffled=True)
     assert last < 0.7 * first
     assert last < 0.8 * blind
+
+
+def test_every_lesson_has_something_to_draft() -> None:
+    """Others are drawn for those that have nothing, so no process and no part of a batch is without a gradient."""
+    asked = Sources(SMALL.data, Path())
+    half = AnswersRecipe(own=0.5, sampled=0.0, longest=1, batch=4)  # what the target says itself is one token long
+    lessons = lesson_round.prepare(tiny(), asked, half, 8, "key")
+    assert len(lessons) == 8 and all(lesson.tokens for lesson in lessons)
+    with pytest.raises(RecipeError, match="1 of 1 conversations have an answer of fewer than two"):
+        lesson_round.prepare(tiny(), asked, dataclasses.replace(half, own=1.0), 1, "key")

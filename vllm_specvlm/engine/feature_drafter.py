@@ -192,7 +192,12 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         next_token = self._next_token[table[ends // size]]
         other = (next_token != _ANY) & (next_token != self._runner.input_batch.token_ids_cpu[row, ends + 1])
         visible[ends[other]] = False
-        return FeatureContext(self._pictures_of(request_id), visible, reads_ahead=self.head_config.reads_ahead)
+        return FeatureContext(
+            self._pictures_of(request_id),
+            visible,
+            reads_ahead=self.head_config.reads_ahead,
+            has_vectors=self.head_config.compressor.has_vectors,
+        )
 
     def _compress(self, row: int, context: FeatureContext, span: Span) -> Compressed | None:
         """A picture's few visual tokens; they depend on it and on the text before it, as its blocks do."""
