@@ -220,11 +220,26 @@ def test_it_learns_and_less_from_shuffled_features(tmp_path: Path, monkeypatch: 
     assert last < 0.8 * blind
 
 
-def test_every_lesson_has_something_to_draft() -> None:
-    """Others are drawn for those that have nothing, so no process and no part of a batch is without a gradient."""
-    asked = Sources(SMALL.data, Path())
-    half = AnswersRecipe(own=0.5, sampled=0.0, longest=1, batch=4)  # what the target says itself is one token long
-    lessons = lesson_round.prepare(tiny(), asked, half, 8, "key")
-    assert len(lessons) == 8 and all(lesson.tokens for lesson in lessons)
-    with pytest.raises(RecipeError, match="1 of 1 conversations have an answer of fewer than two"):
-        lesson_round.prepare(tiny(), asked, dataclasses.replace(half, own=1.0), 1, "key")
+@pytest.mark.parametrize("always", [False, True])
+def test_every_lesson_has_something_to_draft(always: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are drawn for answers of one token, so no process and no part of a batch is without a gradient."""
+    target, short = tiny(), 0
+    for name in ("read", "answer"):
+        stock = getattr(target, name)
+
+        def cut(*given: Any, stock: Any = stock) -> list[Lesson]:
+            nonlocal short
+            lessons: list[Lesson] = stock(*given)
+            for lesson in lessons if always else lessons[::2]:
+                lesson.drafted, short = lesson.drafted[:0], short + 1
+            return lessons
+
+        monkeypatch.setattr(target, name, cut)
+    answers = AnswersRecipe(own=0.5, sampled=0.0, longest=4, batch=4)
+    sources = Sources(SMALL.data, Path())
+    if always:
+        with pytest.raises(RecipeError, match="2 of 2 conversations have an answer of fewer than two tokens"):
+            lesson_round.prepare(target, sources, answers, 2, "key")
+        return
+    lessons = lesson_round.prepare(target, sources, answers, 8, "key")
+    assert short > 3 and len(lessons) == 8 and all(lesson.tokens for lesson in lessons)
