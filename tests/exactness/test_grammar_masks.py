@@ -79,7 +79,8 @@ def test_each_row_has_the_mask_of_its_path(backend: str, kind: str) -> None:
             paths.append([*paths[parent + 1], token])
         wanted = [fed(path) for path in paths]
         kept = code.decode(manager.validate_tokens(walked, code.encode(tree)))
-        assert kept == tree.restricted([i for i in range(len(tree)) if wanted[i + 1][0]])
+        left = tree.restricted([i for i in range(len(tree)) if wanted[i + 1][0]])
+        assert kept.prefix(len(left)) == left and len(kept) <= len(tree), "what is dictated comes behind it"
         ids = {"a": walked, "b": beside}
         masks = manager.grammar_bitmask(ids, ["b", "a"], {"a": code.encode(tree)})
         assert masks is not None and len(masks) == len(tree) + 2
