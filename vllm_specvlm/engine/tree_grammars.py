@@ -91,14 +91,19 @@ class TreeGrammars(StructuredOutputManager):
         given = self._code.decode(spec_tokens)
         tree = given.prefix(next((node for node, token in enumerate(given.tokens) if token < 0), len(given)))
         deepest = max(len(given) - len(tree), *tree.depths, 0)
+        drafted: list[list[int]] = [[] for _ in range(len(tree) + 1)]
+        for token, parent in zip(tree.tokens, tree.parents, strict=True):
+            drafted[parent + 1].append(token)
         kept: list[int] = []
         dictated: dict[int, list[int]] = {}
         for row, text in self._visit(request, tree):
             if row:
                 kept.append(row - 1)
-            depth = tree.depths[row - 1] if row else 0
-            chain = self._dictated(text, deepest - depth)
-            if chain and all(t != chain[0] or p != row - 1 for t, p in zip(tree.tokens, tree.parents, strict=True)):
+                validate = text.structured_output_request.grammar.validate_tokens
+                if any(validate([token]) for token in drafted[row]):
+                    continue  # to ask everywhere would take as long as the masks do
+            chain = self._dictated(text, deepest - (tree.depths[row - 1] if row else 0))
+            if chain and chain[0] not in drafted[row]:
                 dictated[row] = chain
         kept.sort()
         left = tree.restricted(kept)
