@@ -22,7 +22,6 @@ from vllm_specvlm.draft.head_config import TargetId
 from vllm_specvlm.schedule import trace
 from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.costs import Costs
-from vllm_specvlm.schedule.expectation import GOAL
 from vllm_specvlm.schedule.profile import Profile, ProfileKey
 from vllm_specvlm.schedule.trace import RecordedTree, TracedRequest
 
@@ -159,7 +158,7 @@ def test_exits_side_by_side(
     assert calibrate.main(["--compare", *exits, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [(row["drafter"], row["layers"]) for row in rows] == [("one/step-000004", 1), ("two/step-000004", 2)]
-    assert rows[0]["speedup"] > GOAL > rows[1]["speedup"] and rows[0]["turning_size"] < 1.0
+    assert rows[0]["speedup"] > 1.2 > rows[1]["speedup"]
     assert rows[0]["passes_ms"] == pytest.approx(rows[0]["depth"] * 1.0)
     assert "--batch" in asked[0] and asked[0][asked[0].index("--batch") + 1] == "1"
     assert calibrate.main(["--compare", *exits]) == 0

@@ -6,7 +6,7 @@ import pytest
 
 from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.costs import Costs
-from vllm_specvlm.schedule.expectation import GOAL, expect, rate, turning_size
+from vllm_specvlm.schedule.expectation import expect, rate
 from vllm_specvlm.schedule.profile import Profile, ProfileKey
 
 KEY = ProfileKey("target@1", "draft@2", "float32", "eager", 1, "a CPU", 2, "0.32.0", "2.13.0", "0.1.0")
@@ -32,24 +32,3 @@ def test_chains_are_as_long_as_pays() -> None:
     assert free.depth == 8 and free.speedup == pytest.approx(2 - 0.5**8, rel=1e-2)
     dear = expect(profile(0.010, 1e-6, 0.0, row=0.004), 0.5)
     assert dear.depth == 1, "rows of the target's pass cost something, too"
-
-
-@pytest.mark.parametrize("grows", [True, False])
-def test_the_target_that_turns_it_is_one_where_it_reaches_the_goal(grows: bool) -> None:
-    accepted, small = 0.5, profile(0.004, 0.0004, 0.002)
-    assert expect(small, accepted).speedup < GOAL
-    size = turning_size(small, accepted, grows)
-    assert size is not None and size > 1.0
-    larger = profile(0.004 * size, 0.0004 * (size if grows else 1.0), 0.002)
-    assert expect(larger, accepted).speedup == pytest.approx(GOAL, rel=1e-3)
-
-
-def test_some_are_turned_by_no_size() -> None:
-    """A pass of the draft takes a third of the target's, and it is hardly ever right."""
-    assert turning_size(profile(0.009, 0.003, 0.001), 0.3, grows=True) is None
-    assert turning_size(profile(0.009, 0.003, 0.001), 0.3, grows=False) is not None, "if the draft stays as it is"
-
-
-def test_one_that_is_above_already_needs_less() -> None:
-    size = turning_size(profile(0.010, 0.001, 0.001), 0.8, grows=True)
-    assert size is not None and size < 1.0

@@ -5,6 +5,7 @@ For choosing among checkpoints before any of them serves, such as early exits be
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_specvlm.cli.console import UserError, bold
-from vllm_specvlm.schedule.expectation import GOAL, Expectation, expect, rate, turning_size
+from vllm_specvlm.schedule.expectation import Expectation, expect, rate
 from vllm_specvlm.schedule.profile import Profile
 
 Measure = Callable[[str], Profile]
@@ -31,13 +32,11 @@ class Trained:
     held_out: float
     """Tokens a check, with chains of `chain`."""
     chain: int
-    grows: bool
-    """It is a head or an exit, whose layers are as large as the target's."""
 
 
 def trained(folder: str) -> Trained:
     """What a checkpoint says of itself. Raises UserError if it is none, or was never checked."""
-    from vllm_specvlm.draft import exit_config, head_config
+    from vllm_specvlm.draft import exit_config
 
     where = Path(folder)
     try:
@@ -50,7 +49,7 @@ def trained(folder: str) -> Trained:
             " recipe whose [check] was on."
         ) from error
     name = f"{where.parent.name}/{where.name}" if where.name.startswith("step-") else where.name
-    return Trained(folder, name, layers, held_out, chain, layers is not None or head_config.is_head(where))
+    return Trained(folder, name, layers, held_out, chain)
 
 
 def measured_apart(arguments: Sequence[str]) -> Measure:
@@ -72,13 +71,12 @@ def compare(folders: Sequence[str], measure: Measure) -> list[dict[str, Any]]:
     rows = []
     for draft in drafts:
         profile = measure(draft.folder)
-        accepted = rate(draft.held_out, draft.chain)
-        best, size = expect(profile, accepted), turning_size(profile, accepted, draft.grows)
-        rows.append(_row(draft, best, profile.costs.draft.at(1), size))
+        best = expect(profile, rate(draft.held_out, draft.chain))
+        rows.append(_row(draft, best, profile.costs.draft.at(1)) | {"measured_with": dataclasses.asdict(profile.key)})
     return rows
 
 
-def _row(draft: Trained, best: Expectation, level: float, size: float | None) -> dict[str, Any]:
+def _row(draft: Trained, best: Expectation, level: float) -> dict[str, Any]:
     return {
         "drafter": draft.name,
         "layers": draft.layers,
@@ -92,7 +90,6 @@ def _row(draft: Trained, best: Expectation, level: float, size: float | None) ->
         "passes_ms": round(1e3 * best.passes, 3),
         "overhead_ms": round(1e3 * best.overhead, 3),
         "speedup": round(best.speedup, 3),
-        "turning_size": None if size is None else round(size, 2),
     }
 
 
@@ -102,16 +99,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         bold(
             f"{'drafter':28}{'layers':>7}{'held out':>10}{'level ms':>10}{'chains of':>11}{'tokens':>8}{'plain ms':>10}"
-            f"{'check ms':>10}{'passes ms':>11}{'Python ms':>11}{'expected':>10}  {GOAL:g}x where passes take"
+            f"{'check ms':>10}{'passes ms':>11}{'Python ms':>11}{'expected':>10}"
         )
     ]
     for row in rows:
-        layers, size = row["layers"], row["turning_size"]
-        turned = "no time" if size is None else f"{size:.2f}x"
+        layers = row["layers"]
         lines.append(
             f"{row['drafter']:28}{'-' if layers is None else layers:>7}{row['held_out']:>10.2f}{row['level_ms']:>10.2f}"
             f"{row['depth']:>11}{row['tokens']:>8.2f}{row['plain_ms']:>10.2f}{row['check_ms']:>10.2f}"
             f"{row['passes_ms']:>11.2f}{row['overhead_ms']:>11.2f}{row['speedup']:>9.2f}x"
-            f"{'*' if row['speedup'] == best else ' '} {turned}"
+            f"{'*' if row['speedup'] == best else ''}"
         )
     return "\n".join(lines)

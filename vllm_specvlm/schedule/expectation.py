@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from vllm_specvlm.schedule.profile import Profile
 
-GOAL = 1.2
-"""Times plain decoding: below it a drafter is hardly worth its memory."""
 _DEEPEST = 8
 
 
@@ -31,7 +29,7 @@ class Expectation:
     passes: float
     """The draft's."""
     overhead: float
-    """Of drafting beside them: our own Python, which no larger target makes slower."""
+    """Of drafting beside them: our own Python."""
 
     @property
     def speedup(self) -> float:
@@ -51,22 +49,6 @@ def rate(tokens: float, depth: int) -> float:
 def expect(profile: Profile, accepted: float) -> Expectation:
     """The best of chains of 1 to 8, where a token is accepted `accepted` times out of one."""
     return max(_chains(profile, accepted), key=lambda each: each.speedup)
-
-
-def turning_size(profile: Profile, accepted: float, grows: bool) -> float | None:
-    """How many times as long a target's passes have to take for the speedup to reach GOAL; None if none are long enough.
-
-    Args:
-        profile: of this target.
-        accepted: as for `expect`; taken to be the same there.
-        grows: the draft is made of such layers as the target's own, and its passes take longer, too.
-    """
-    sizes = []
-    for each in _chains(profile, accepted):
-        gained = each.tokens * each.plain - GOAL * (each.check + (each.passes if grows else 0.0))
-        if gained > 0.0:
-            sizes.append(GOAL * (each.overhead + (0.0 if grows else each.passes)) / gained)
-    return min(sizes, default=None)
 
 
 def _chains(profile: Profile, accepted: float) -> list[Expectation]:
