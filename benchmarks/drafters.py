@@ -3,9 +3,9 @@
 Greedy, one request at a time; every drafter in an engine of its own, taking turns with plain vLLM. `picture` is what
 the *drafter* sees, the target always sees the right one. `tpot_speedup` compares the median time per token after the
 first, `e2e_speedup` whole answers, `ttft_ratio` the median time to the first token; `prefill_ms` is what the drafter
-computes for a prompt before its first tree. With --again each question is one that was answered before in its chat, and is
-asked once more. A draft called `lookup` is the drafter without a model, `NAME+lookup` is
-NAME with lookup merged into its trees.
+computes for a prompt before its first tree. With --again each question is one that was answered before in its chat,
+and is asked once more. A draft called `lookup` is the drafter without a model, `NAME+lookup` is NAME with lookup merged
+into its trees.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ EXITS = (("one", 1.75, 1), ("two", 1.9, 2))
 
 def test_a_draft_that_was_never_checked_cannot_be_compared(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="no provenance.json with a held-out check"):
+    with pytest.raises(UserError, match=r"no provenance\.json with a held-out check"):
         calibrate.main(["--compare", str(tmp_path)])
 
 

@@ -31,7 +31,10 @@ def test_a_stream() -> None:
 
 
 def test_an_answer_that_got_too_long_is_cut() -> None:
-    for body, response in ((asked(), answered("A long")), (asked(stream=True), streamed("A ", "long", reason="length"))):
+    for body, response in (
+        (asked(), answered("A long")),
+        (asked(stream=True), streamed("A ", "long", reason="length")),
+    ):
         response = response.replace(b'"stop"', b'"length"')
         found = read(body, response)
         assert found is not None and found.cut

@@ -1,4 +1,4 @@
-"""`specvlm calibrate`: measure what steps cost with a pair of models on this machine; or compare drafts; or simulate."""
+"""`specvlm calibrate`: what steps cost with a pair of models on this machine; drafts compared; traffic simulated."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def parser() -> argparse.ArgumentParser:
         "--compare",
         metavar="CHECKPOINT",
         nargs="+",
-        help="in the place of one draft: checkpoints of `specvlm train`, such as exits behind one, two and three layers."
-        " Prints what each is expected to give with one request at a time, from a rough profile of each; writes nothing",
+        help="in the place of one draft: checkpoints of `specvlm train`, such as exits behind one, two and three"
+        " layers. Prints what each is expected to give with one request at a time; writes nothing",
     )
     result.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="float32")
     result.add_argument(

@@ -10,8 +10,8 @@ from vllm_specvlm.draft.gram import BARRIER, RollingGram
 class IndexedText:
     """A growing text. O(1) per token: the index is, per n-gram, its latest place, and per place, the one before it.
 
-    A place is the position after the n-gram. `tokens` may be read; BARRIER in it is matched by nothing. So may `echoed`:
-    how many tokens were what had followed the last time their n-gram occurred.
+    A place is the position after the n-gram. `tokens` may be read; BARRIER in it is matched by nothing. `echoed` counts
+    the tokens that were what had followed when the n-gram before them last occurred.
     """
 
     __slots__ = ("_before", "_gram", "_key", "_latest", "_n", "echoed", "tokens")

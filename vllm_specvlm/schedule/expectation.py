@@ -58,9 +58,7 @@ def _chains(profile: Profile, accepted: float) -> list[Expectation]:
         tokens = _tokens(accepted, depth)
         # The first pass also reads what the last step confirmed.
         passes = costs.feed.at(round(tokens)) + (depth - 1) * costs.draft.at(1)
-        found.append(
-            Expectation(depth, tokens, costs.plain.at(1), costs.tree.at(depth + 1), passes, profile.overhead)
-        )
+        found.append(Expectation(depth, tokens, costs.plain.at(1), costs.tree.at(depth + 1), passes, profile.overhead))
     return found
 
 

@@ -12,10 +12,10 @@ _TRAFFIC = 1 / 64
 """Weights of one tree in a request's running mean and in that of all requests."""
 _PROBE_FIRST = 8
 _PROBE_EVERY = 4
-"""Trees that are compared while lookup is left out and the text echoes itself: a request's first eight, then one in four."""
+"""Trees that are compared while lookup is left out and the text echoes itself: the first eight, then one in four."""
 _ECHOES = 1 / 8
-"""Share of the latest tokens that the text had to foretell before anything is compared: below it there is not so much to
-gain that it pays."""
+"""Share of the latest tokens that the text had to foretell before anything is compared: below it there is not so much
+to gain that it pays."""
 _TOKEN = 1 / 16
 """Weight of one token in that share."""
 

@@ -19,7 +19,7 @@ _NOT_VISION = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_i
 
 @dataclass(slots=True)
 class Encoded:
-    """One conversation, up to its last answer's end token (to its end if it was cut), or where the target is to answer."""
+    """One conversation, up to its last answer's end token (without it if it was cut), or where the target is to answer."""
 
     ids: list[int] = field(default_factory=list)
     spoken: list[bool] = field(default_factory=list)
