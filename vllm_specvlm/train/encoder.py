@@ -19,7 +19,8 @@ _NOT_VISION = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_i
 
 @dataclass(slots=True)
 class Encoded:
-    """One conversation, up to its last answer's end token (without it if it was cut), or where the target is to answer."""
+    """One conversation, up to its last answer's end token (of one that was cut there is none), or to where the target
+    is to answer."""
 
     ids: list[int] = field(default_factory=list)
     spoken: list[bool] = field(default_factory=list)
