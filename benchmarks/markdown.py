@@ -108,25 +108,29 @@ def by_task(report: dict[str, Any]) -> str:
 def stops(report: dict[str, Any]) -> str:
     """A row per drafter: where the time of its answers goes, in that of plain vLLM, and what target would turn it.
 
-    With the target's passes s times as long, its layers and so the draft's as well, and our Python as it is, answers
-    take s (target + draft) + Python, in plain vLLM's own time before, and plain vLLM's take s.
+    With every pass of the target s times as long and our Python as it is, answers take s target + Python, and the
+    draft's passes s times as long as here (its layers are larger) or as long as here (there are more of them).
     """
     lines = [
         "| drafter | tokens a check | a level | target's passes | draft's passes | Python | together "
-        "| 1.2x where the target's passes take |",
-        "|---|---|---|---|---|---|---|---|",
+        "| 1.2x with layers so many times as large | with so many times the layers |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, spent in report["profiles"].items():
-        whole = spent["plain_s"]
-        draft, python, together = (spent[part] / whole for part in ("passes_s", "python_s", "own_s"))
+        draft, python, together = (spent[part] / spent["plain_s"] for part in ("passes_s", "python_s", "own_s"))
         target = together - draft - python
-        left = 1 / 1.2 - target - draft
-        size = f"{python / left:.2f} times as long" if left > 0 else "any time: it is not right often enough"
+        larger, more = _turning(target + draft, python), _turning(target, draft + python)
         lines.append(
             f"| {name} | {spent['acceptance_length']:.2f} | {spent['level_ms']:.2f} ms | {target:.0%} | {draft:.0%} "
-            f"| {python:.0%} | {together:.0%} | {size} |"
+            f"| {python:.0%} | {together:.0%} | {larger} | {more} |"
         )
     return "\n".join(lines)
+
+
+def _turning(grows: float, stays: float) -> str:
+    """For which s it is true that s grows + stays is s / 1.2, shares of plain vLLM's time."""
+    left = 1 / 1.2 - grows
+    return f"{stays / left:.2f}" if left > 0 else "none"
 
 
 def compressors(report: dict[str, Any]) -> str:

@@ -306,6 +306,10 @@ def test_the_drafter_itself_grows_trees_that_nobody_looks_at() -> None:
     alone.open(["1"])
     assert found.tree == grow_scored(alone, SHAPE, [24], [0])[0].tree
     assert not drafter._levels
+    begun(drafter, "0", TEXT)
+    drafter.open(["0"])
+    drafter.finish("0")
+    assert drafter.grower(["1"]) is toy and not drafter._batch and not drafter._merged
 
 
 def test_what_followed_is_learned_and_what_never_follows_is_dropped() -> None:

@@ -6,6 +6,7 @@ import argparse
 import itertools
 import json
 import os
+import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -240,12 +241,13 @@ def prediction_table(found: Sequence[dict[str, Any]]) -> str:
 def _compared(options: argparse.Namespace) -> int:
     from vllm_specvlm.cli import comparison
 
+    contexts = options.contexts or [256]
     with tempfile.TemporaryDirectory() as scratch:
         profile = Path(scratch) / "profile.json"
         arguments = ["--target", options.target, "--dtype", options.dtype, "--kv-gib", str(options.kv_gib)]
-        arguments += ["--batch", "1", "--contexts", *map(str, options.contexts or (256,)), "--json"]
+        arguments += ["--batch", "1", "--contexts", *map(str, contexts), "--json"]
         arguments += ["--out", str(profile), *(["--compiled"] if options.compiled else [])]
-        rows = comparison.compare(options.compare, comparison.measured_apart(arguments))
+        rows = comparison.compare(options.compare, comparison.measured_apart(arguments), statistics.mean(contexts))
     print(json.dumps({"rows": rows}) if options.json else comparison.table(rows))
     return 0
 

@@ -65,13 +65,13 @@ def measured_apart(arguments: Sequence[str]) -> Measure:
     return measure
 
 
-def compare(folders: Sequence[str], measure: Measure) -> list[dict[str, Any]]:
-    """A row per checkpoint as plain values; times in milliseconds."""
+def compare(folders: Sequence[str], measure: Measure, context: float) -> list[dict[str, Any]]:
+    """A row per checkpoint as plain values, behind `context` tokens; times in milliseconds."""
     drafts = [trained(folder) for folder in folders]
     rows = []
     for draft in drafts:
         profile = measure(draft.folder)
-        best = expect(profile, rate(draft.held_out, draft.chain))
+        best = expect(profile, rate(draft.held_out, draft.chain), context)
         rows.append(_row(draft, best, profile.costs.draft.at(1)) | {"measured_with": dataclasses.asdict(profile.key)})
     return rows
 

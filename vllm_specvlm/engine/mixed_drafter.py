@@ -125,13 +125,19 @@ class MixedDrafter:
 
     def grower(self, request_ids: Sequence[str]) -> Drafter:
         """Who is to grow the next trees of these requests: the drafter itself if lookup will not look at them."""
-        return self if any(self._requests[request_id].compared for request_id in request_ids) else self._drafter
+        if any(self._requests[request_id].compared for request_id in request_ids):
+            return self
+        self._begin_batch(())  # of the one before nothing is kept
+        return self._drafter
+
+    def _begin_batch(self, request_ids: Sequence[str]) -> None:
+        self._batch, self._levels, self._nodes, self._merged = list(request_ids), [], [], {}
+        self._watching = False
 
     def open(self, request_ids: Sequence[str]) -> Opening:
         """As the drafter."""
         opening = self._drafter.open(request_ids)
-        self._batch, self._levels, self._nodes, self._merged = list(request_ids), [], [], {}
-        self._watching = False
+        self._begin_batch(request_ids)
         for index, request_id in enumerate(request_ids):
             request = self._requests[request_id]
             # Those that are behind get no tree, so the drafter knows none of their nodes.

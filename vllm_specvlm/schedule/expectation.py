@@ -46,13 +46,14 @@ def rate(tokens: float, depth: int) -> float:
     return high
 
 
-def expect(profile: Profile, accepted: float) -> Expectation:
-    """The best of chains of 1 to 8, where a token is accepted `accepted` times out of one."""
-    return max(_chains(profile, accepted), key=lambda each: each.speedup)
+def expect(profile: Profile, accepted: float, context: float) -> Expectation:
+    """The best of chains of 1 to 8, where a token is accepted `accepted` times out of one, behind `context` tokens."""
+    return max(_chains(profile, accepted, context), key=lambda each: each.speedup)
 
 
-def _chains(profile: Profile, accepted: float) -> list[Expectation]:
-    costs = profile.costs
+def _chains(profile: Profile, accepted: float, context: float) -> list[Expectation]:
+    costs = profile.costs.copy()
+    costs.attend(1, context)
     found = []
     for depth in range(1, _DEEPEST + 1):
         tokens = _tokens(accepted, depth)
