@@ -19,6 +19,7 @@ from vllm_specvlm.engine.eligibility import Eligibility
 from vllm_specvlm.engine.feature_drafter import FeatureDrafter
 from vllm_specvlm.engine.log import logger_for
 from vllm_specvlm.engine.metrics import Metrics
+from vllm_specvlm.engine.mixed_drafter import MixedDrafter
 from vllm_specvlm.engine.model_drafter import ModelDrafter
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
 from vllm_specvlm.engine.peers import PeerFailedError, Peers
@@ -347,6 +348,7 @@ class Speculator:
         """Trees of the options' own size."""
         for growable in batch:
             self._tell(drafter, growable.request_id)
+        drafter = _grower(drafter, batch)
         drafter.open([growable.request_id for growable in batch])
         budgets, depths = [growable.nodes for growable in batch], [growable.depth for growable in batch]
         device = self._device_proposer(drafter)
@@ -359,7 +361,7 @@ class Speculator:
     def _device_proposer(self, drafter: Drafter) -> DeviceProposer | None:
         """The drafter, if its trees can grow with nobody waiting for its device.
 
-        Not while lookup's continuations are merged into its trees or a trace is recorded: both want to see every level.
+        Not while lookup looks at its trees or a trace is recorded: both want to see every level.
         """
         model = self._model
         return model if model is drafter and model.grows_on_device and can_grow(self.shape) else None
@@ -395,6 +397,7 @@ class Speculator:
         chosen = [able[i][0] for i in plan.chosen]
         for growable in chosen:
             self._tell(drafter, growable.request_id)
+        drafter = _grower(drafter, chosen)
         return planned.grow(drafter, chosen, self.shape, self._device_proposer(drafter))
 
     def _candidate(self, planned: PlannedGrowth, growable: Growable, backlog: int) -> Candidate:
@@ -451,3 +454,8 @@ def _with_room(batch: Sequence[Growable], codes: Mapping[str, list[int]]) -> dic
             drafted = codes.get(growable.request_id, [])
             found[growable.request_id] = [*drafted, *[-1] * min(growable.nodes - len(drafted), growable.depth)]
     return found
+
+
+def _grower(drafter: Drafter, batch: Sequence[Growable]) -> Drafter:
+    """Who grows the batch's trees: the drafter, or the one inside it while lookup has no part in them."""
+    return drafter.grower([each.request_id for each in batch]) if isinstance(drafter, MixedDrafter) else drafter
