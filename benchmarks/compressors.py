@@ -65,8 +65,7 @@ COMPRESSORS = {
     "global-2": '{ kind = "global", queries = 2 }',
     "select": '{ kind = "select", branches = [{ kind = "pool", ratio = 9 }, { kind = "prune", ratio = 20 }, '
     '{ kind = "resampler", queries = 2 }, { kind = "text" }] }',
-    "weight-9": '{ kind = "weight", ratio = 9, branches = [{ kind = "prune", ratio = 9 }, { kind = "pool", ratio = 9 }, '
-    '{ kind = "conv", ratio = 9 }] }',
+    "weight-9": '{ kind = "weight", ratio = 9, branches = [{ kind = "prune", ratio = 9 }, { kind = "pool", ratio = 9 }] }',
     "concat-16": '{ kind = "concat", branches = [{ kind = "pool", ratio = 18 }, { kind = "prune", ratio = 24 }, '
     '{ kind = "resampler", queries = 2 }] }',
     "text": '{ kind = "text" }',
