@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.tiny.heads import build_head
 from vllm_specvlm import zoo
 from vllm_specvlm.cli import demo
 from vllm_specvlm.cli.console import UserError
 from vllm_specvlm.cli.measurement import Measurement, Request
+from vllm_specvlm.compress.compressor import CompressorConfig
 
 PLAIN = Measurement(
     text="A red circle.",
@@ -97,6 +99,16 @@ def test_another_target_is_shown_a_picture_of_its_own(
 def test_lookup_needs_no_draft_model(engines: SimpleNamespace) -> None:
     assert demo.main(["--draft", "lookup"]) == 0
     assert engines.asked[1].speculative == {"method": "specvlm", "num_speculative_tokens": 16}
+
+
+@pytest.mark.parametrize(("kind", "more"), [("pool", {}), ("text", {"text_only_draft": True})])
+def test_a_head_that_does_not_look_is_wanted_where_it_is_named(
+    engines: SimpleNamespace, kind: str, more: dict[str, Any]
+) -> None:
+    head = build_head("llava", CompressorConfig(kind))
+    demo.main(["--draft", str(head), "--json"])
+    expected = {"method": "specvlm", "num_speculative_tokens": 16, "model": str(head)} | more
+    assert engines.asked[1].speculative == expected
 
 
 def test_the_report_shows_both_answers_only_if_they_differ(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -81,6 +82,19 @@ def test_mistakes(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert cli.main(["train", str(recipe), "--out", str(tmp_path / "out")]) == 2
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("specvlm train:")]
     assert len(told) == 1 and said in told[0]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_one_run_in_several_processes(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "vllm_specvlm.cli", "train", str(recipe), "--out", str(out)]
+    threads = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=threads, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((out / "step-000004" / "provenance.json").read_text())["processes"] == 2
+    assert done.stderr.count("the drafter is in") == 1  # one of them speaks
+    assert len((out / "curve.csv").read_text().splitlines()) == 5  # and one writes
 
 
 def test_nowhere_to_go(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

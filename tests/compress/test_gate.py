@@ -49,6 +49,26 @@ def test_training_draws_from_the_softmax_at_every_temperature(tau: float) -> Non
         assert abs(shares[branch] / draws - probability) < 4.5 * deviation
 
 
+@pytest.mark.parametrize("explore", [0.5, 1.0])
+def test_exploring_draws_all_branches_alike_and_does_not_bias_the_score_function(explore: float) -> None:
+    module = selection(DEAR, CHEAP, CompressorConfig("prune", ratio=4)).train()
+    module.gate.out.bias.data = torch.tensor([4.0, 0.0, 1.0])
+    module.explore = explore
+    tokens, worth = torch.randn(16, HIDDEN), torch.tensor([1.0, -2.0, 0.5])
+    draws = 2000
+    results = [module(tokens, NOTHING) for _ in range(draws)]
+    probabilities = results[0].probabilities
+    shares = Counter(result.choice for result in results)
+    for branch, probability in enumerate(probabilities.tolist()):
+        expected = (1 - explore) * probability + explore / 3
+        assert abs(shares[branch] / draws - expected) < 4.5 * (expected * (1 - expected) / draws) ** 0.5
+        assert all(r.drawn_with == pytest.approx(expected) for r in results if r.choice == branch)
+    bias = module.gate.out.bias
+    found = torch.stack([torch.autograd.grad(worth[r.choice] * r.likelihood_ratio, bias)[0] for r in results])
+    (wanted,) = torch.autograd.grad(probabilities @ worth, bias)
+    assert ((found.mean(0) - wanted).abs() < 4.5 * found.std(0) / draws**0.5).all()
+
+
 def test_the_factor_is_one_and_its_gradient_is_the_shares() -> None:
     logits = torch.tensor([0.3, 1.1, -0.4], requires_grad=True)
     noise = torch.tensor([1.0, -0.2, 0.1])
@@ -60,7 +80,7 @@ def test_the_factor_is_one_and_its_gradient_is_the_shares() -> None:
     torch.testing.assert_close(logits.grad, other.grad)
 
 
-@pytest.mark.parametrize("through", ["tokens", "cost", "log_probability"])
+@pytest.mark.parametrize("through", ["tokens", "cost", "likelihood_ratio"])
 def test_gradients_reach_the_gate(through: str) -> None:
     module = selection(DEAR, CHEAP).train()
     getattr(module(torch.randn(16, HIDDEN), torch.randn(HIDDEN)), through).sum().backward()
@@ -143,7 +163,7 @@ def _right_choices(*, score_function: bool) -> float:
         loss = (1.0 - spread if needy else 0.0 * spread) + 0.2 * result.cost
         total = loss
         if score_function:
-            total = total + (loss.detach() - baseline) * result.log_probability
+            total = total + (loss.detach() - baseline) * result.likelihood_ratio
             baseline += 0.05 * (loss.item() - baseline)
         optimizer.zero_grad()
         total.backward()

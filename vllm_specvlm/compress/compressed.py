@@ -21,6 +21,8 @@ class Compressed:
     """Index of the branch that was run, of a gate that selects."""
     probabilities: Tensor | None = None
     """float32 [branches]: the gate's softmax, without noise; differentiable."""
+    drawn_with: float | None = None
+    """Of a gate that drew `choice` in training: the probability with which it did."""
     global_vector: Tensor | None = None
     """[H]: the picture in one vector, for the drafter to add to the text positions after it: to the embeddings (kind
     `global`), or to what enters its layer (kind `adaptor`)."""
@@ -45,8 +47,11 @@ class Compressed:
         )
 
     @property
-    def log_probability(self) -> Tensor | None:
-        """float32 scalar: log of the probability of `choice`, for a score-function gradient; None without a choice."""
-        if self.probabilities is None or self.choice is None:
+    def likelihood_ratio(self) -> Tensor | None:
+        """float32 scalar: the gate's probability of `choice` over that with which it was drawn; None without a draw.
+
+        Its gradient, times a loss, is the score function's (Williams 1992), whatever it was drawn with.
+        """
+        if self.probabilities is None or self.choice is None or self.drawn_with is None:
             return None
-        return self.probabilities[self.choice].log()
+        return self.probabilities[self.choice] / self.drawn_with
