@@ -15,6 +15,7 @@ import pytest
 
 from tests.tiny.checkpoints import build
 from vllm_specvlm.cli import main as cli
+from vllm_specvlm.train import checkpoints
 
 RECIPE = """
 target = "{target}"
@@ -120,3 +121,28 @@ def test_ctrl_c_leaves_whole_checkpoints_only(recipe: Path, tmp_path: Path) -> N
     assert run.returncode == 130 and found
     assert "stopped; the last good one is step-" in told and "Traceback" not in told
     assert not list(out.glob(".*"))
+
+
+def test_ctrl_c_in_the_middle_of_a_save(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = checkpoints.write_state
+
+    def stopped_half_way(path: Path, state: Any) -> None:
+        write(path, state)
+        if "000004" in str(path):
+            path.write_bytes(path.read_bytes()[:100])
+            signal.raise_signal(signal.SIGINT)
+
+    out = tmp_path / "out"
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoints, "write_state", stopped_half_way)
+            assert cli.main(["train", str(recipe), "--out", str(out)]) == 130
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert "stopped; the last good one is step-000002" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir() if "step" in path.name] == ["step-000002"]
+    assert cli.main(["train", str(recipe), "--out", str(out), "--resume"]) == 0
+    assert (out / "step-000004" / "model.safetensors").is_file()

@@ -65,7 +65,7 @@ def test_exploring_draws_all_branches_alike_and_does_not_bias_the_score_function
         assert all(r.drawn_with == pytest.approx(expected) for r in results if r.choice == branch)
     bias = module.gate.out.bias
     found = torch.stack([torch.autograd.grad(worth[r.choice] * r.likelihood_ratio, bias)[0] for r in results])
-    (wanted,) = torch.autograd.grad(probabilities @ worth, bias)
+    (wanted,) = torch.autograd.grad(module(tokens, NOTHING).probabilities @ worth, bias)
     assert ((found.mean(0) - wanted).abs() < 4.5 * found.std(0) / draws**0.5).all()
 
 
