@@ -70,7 +70,7 @@ def test_shapes(config: CompressorConfig, visual: int, dtype: torch.dtype) -> No
         assert result.probabilities is not None
         assert result.probabilities.shape == (len(config.branches),)
         assert result.probabilities.sum().item() == pytest.approx(1.0, abs=1e-5)
-    assert (result.choice is None) == (config.kind != "select") and result.likelihood_ratio is None  # nothing drawn
+    assert (result.log_probability is None) == (config.kind != "select")
 
 
 @each_config

@@ -21,9 +21,9 @@ class Compressor(nn.Module, ABC):
     tau: float = 1.0
     """Temperature of the Gumbel softmax in training, above 0, lowered by the trainer from 1 to 0.1. Only selection
     looks at it."""
-    explore: float = 0.0
-    """Share of the draws in training that every branch has an equal part in, 0 to 1, lowered by the trainer to 0: a
-    branch that a drafter has not learned to read yet is not given up for that. Only selection looks at it."""
+    explore: bool = False
+    """Whether training draws all branches alike, and the gate learns nothing: else it would give up a branch that the
+    drafter has not learned to read yet. Only selection looks at it."""
 
     def __init__(self, config: CompressorConfig) -> None:
         super().__init__()

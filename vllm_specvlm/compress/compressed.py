@@ -20,9 +20,7 @@ class Compressed:
     choice: int | None = None
     """Index of the branch that was run, of a gate that selects."""
     probabilities: Tensor | None = None
-    """float32 [branches]: the gate's softmax, without noise; differentiable."""
-    drawn_with: float | None = None
-    """Of a gate that drew `choice` in training: the probability with which it did."""
+    """float32 [branches]: the gate's softmax, without noise; differentiable, but where it explores."""
     global_vector: Tensor | None = None
     """[H]: the picture in one vector, for the drafter to add to the text positions after it: to the embeddings (kind
     `global`), or to what enters its layer (kind `adaptor`)."""
@@ -47,11 +45,8 @@ class Compressed:
         )
 
     @property
-    def likelihood_ratio(self) -> Tensor | None:
-        """float32 scalar: the gate's probability of `choice` over that with which it was drawn; None without a draw.
-
-        Its gradient, times a loss, is the score function's (Williams 1992), whatever it was drawn with.
-        """
-        if self.probabilities is None or self.choice is None or self.drawn_with is None:
+    def log_probability(self) -> Tensor | None:
+        """float32 scalar: log of the probability of `choice`, for a score-function gradient; None without a choice."""
+        if self.probabilities is None or self.choice is None:
             return None
-        return self.probabilities[self.choice] / self.drawn_with
+        return self.probabilities[self.choice].log()

@@ -19,14 +19,13 @@ _TINY = torch.finfo(torch.float32).tiny
 class Selection(Compressor):
     """Kind `select`, SpecVLM's elastic compressor: a gate picks one branch, and only that one is run.
 
-    Serving takes the branch of the greatest logit. Training draws one (see `straight_through`), from the gate's softmax
-    and, so much as `explore` says, from all branches alike, and multiplies what it gives by a factor of value 1,
-    through which the drafter's loss reaches the gate; `Compressed.cost` reaches it as well. The parameters of branches
-    not drawn get no gradient in that step.
+    Serving takes the branch of the greatest logit. Training draws one (see `straight_through`) and multiplies what it
+    gives by a factor of value 1, through which the drafter's loss reaches the gate; `Compressed.cost` reaches it as
+    well. The parameters of branches not drawn get no gradient in that step. While it explores, all logits are 0.
 
     The factor says whether the drafter would like this branch's tokens *larger*. A drafter that normalises its inputs
     cannot tell, and a branch without tokens has nothing to multiply: there, train the gate with the score function
-    (Williams 1992) instead, (loss - baseline).detach() * likelihood_ratio, which is unbiased for every drafter.
+    (Williams 1992) instead, (loss - baseline).detach() * log_probability, which is unbiased for every drafter.
     """
 
     def __init__(self, config: CompressorConfig, hidden: int, branches: Sequence[Compressor]) -> None:
@@ -37,17 +36,18 @@ class Selection(Compressor):
     def _compress(self, tokens: Tensor, before: Tensor) -> Compressed:
         visual = tokens.shape[0]
         logits = self.gate(tokens, before)
+        if self.training and self.explore:
+            logits = torch.zeros_like(logits)
         probabilities = logits.softmax(0)
         shares = [count(branch, visual) / visual for branch in self.config.branches]
         cost = (probabilities * torch.tensor(shares, device=logits.device)).sum()
         if not self.training:
             choice = int(logits.argmax())
             run: Compressed = self.branches[choice](tokens, before)
-            return Compressed(run.tokens, cost, choice, probabilities, global_vector=run.global_vector)
+            return Compressed(run.tokens, cost, choice, probabilities, run.global_vector)
         noise = -torch.empty_like(logits).exponential_().clamp_min_(_TINY).log()
-        mixed = probabilities.lerp(torch.full_like(probabilities, 1 / len(probabilities)), self.explore)
-        choice, factor = straight_through(mixed.clamp_min(_TINY).log(), noise, self.tau)
+        choice, factor = straight_through(logits, noise, self.tau)
         run = self.branches[choice](tokens, before)
         factor = factor.to(tokens.dtype)
         vector = None if run.global_vector is None else run.global_vector * factor
-        return Compressed(run.tokens * factor, cost, choice, probabilities, mixed[choice].item(), vector)
+        return Compressed(run.tokens * factor, cost, choice, probabilities, vector)

@@ -171,6 +171,8 @@ class PlannedGrowth:
 
     def observe_accepted(self, trees: Mapping[str, tuple[TokenTree, Accepted]]) -> None:
         """What was accepted of the last step's trees: children of accepted nodes had their chance, others had none."""
+        outcomes: list[bool] = []
+        children: list[Floats] = []
         for request_id, (tree, accepted) in trees.items():
             sent = self._sent.pop(request_id, None)
             nodes = None if sent is None else _found_again(tree, sent.tree)
@@ -180,7 +182,10 @@ class PlannedGrowth:
             tried = [i for i, parent in enumerate(tree.parents) if parent < 0 or parent in path]
             # Of what was settled (see `_with_settled`) there is nothing to learn here.
             tried = [i for i in tried if not np.isnan(sent.features[nodes[i], 0])]
-            self.acceptance.observe(sent.features[[nodes[i] for i in tried]], [i in path for i in tried])
+            children.append(sent.features[[nodes[i] for i in tried]])
+            outcomes += [i in path for i in tried]
+        if outcomes:
+            self.acceptance.observe(np.concatenate(children), outcomes)
 
     def forget(self, request_id: str) -> None:
         """The request is over or starts anew."""

@@ -31,10 +31,10 @@ class HeadStudent:
         return create(recipe.head, target, lessons, recipe.seed, folder)
 
     def begin_step(self, network: FeatureHead, share: float) -> None:
-        """A gate explores less and less over the first half; its Gumbel temperature falls from 1 to 0.1."""
+        """Selection explores for the first half of the run; its Gumbel temperature falls from 1 to 0.1."""
         for module in network.compressor.modules():
             if isinstance(module, Selection):
-                module.tau, module.explore = 0.1**share, max(0.0, 1.0 - 2.0 * share)
+                module.tau, module.explore = 0.1**share, share < 0.5
 
     def learn(
         self,

@@ -183,8 +183,7 @@ def _gate_loss(
     if recipe.losses.gate_score:
         losses = per_lesson.detach()
         for row, each in enumerate(compressed):
-            above = losses[row] - losses[row ^ 1] if any(p.drawn_with is not None for p in each) else None
-            for ratio in (p.likelihood_ratio for p in each):
-                if above is not None and ratio is not None:
-                    loss = loss + recipe.losses.gate_score * above * ratio
+            for log_probability in (picture.log_probability for picture in each):
+                if log_probability is not None and log_probability.requires_grad:
+                    loss = loss + recipe.losses.gate_score * (losses[row] - losses[row ^ 1]) * log_probability
     return loss
