@@ -124,9 +124,8 @@ def test_a_trace_says_what_will_be_accepted(calibrated: tuple[LLM, Profile]) -> 
 def test_recording_ends_with_what_it_began(calibrated: tuple[LLM, Profile]) -> None:
     speculator = runner(calibrated[0]).drafter
     with pytest.raises(RuntimeError, match="specvlm_record"):
-        speculator.recorded()
+        speculator.planning.recorded()
     chain = runner(engine(target_of(FAMILY), {"num_speculative_tokens": 4, "tree": "chain"})).drafter
     assert chain.profile() is None
-    for call in (chain.record, lambda: chain.force(3)):
-        with pytest.raises(RuntimeError, match="no planner"):
-            call()
+    with pytest.raises(RuntimeError, match="no planner"):
+        chain.planning.force(3)

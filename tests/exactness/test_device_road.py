@@ -252,12 +252,12 @@ def test_the_planner_lays_levels_out(monkeypatch: pytest.MonkeyPatch) -> None:
     with flash_attention(monkeypatch):
         given = {**speculative("itself"), "planner": True}
         llm = gpu_engine(target, given, monkeypatch, **SCENARIO.options)
-        planner = runner(llm).drafter._planned.planner  # type: ignore[union-attr]
+        planner = runner(llm).drafter._planning.growth.planner  # type: ignore[union-attr]
         # What drafting costs here would forbid it, as the stand-ins for kernels are slow: it is told of a GPU.
         step, draft = CostCurve({1: 0.010, 64: 0.012}), CostCurve({1: 0.001, 64: 0.002})
         monkeypatch.setattr(planner, "costs", Costs(step, step, draft, draft))
         monkeypatch.setattr(planner, "achieved", lambda *args: None)
-        monkeypatch.setattr(runner(llm).drafter._clock, "overhead", 1e-3)
+        monkeypatch.setattr(runner(llm).drafter._planning.clock, "overhead", 1e-3)
         laid: list[tuple[int, ...] | None] = []
         stock = planner.layout
 
@@ -266,7 +266,7 @@ def test_the_planner_lays_levels_out(monkeypatch: pytest.MonkeyPatch) -> None:
             return laid[-1]
 
         monkeypatch.setattr(planner, "layout", layout)
-        observed = runner(llm).drafter._costs.draft._count.sum()
+        observed = runner(llm).drafter._planning.costs.draft._count.sum()
         before = tally(llm)
         assert tokens(answers(llm, batch, params)) == plain
         after = tally(llm)
@@ -274,8 +274,8 @@ def test_the_planner_lays_levels_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert after["accepted"] - before["accepted"] > 50
     assert sum(widths is not None and len(widths) > 2 for widths in laid) > 5
     assert any(widths is None for widths in laid), "nothing was probed"
-    assert runner(llm).drafter._planned.acceptance.observed > 100  # type: ignore[union-attr]
-    assert runner(llm).drafter._costs.draft._count.sum() > observed + 20, "no pass was timed"
+    assert runner(llm).drafter._planning.growth.acceptance.observed > 100  # type: ignore[union-attr]
+    assert runner(llm).drafter._planning.costs.draft._count.sum() > observed + 20, "no pass was timed"
 
 
 def test_operators_that_fail_their_trial_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,11 +46,21 @@ OWN = {
 """Calls of one kind alone."""
 PLANNING = (
     *("_drafter.backlog", "_lengths.observe", "_lengths.remaining"),
-    *("_clock.observe_schedule", "_clock.begin_drafting", "_clock.passed", "_clock.end_drafting"),
-    *("_planned.grow", "_planned.observe_accepted", "_planned.forget"),
-    *("_planned.planner.plan", "_planned.planner.fed", "_planned.planner.admit", "_planned.planner.cut"),
-    "_planned.planner.achieved",
-    *("_planned.acceptance.log_probs", "_planned.acceptance.observe"),
+    *(
+        "_planning.clock.observe_schedule",
+        "_planning.clock.begin_drafting",
+        "_planning.clock.passed",
+        "_planning.clock.end_drafting",
+    ),
+    *("_planning.growth.grow", "_planning.growth.observe_accepted", "_planning.growth.forget"),
+    *(
+        "_planning.growth.planner.plan",
+        "_planning.growth.planner.fed",
+        "_planning.growth.planner.admit",
+        "_planning.growth.planner.cut",
+    ),
+    "_planning.growth.planner.achieved",
+    *("_planning.growth.acceptance.log_probs", "_planning.growth.acceptance.observe"),
 )
 """Calls that happen under a planner, attributes of `Speculator`."""
 
@@ -139,10 +149,10 @@ def inject(llm: LLM, path: str, after: int, monkeypatch: pytest.MonkeyPatch) -> 
     found = runner(llm).drafter
     drafter = found._drafter
     assert drafter is not None
-    for name in ("_drafter", "_model", "_planned", "_failure"):
+    for name in ("_drafter", "_model", "_planning", "_failure"):
         monkeypatch.setattr(found, name, getattr(found, name))  # remembered, so that the next test finds them
-    if found._planned is not None:
-        monkeypatch.setattr(found._planned.planner, "plan", _plan_for_all)
+    if found._planning is not None:
+        monkeypatch.setattr(found._planning.growth.planner, "plan", _plan_for_all)
     owner, _, name = path.rpartition(".")
     broken = attrgetter(owner)(found)
     fault = Fault(getattr(broken, name), after)
@@ -211,7 +221,7 @@ def test_a_drafter_that_fails_at_the_rehearsal(kind: str, monkeypatch: pytest.Mo
     with logged() as errors:
         llm = engine(target_of("llava"), {**speculative(kind, planner=True), "num_speculative_tokens": 6})
     found = runner(llm).drafter
-    assert fault.calls == 3 and found._drafter is None and found._planned is None
+    assert fault.calls == 3 and found._drafter is None and found._planning is None
     assert ["switched off" in record.getMessage() for record in errors] == [True]
     assert found.metrics._cells[_OFF] == 1.0 and found.profile() is None
     check(llm)
@@ -233,10 +243,10 @@ def test_logits_that_are_no_numbers(kind: str, garbage: str, planner: bool, monk
         found[:: 1 + len(calls) % 2] = float(garbage)
         return found
 
-    for name in ("_drafter", "_model", "_planned", "_failure"):
+    for name in ("_drafter", "_model", "_planning", "_failure"):
         monkeypatch.setattr(runner(llm).drafter, name, getattr(runner(llm).drafter, name))
     if planner:
-        monkeypatch.setattr(runner(llm).drafter._planned.planner, "plan", _plan_for_all)
+        monkeypatch.setattr(runner(llm).drafter._planning.growth.planner, "plan", _plan_for_all)
     monkeypatch.setattr(network, "logits", broken)
     check(llm)
     check(llm)
@@ -271,7 +281,7 @@ def test_compiling_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     found = runner(llm).drafter
     drafter, before = found._drafter, tally(llm)["drafter_failures"]
     assert drafter is not None and found._model is not None
-    for name in ("_drafter", "_model", "_planned", "_failure"):
+    for name in ("_drafter", "_model", "_planning", "_failure"):
         monkeypatch.setattr(found, name, getattr(found, name))
     fault = Fault(found._model.warm_up, after=0)
     monkeypatch.setattr(found._model, "warm_up", fault)

@@ -199,7 +199,7 @@ def test_what_is_kept_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(speculator._eligible._wishes, "hidden-1", None)
         patch.setitem(speculator._model._fed, "hidden-2", 3)
-        patch.setitem(speculator._planned._sent, "hidden-3", None)
+        patch.setitem(speculator._planning.growth._sent, "hidden-3", None)
         patch.setattr(speculator._model._choice, "_guesses", [(("hidden-4", 7),)])
         patch.setitem(runner(llm).tree_sampler._seeds, "hidden-5", 1)
         assert len(kept(llm, "hidden")) == 5

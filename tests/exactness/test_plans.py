@@ -45,7 +45,7 @@ def _plan_for_all(requests: int, candidates: Sequence[Candidate]) -> Plan:
 
 
 def with_random_plans(llm: LLM, seed: int, monkeypatch: pytest.MonkeyPatch) -> RandomPlanner:
-    planned = runner(llm).drafter._planned
+    planned = runner(llm).drafter._planning.growth
     planner = RandomPlanner(planned.planner, seed)
     monkeypatch.setattr(planned, "planner", planner)
     return planner
@@ -113,7 +113,7 @@ def test_it_learns_what_the_drafter_is_worth(monkeypatch: pytest.MonkeyPatch) ->
     for name, llm in (("right", right), ("wrong", wrong)):
         planner = with_random_plans(llm, 3, monkeypatch)
         answers(llm, prompts("llava") * 3)
-        model = runner(llm).drafter._planned.acceptance
+        model = runner(llm).drafter._planning.growth.acceptance
         assert model.observed > 64 and planner.plans
         inputs, accepted = model._law._inputs[: model.observed, :-1], model._law._outcomes[: model.observed]
         believed[name] = float(np.exp(model.log_probs(inputs[:, None, :])).mean())
@@ -124,7 +124,7 @@ def test_it_learns_what_the_drafter_is_worth(monkeypatch: pytest.MonkeyPatch) ->
 def test_costs_are_learned_from_steps() -> None:
     llm = engine(target_of("llava"), {"planner": True, "num_speculative_tokens": 6})
     answers(llm, prompts("llava") * 2)
-    costs = runner(llm).drafter._planned.planner.costs
+    costs = runner(llm).drafter._planning.growth.planner.costs
     assert sum(costs.plain.seen(n) for n in (1, 2, 4, 8)) > 0
 
 

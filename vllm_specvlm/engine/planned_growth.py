@@ -51,6 +51,10 @@ class Growable:
         """Whether its tree tells what others will be worth."""
         return not self.bounded and not self.grammar
 
+    def with_room(self, drafted: Sequence[int]) -> list[int]:
+        """The codes of its tree, and placeholders where a grammar may say what comes next (see `TreeGrammars`)."""
+        return [*drafted, *[-1] * min(self.nodes - len(drafted), self.depth)]
+
 
 @dataclass(frozen=True, slots=True)
 class _Sent:

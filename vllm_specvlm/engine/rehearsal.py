@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from vllm.config import CompilationConfig, CUDAGraphMode
@@ -11,6 +11,7 @@ from vllm.config import CompilationConfig, CUDAGraphMode
 from vllm_specvlm.draft.drafter import Drafter
 from vllm_specvlm.engine.peers import Peers
 from vllm_specvlm.schedule.cost_curve import CostCurve
+from vllm_specvlm.schedule.costs import Costs
 
 _ROWS = (1, 16, 64, 4, 8, 32, 2, 128, 256)
 """Those that say most about the curve first."""
@@ -53,13 +54,21 @@ def rehearse(run: Callable[[int], object], most: int, peers: Peers, device: torc
     return found
 
 
-def draft_curves(
-    drafter: Drafter, most: int, peers: Peers, device: torch.device, graphs: Sequence[int] = ()
-) -> tuple[CostCurve, CostCurve]:
-    """What a level of nodes costs a draft, and its first pass, which ends in one root; `graphs` as `graph_sizes`."""
+def rehearsed_costs(
+    step: Mapping[int, float],
+    drafter: Drafter,
+    most: int,
+    peers: Peers,
+    device: torch.device,
+    graphs: Sequence[int] = (),
+) -> Costs:
+    """Costs of a target whose passes take `step`, and of a draft's levels and first passes, which end in one root.
+
+    `graphs` as `graph_sizes`.
+    """
     level = rehearse(lambda rows: drafter.rehearse(rows, rows), most, peers, device)
     feed = rehearse(lambda rows: drafter.rehearse(rows, 1), most, peers, device)
-    return CostCurve(level, graphs), CostCurve(feed, graphs)
+    return Costs(*(CostCurve(prior, graphs) for prior in (step, step, level, feed)))
 
 
 def graph_sizes(config: CompilationConfig, device: torch.device) -> tuple[int, ...]:

@@ -23,24 +23,19 @@ from vllm_specvlm.engine.mixed_drafter import MixedDrafter
 from vllm_specvlm.engine.model_drafter import ModelDrafter
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
 from vllm_specvlm.engine.peers import PeerFailedError, Peers
-from vllm_specvlm.engine.planned_growth import Growable, PlannedGrowth
+from vllm_specvlm.engine.planned_growth import Growable
+from vllm_specvlm.engine.planning import Planning
 from vllm_specvlm.engine.profile_key import profile_given, profile_key
-from vllm_specvlm.engine.recording_growth import RecordingGrowth
-from vllm_specvlm.engine.rehearsal import draft_curves, graph_sizes, rehearse
+from vllm_specvlm.engine.rehearsal import graph_sizes, rehearse, rehearsed_costs
 from vllm_specvlm.engine.sampling import GREEDY_BELOW
-from vllm_specvlm.engine.step_clock import Elapsed, StepClock
+from vllm_specvlm.engine.step_clock import Elapsed
 from vllm_specvlm.engine.tally import Tally
 from vllm_specvlm.engine.tree_bounds import TreeBounds
 from vllm_specvlm.engine.tree_memory import TreeMemory
 from vllm_specvlm.schedule.answer_lengths import AnswerLengths
-from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.costs import Costs
-from vllm_specvlm.schedule.forced_planner import ForcedPlanner
 from vllm_specvlm.schedule.plan import Candidate, Mode
-from vllm_specvlm.schedule.planner import Planner
 from vllm_specvlm.schedule.profile import Profile
-from vllm_specvlm.schedule.reading import TimedPass
-from vllm_specvlm.schedule.trace import TracedRequest
 from vllm_specvlm.timeline.sight import BLIND, Sight
 from vllm_specvlm.tree.accept import Accepted
 from vllm_specvlm.tree.flat_code import FlatCode
@@ -81,9 +76,8 @@ class Speculator:
         self._drafter: Drafter | None = with_lookup(drafter, vllm_config, self.options)
         self._failure: Exception | None = None
         self._known: dict[str, int] = {}
-        self._planned: PlannedGrowth | None = None
+        self._planning: Planning | None = None
         self._accepted = 0
-        self._clock: StepClock | None = None
         self._lengths = AnswerLengths()
 
     def load_model(self, target_model: object) -> None:
@@ -154,63 +148,31 @@ class Speculator:
         """Measure what passes cost, and plan from now on; `target` is a pass of the target over so many rows."""
         if self._drafter is None or not self.options.plans:
             return
-        self._key = profile_key(self._config, self.options)
-        profile = profile_given(self.options.profile, self._key, self._peers)
+        key = profile_key(self._config, self.options)
+        profile = profile_given(self.options.profile, key, self._peers)
         costs = self._measured(self._drafter, target, most_rows) if profile is None else profile.costs
-        if costs is None:
-            return
-        self._costs, self._clock = costs, StepClock(costs, self._peers)
-        if profile is not None:
-            self._clock.overhead = profile.overhead
-        self._planned = PlannedGrowth(Planner(costs), self._clock)
+        if costs is not None:
+            self._planning = Planning(key, costs, self._peers, None if profile is None else profile.overhead)
 
     def _measured(self, drafter: Drafter, target: Callable[[int], object], most_rows: int) -> Costs | None:
         """What passes cost, by trying; None if the drafter fails at it, which is then off."""
         device = self._runner.device
-        step = rehearse(target, most_rows, self._peers, device)
         graphs = graph_sizes(self._config.compilation_config, device)
+        step = rehearse(target, most_rows, self._peers, device)
         with self._switching_off():
-            curves = draft_curves(drafter, most_rows, self._peers, device, graphs)
-            return Costs(CostCurve(step, graphs), CostCurve(step, graphs), *curves)
+            return rehearsed_costs(step, drafter, most_rows, self._peers, device, graphs)
         return None
+
+    @property
+    def planning(self) -> Planning:
+        """Raises RuntimeError where nothing is planned."""
+        if self._planning is None:
+            raise RuntimeError("There is no planner to stand in for; leave 'planner', 'tree' and 'paths' out.")
+        return self._planning
 
     def profile(self) -> Profile | None:
         """What steps and passes cost as far as is known now; None without a planner."""
-        if self._clock is None:
-            return None
-        return Profile(self._key, self._costs, self._clock.overhead)
-
-    def force(self, nodes: int | None) -> None:
-        """Draft trees of so many nodes for everyone, 0 for none, to see what they cost; None plans again.
-
-        All passes meanwhile can be had from `timed`.
-        """
-        clock = self._planners_clock()
-        clock.watched = None if nodes is None else clock.watched or []
-        planner = Planner(self._costs) if nodes is None else ForcedPlanner(self._costs, nodes)
-        self._planned = PlannedGrowth(planner, clock)
-
-    def timed(self) -> Sequence[TimedPass]:
-        """The passes since `force`."""
-        return self._planners_clock().watched or ()
-
-    def record(self) -> None:
-        """Draft for every position and verify nothing, to learn what drafts would have been worth (see `recorded`)."""
-        clock = self._planners_clock()
-        self._planned = RecordingGrowth(ForcedPlanner(self._costs, self.shape.nodes), clock, self._runner)
-
-    def _planners_clock(self) -> StepClock:
-        if self._clock is None:
-            raise RuntimeError("There is no planner to stand in for; leave 'planner', 'tree' and 'paths' out.")
-        return self._clock
-
-    def recorded(self) -> list[TracedRequest]:
-        """The requests answered since `record`, in the order in which they ended; planning goes on from here."""
-        if not isinstance(self._planned, RecordingGrowth):
-            raise RuntimeError("Nothing was recorded; call 'specvlm_record' first.")
-        found = self._planned.recorded()
-        self.force(None)
-        return found
+        return None if self._planning is None else self._planning.profile()
 
     def exchange_drafter(self, by: Callable[[Drafter], AnyDrafter]) -> AnyDrafter | None:
         """Put another drafter in the place of the one there is, and made from it; None if that was switched off."""
@@ -247,14 +209,14 @@ class Speculator:
         self, drafter: Drafter, scheduled: SchedulerOutput, over: Sequence[str], forgotten: Sequence[str]
     ) -> None:
         """Tell whoever drafts and plans what ends, starts and changes hands in the step to come."""
-        if self._clock is not None:
-            self._clock.observe_schedule(scheduled)
+        if self._planning is not None:
+            self._planning.clock.observe_schedule(scheduled)
         for request_id in over:
             if (state := self._runner.requests.get(request_id)) is not None:
                 self._lengths.observe(len(state.output_token_ids))
         for request_id in forgotten:
-            if self._planned is not None:
-                self._planned.forget(request_id)
+            if self._planning is not None:
+                self._planning.growth.forget(request_id)
             # Also what was never drafted for: the planner asked for its backlog all the same.
             drafter.finish(request_id)
         if self._model is not None:
@@ -299,10 +261,10 @@ class Speculator:
             params = state.sampling_params
             sampled = params is not None and params.temperature >= GREEDY_BELOW
             self.metrics.tree(nodes, path + 1, picture=bool(state.mm_features), sampled=sampled)
-        planned = self._planned
-        if planned is not None:
+        planning = self._planning
+        if planning is not None:
             walked = {ids[place.request]: (place.tree, accepted[place.request]) for place in verified}
-            self._watch(lambda _: planned.observe_accepted(walked))
+            self._watch(lambda _: planning.growth.observe_accepted(walked))
 
     def draft(self, sampled: Sequence[bool], code: FlatCode) -> dict[str, list[int]]:
         """Encoded trees for the next step by request id; requests without one are decoded plainly.
@@ -323,24 +285,25 @@ class Speculator:
 
     def _draft(self, sampled: Sequence[bool], code: FlatCode) -> dict[str, list[int]]:
         assert self._drafter is not None
-        elapsed = self._clock.begin_drafting() if self._clock is not None else Elapsed(None, 0)
+        planning = self._planning
+        elapsed = planning.clock.begin_drafting() if planning is not None else Elapsed(None, 0)
         if self._failure is not None:
             raise self._failure
         self._peers.agree()
         rows = self._eligible.going_on(sampled)
         batch = self._bounds.within(self._eligible.growable(rows))
-        if self._planned is not None:
-            trees = self._grow_planned(self._drafter, self._planned, batch, len(rows), elapsed)
+        if planning is not None:
+            trees = self._grow_planned(self._drafter, planning, batch, len(rows), elapsed)
         elif batch:
             self.metrics.plan("fixed")
             trees = self._grow(self._drafter, batch)
         else:
             trees = {}
         codes = {request_id: code.encode(tree) for request_id, tree in trees.items() if len(tree)}
-        if not isinstance(self._planned, RecordingGrowth):
-            codes |= _with_room(batch, codes)
-        if self._clock is not None:
-            self._clock.end_drafting()
+        if planning is None or not planning.recording:
+            codes |= {g.request_id: g.with_room(codes.get(g.request_id, [])) for g in batch if g.grammar}
+        if planning is not None:
+            planning.clock.end_drafting()
         self._peers.agree()
         return codes
 
@@ -369,15 +332,15 @@ class Speculator:
     def _grow_planned(
         self,
         drafter: Drafter,
-        planned: PlannedGrowth,
+        planning: Planning,
         batch: Sequence[Growable],
         requests: int,
         elapsed: Elapsed,
     ) -> dict[str, TokenTree]:
         """Trees of the planner's choice, in a step in which so many `requests` will decode."""
-        assert self._clock is not None
+        planned = planning.growth
         planner = planned.planner
-        planner.overhead = self._clock.overhead
+        planner.overhead = planning.clock.overhead
         if elapsed.cycle is not None and not planned.dictated:  # what grammars dictate, no draft has achieved
             planner.achieved(elapsed.requests, elapsed.requests + self._accepted, elapsed.cycle)
         self._accepted = 0
@@ -388,7 +351,7 @@ class Speculator:
                 self._tell(drafter, growable.request_id)
         backlogs = [(growable, drafter.backlog(growable.request_id)) for growable in batch]
         able = [(growable, backlog) for growable, backlog in backlogs if backlog is not None]
-        plan = planner.plan(requests, [self._candidate(planned, growable, backlog) for growable, backlog in able])
+        plan = planner.plan(requests, [self._candidate(planning, growable, backlog) for growable, backlog in able])
         if able:
             self.tally.plans[plan.mode.value] += 1
             self.metrics.plan(plan.mode.value)
@@ -400,10 +363,10 @@ class Speculator:
         drafter = _grower(drafter, chosen)
         return planned.grow(drafter, chosen, self.shape, self._device_proposer(drafter))
 
-    def _candidate(self, planned: PlannedGrowth, growable: Growable, backlog: int) -> Candidate:
+    def _candidate(self, planning: Planning, growable: Growable, backlog: int) -> Candidate:
         state = self._runner.requests[growable.request_id]
         remaining = self._lengths.remaining(len(state.output_token_ids), growable.left)
-        return Candidate(backlog, remaining, growable.typical, planned.share(growable.request_id))
+        return Candidate(backlog, remaining, growable.typical, planning.growth.share(growable.request_id))
 
     def _tell(self, drafter: Drafter, request_id: str) -> None:
         """Bring the drafter's idea of a request up to the confirmed tokens."""
@@ -443,17 +406,7 @@ class Speculator:
         logger.exception("The drafter failed and is switched off; requests go on without speculation.")
         self.tally.drafter_failures += 1
         self.metrics.switched_off()
-        self._drafter = self._model = self._planned = self._failure = None
-
-
-def _with_room(batch: Sequence[Growable], codes: Mapping[str, list[int]]) -> dict[str, list[int]]:
-    """Codes of requests with a grammar, and placeholders where it may say what comes next (see `TreeGrammars`)."""
-    found = {}
-    for growable in batch:
-        if growable.grammar:
-            drafted = codes.get(growable.request_id, [])
-            found[growable.request_id] = [*drafted, *[-1] * min(growable.nodes - len(drafted), growable.depth)]
-    return found
+        self._drafter = self._model = self._planning = self._failure = None
 
 
 def _grower(drafter: Drafter, batch: Sequence[Growable]) -> Drafter:

@@ -51,19 +51,20 @@ class TreeWorker(Worker):
 
     def specvlm_force(self, nodes: int | None) -> None:
         """For calibration: trees of so many nodes in every step, 0 for none; None gives the planner back."""
-        self.model_runner.drafter.force(nodes)
+        self.model_runner.drafter.planning.force(nodes)
 
     def specvlm_timed(self) -> list[dict[str, Any]]:
         """The passes since `specvlm_force` (`schedule.reading.TimedPass`), as the first rank's clock has them."""
-        return [dataclasses.asdict(each) for each in self.model_runner.drafter.timed()]
+        return [dataclasses.asdict(each) for each in self.model_runner.drafter.planning.timed()]
 
     def specvlm_record(self) -> None:
         """For the simulator: from now on draft at every position, verify nothing, and note what was drafted."""
-        self.model_runner.drafter.record()
+        drafter = self.model_runner.drafter
+        drafter.planning.record(drafter.shape.nodes, self.model_runner)
 
     def specvlm_recorded(self) -> list[dict[str, Any]]:
         """The requests answered since `specvlm_record` (`schedule.trace.TracedRequest`); the planner is back."""
-        return [request.as_dict() for request in self.model_runner.drafter.recorded()]
+        return [request.as_dict() for request in self.model_runner.drafter.planning.recorded()]
 
     def specvlm_trace(self) -> None:
         """From now on note what every step does for every request. Raises RuntimeError where that is done already."""
