@@ -21,6 +21,7 @@ from vllm_specvlm import ops
 from vllm_specvlm.draft.calibration import Calibration
 from vllm_specvlm.engine import decision_trial, device_growth, tree_walks
 from vllm_specvlm.engine.feature_drafter import FeatureDrafter
+from vllm_specvlm.engine.mixed_drafter import MixedDrafter
 from vllm_specvlm.engine.model_drafter import ModelDrafter
 from vllm_specvlm.engine.runner_gpu import TreeGPUModelRunner
 from vllm_specvlm.schedule.cost_curve import CostCurve
@@ -134,6 +135,21 @@ def test_levels_in_graphs(family: str, drafter: str, monkeypatch: pytest.MonkeyP
             answered, codes = drafted(llm, batch, params, monkeypatch)
     assert answered == eager[0]
     assert codes != eager[1]
+
+
+def test_lookup_leaves_the_road_to_the_device_until_it_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny target's answers are new at first, and run in circles later."""
+    target, batch = build("llava"), prompts("llava")
+    params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
+    plain = tokens(answers(engine(target, **SCENARIO.options), batch, params))
+    Kernels().install(monkeypatch)
+    with flash_attention(monkeypatch):
+        llm = gpu_engine(target, {**speculative("head"), "with_lookup": True}, monkeypatch, **SCENARIO.options)
+        grown = _count(monkeypatch, ModelDrafter, "propose_on_device")
+        looked = _count(monkeypatch, MixedDrafter, "open")
+        assert tokens(answers(llm, batch, params)) == plain
+    assert len(grown) > 5 and len(looked) > 5
+    assert tally(llm)["drafter_failures"] == 0
 
 
 def _count(patch: pytest.MonkeyPatch, where: Any, name: str) -> list[None]:

@@ -195,7 +195,12 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         """What the request's blocks held when it came."""
         visible = np.zeros(self._config.model_config.max_model_len, dtype=bool)
         visible[:root] = self._cache.trusted(row, root)
-        return FeatureContext(self._pictures_of(request_id), visible, reads_ahead=self.head_config.reads_ahead)
+        return FeatureContext(
+            self._pictures_of(request_id),
+            visible,
+            reads_ahead=self.head_config.reads_ahead,
+            has_vectors=self.head_config.compressor.gives_vectors,
+        )
 
     def _compress(self, row: int, context: FeatureContext, span: Span) -> Compressed | None:
         """A picture's few visual tokens; they depend on it and on the text before it, as its blocks do."""

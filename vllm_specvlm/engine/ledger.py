@@ -300,7 +300,7 @@ LEDGER: tuple[Symbol, ...] = (
     Symbol(
         _GRAMMARS + "validate_tokens",
         "overridden",
-        "cuts drafted trees where the grammar does",
+        "cuts drafted trees where the grammar does, and adds what it dictates",
         ("request", "spec_tokens"),
         "trees in vLLM's scheduler",
     ),
@@ -320,6 +320,13 @@ LEDGER: tuple[Symbol, ...] = (
     Symbol(_GRAMMAR + "accept_tokens", "called", "goes down to a node", ("request_id", "tokens")),
     Symbol(_GRAMMAR + "rollback", "called", "goes up again", ("num_tokens",)),
     Symbol(_GRAMMAR + "is_terminated", "called", "what follows a grammar's end is free"),
+    Symbol(_GRAMMAR + "fill_bitmask", "called", "whether a grammar leaves a choice", ("bitmask",)),
+    Symbol(
+        "vllm.v1.structured_output.backend_types:StructuredOutputBackend.allocate_token_bitmask",
+        "called",
+        "a mask to ask grammars with",
+        ("max_num_seqs",),
+    ),
     Symbol(
         "vllm.v1.structured_output.request:StructuredOutputRequest",
         "called",
