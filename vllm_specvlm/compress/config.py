@@ -87,9 +87,9 @@ class CompressorConfig:
             raise ValueError(f"A compressor of kind '{self.kind}' has no 'branches'; leave them out.")
 
     @property
-    def has_vectors(self) -> bool:
-        """Whether a picture may get a global vector."""
-        return self.kind in ("global", "adaptor") or any(branch.has_vectors for branch in self.branches)
+    def gives_vectors(self) -> bool:
+        """Whether a compressed picture may have a global vector."""
+        return self.kind in ("global", "adaptor") or any(branch.gives_vectors for branch in self.branches)
 
     def _check_numbers(self) -> None:
         if "ratio" in _DEFAULTS[self.kind] and not 1.0 <= self.ratio < float("inf"):
