@@ -1,4 +1,5 @@
-"""What planning costs: milliseconds per step of the planner's calls and of calibrating acceptance, without a drafter.
+"""What planning costs: milliseconds per step of the planner's calls, of calibrating acceptance and of what is learned
+from the trees that come back, without a drafter.
 
 Trees are grown from made-up laws of two drafts, one that hesitates and one that is nearly always sure, so that trees
 are flat or deep. Needs no engine.
@@ -13,9 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from machine import write_report
 
-from vllm_specvlm.schedule.acceptance import AcceptanceModel, features
+from vllm_specvlm.schedule.acceptance import FEATURES, AcceptanceModel, features
+from vllm_specvlm.schedule.answer_lengths import AnswerLengths
 from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.costs import Costs
 from vllm_specvlm.schedule.plan import Candidate, Mode
@@ -40,6 +43,7 @@ class Stopwatch:
         self.concentration = concentration
         self.seconds = 0.0
         self.levels = 0
+        self.features: list[npt.NDArray[np.float64]] = []
 
     def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
         """Tokens from a random law, with calibrated log-probabilities as the engine makes them."""
@@ -51,6 +55,7 @@ class Stopwatch:
         started = time.perf_counter()
         level = features(log_probs, int(frontier.depth[0]) + 1, flags, flags)
         calibrated = self.model.log_probs(level)
+        self.features.append(level.reshape(-1, len(FEATURES)))
         self.seconds += time.perf_counter() - started
         return LevelProposal(np.arange(rows * top_k).reshape(rows, top_k), calibrated)
 
@@ -70,11 +75,16 @@ def planned_ms(requests: int, concentration: float, repeats: int) -> tuple[float
     """Median milliseconds that a step with trees spends in planner and calibration; mean levels of its trees."""
     planner = Planner(Costs(CostCurve(STEP), CostCurve(STEP), CostCurve(DRAFT), CostCurve(DRAFT)))
     watch = Stopwatch(planner, concentration)
-    candidates = [Candidate(2, 50.0)] * requests
+    lengths = AnswerLengths()
+    for tokens in watch.rng.integers(1, 256, 256).tolist():
+        lengths.observe(tokens)
     taken, levels = [], []
-    for _ in range(repeats):
-        watch.seconds, watch.levels = 0.0, 0
+    for step in range(repeats):
+        watch.seconds, watch.levels, watch.features = 0.0, 0, []
         started = time.perf_counter()
+        candidates = [Candidate(2, lengths.remaining((step + i) % 200, 400)) for i in range(requests)]
+        planner.achieved(requests, 4.0 * requests, STEP[8] + DRAFT[1])
+        planner.costs.attend(requests, 500.0)
         planner.costs.plain.observe(requests, STEP[1])
         planner.costs.tree.observe(requests * 8, STEP[8])
         plan = planner.plan(requests, candidates)
@@ -84,7 +94,12 @@ def planned_ms(requests: int, concentration: float, repeats: int) -> tuple[float
         roots = len(plan.chosen)
         grown = grow_scored(watch, SHAPE, [SHAPE.nodes] * roots, range(roots), gate=watch)
         started = time.perf_counter()
-        planner.cut([(g.log_probs, g.passes) for g in grown.values()], [True] * roots)
+        kept = planner.cut([(g.log_probs, g.passes) for g in grown.values()], [True] * roots)
+        # As if the likeliest nodes had been on the target's path, down to one that was not.
+        tried = [g.origins[: min(count, 8)] for count, g in zip(kept, grown.values(), strict=True)]
+        outcomes = [i < len(origins) - 1 for origins in tried for i in range(len(origins))]
+        if outcomes:
+            watch.model.observe(np.concatenate(watch.features)[[i for origins in tried for i in origins]], outcomes)
         watch.seconds += time.perf_counter() - started
         if plan.mode is Mode.TREES:
             taken.append(1e3 * watch.seconds)

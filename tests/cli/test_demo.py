@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.tiny.checkpoints import build
 from vllm_specvlm import zoo
 from vllm_specvlm.cli import demo
 from vllm_specvlm.cli.console import UserError
@@ -73,7 +74,7 @@ def test_json_is_one_object_with_the_promised_fields(
 def test_both_engines_get_the_same_request(engines: SimpleNamespace, models: dict[str, str]) -> None:
     line = ["--prompt", "Why?", "--dtype", "bfloat16", "--nodes", "7", "--max-tokens", "33", "--repeat", "2"]
     assert demo.main(line) == 0
-    plain, specvlm = engines.asked
+    specvlm, plain = engines.asked
     assert replace(specvlm, speculative=None) == plain
     assert (plain.prompt, plain.dtype, plain.max_tokens, plain.runs) == ("Why?", "bfloat16", 33, 2)
     assert plain.target == models["specvlm/reference-target"]
@@ -89,14 +90,31 @@ def test_another_target_is_shown_a_picture_of_its_own(
 ) -> None:
     monkeypatch.setattr(demo, "resolve", lambda name: f"/models/{name}")
     assert demo.main(["--target", "specvlm/scenes-target", "--draft", "specvlm/scenes-head"]) == 0
-    asked = engines.asked[1]
+    asked = engines.asked[0]
     assert asked.target == "/models/specvlm/scenes-target" and asked.speculative["model"].endswith("scenes-head")
     assert "describe" in asked.picture and asked.prompt != zoo.sample_question()
 
 
 def test_lookup_needs_no_draft_model(engines: SimpleNamespace) -> None:
     assert demo.main(["--draft", "lookup"]) == 0
-    assert engines.asked[1].speculative == {"method": "specvlm", "num_speculative_tokens": 16}
+    assert engines.asked[0].speculative == {"method": "specvlm", "num_speculative_tokens": 16}
+
+
+@pytest.mark.parametrize("target, draft", [("reference-target", "reference-draft"), ("scenes-target", "scenes-head")])
+def test_our_own_targets_come_with_a_draft(
+    engines: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, target: str, draft: str
+) -> None:
+    monkeypatch.setattr(demo, "resolve", lambda name: f"/models/{name}")
+    assert demo.main(["--target", f"specvlm/{target}"]) == 0
+    assert engines.asked[0].speculative["model"] == f"/models/specvlm/{draft}"
+
+
+def test_a_draft_that_does_not_fit_is_one_sentence_before_anything_is_measured() -> None:
+    request = Request(str(build("llava")), "no.png", "Why?", "float32", 4, 1)
+    request = replace(request, speculative={"method": "specvlm", "model": str(build("qwen2_5_vl"))})
+    with pytest.raises(UserError, match="--draft takes a drafter of this target") as found:
+        demo.run_measurement(request, verbose=False)
+    assert "\n" not in str(found.value)
 
 
 def test_the_report_shows_both_answers_only_if_they_differ(

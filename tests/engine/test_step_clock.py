@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from vllm_specvlm.engine.step_clock import Elapsed, StepClock
 from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.costs import Costs
+from vllm_specvlm.schedule.reading import Reading
 
 
 class Alone:
@@ -18,6 +20,9 @@ class Alone:
 
     def share(self, values: list[Any]) -> list[Any]:
         return values
+
+
+CONTEXT = {"a": 100, "b": 300, "new": 0, "chunk": 500}
 
 
 def flat(seconds: float) -> CostCurve:
@@ -29,7 +34,11 @@ def scheduled(tokens: dict[str, int], drafts: dict[str, int], new: tuple[str, ..
     return SimpleNamespace(
         scheduled_spec_decode_tokens={request: [0] * count for request, count in drafts.items()},
         scheduled_new_reqs=[SimpleNamespace(req_id=request) for request in new],
-        scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=set()),
+        scheduled_cached_reqs=SimpleNamespace(
+            resumed_req_ids=set(),
+            req_ids=[request for request in tokens if request not in new],
+            num_computed_tokens=[CONTEXT[request] for request in tokens if request not in new],
+        ),
         num_scheduled_tokens=tokens,
     )
 
@@ -74,3 +83,25 @@ def test_of_a_step_with_prompts_the_drafting_counts_and_decoding_as_known(
 def test_prompts_alone_say_nothing() -> None:
     timed, _ = clock()
     assert step(timed, scheduled({"new": 30}, {}, new=("new",)), 0.01).cycle is None
+
+
+def test_passes_are_noted_with_the_context_of_those_that_decode() -> None:
+    timed, _ = clock()
+    step(timed, scheduled({"a": 4, "b": 1}, {"a": 3}), 0.01)
+    assert timed.watched is None
+    timed.watched = []
+    step(timed, scheduled({"a": 4, "b": 1}, {"a": 3}), 0.02)
+    [found] = timed.watched
+    assert (found.kind, found.rows, found.requests, found.context) == ("tree", 5, 2, 200.0)
+    assert 0.02 <= found.seconds < 0.1
+
+
+def test_what_context_adds_is_not_learned_as_the_cost_of_rows() -> None:
+    costs = Costs(flat(0.010), flat(0.010), flat(0.001), flat(0.001))
+    knowing = CostCurve({1: 0.010, 64: 0.010}, reading=Reading(per_row=1e-5))
+    costs = dataclasses.replace(costs, tree=knowing)
+    timed = StepClock(costs, Alone())
+    for _ in range(3):
+        step(timed, scheduled({"a": 4, "b": 1}, {"a": 3}), 0.02)  # 5 rows x 200 tokens: 10 ms of the 20
+    knowing.attend(0, 0.0)
+    assert 0.009 <= knowing.at(5) < 0.015

@@ -161,6 +161,11 @@ def table(profile: Profile) -> str:
         observed = curves[name]["observed"][i]
         return f"{1e3 * curves[name]['seconds'][i]:>9.2f} {f'({observed})' if observed else '':>6}"
 
+    def added(name: str) -> str:
+        reading = getattr(profile.costs, name).reading
+        shared = f" and {1e6 * reading.per_request:.2f} ms a request" if reading.per_request else ""
+        return f"{1e6 * reading.per_row:.2f} ms a row{shared}"
+
     lines = [
         bold(
             f"{'rows':>5}  {'plain ms':>16}  {'trees ms':>16}  {'draft ms':>16}  {'feed ms':>16}"
@@ -173,8 +178,9 @@ def table(profile: Profile) -> str:
             if any(curve["observed"][i] for curve in curves.values())
         ),
         "",
-        f"In brackets: passes observed; other values are estimated from their neighbours. Drafting costs"
-        f" {1e3 * profile.overhead:.2f} ms a step besides.",
+        "Without context; in brackets: passes observed, other values are estimated from their neighbours. A thousand"
+        f" tokens of context add {added('plain')} to a plain step and {added('tree')} to one with trees.",
+        f"Drafting costs {1e3 * profile.overhead:.2f} ms a step besides its passes.",
     ]
     return "\n".join(lines)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vllm_specvlm.schedule.profile import Profile
+from vllm_specvlm.schedule.reading import TimedPass
 
 CONTEXTS = (128, 768)
-"""Prompt tokens: decoding costs differ with them, and the curves are to be right in between."""
+"""Prompt tokens: what they add to a pass is told by the difference."""
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 NODES = (0, 1, 2, 4, 8, 16, 32)
 ROOM = 384
@@ -71,8 +73,9 @@ def calibrate(llm: Any, grid: Grid, tell: Callable[[float, str], None]) -> tuple
         left_out += _measure(llm, context, batch, grid)
         done += share
     tell(1.0, "done")
+    passes = [TimedPass(**each) for each in llm.collective_rpc("specvlm_timed")[0]]
     llm.collective_rpc("specvlm_force", args=(None,))
-    return _profile(llm), left_out
+    return dataclasses.replace(_profile(llm), costs=before.costs.fitted(passes)), left_out
 
 
 def _profile(llm: Any) -> Profile:

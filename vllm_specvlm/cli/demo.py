@@ -23,6 +23,7 @@ from vllm_specvlm.cli.model_names import resolve
 
 REFERENCE_TARGET = "specvlm/reference-target"
 REFERENCE_DRAFT = "specvlm/reference-draft"
+SCENES_HEAD = "specvlm/scenes-head"
 MAX_NODES = 127
 WIDTH = 96  # characters of a line for people
 
@@ -49,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--draft",
         metavar="NAME",
-        default=REFERENCE_DRAFT,
-        help="its draft VLM or feature head, or lookup: draft from the text so far, without a model",
+        help="its draft VLM or feature head, or lookup: draft from the text so far, without a model (default: the one"
+        " that comes with the plugin for its own targets)",
     )
     result.add_argument("--nodes", metavar="N", type=_count(1, MAX_NODES), default=16, help="most nodes of a tree")
     result.add_argument("--max-tokens", metavar="N", type=_count(2, 1024), default=96, help="longest answer")
@@ -91,7 +92,12 @@ def sample(target: str) -> tuple[str, str]:
 
 
 def run_measurement(request: Request, verbose: bool) -> Measurement:
-    """Measure `request` in a fresh process. Raises RuntimeError, with the process's last words, if it fails."""
+    """Measure `request` in a fresh process.
+
+    Raises:
+        UserError: the draft does not fit the target.
+        RuntimeError: the process failed, with its last words.
+    """
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if not verbose:
         environment.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -109,7 +115,10 @@ def run_measurement(request: Request, verbose: bool) -> Measurement:
             )
         if done.returncode:
             raise RuntimeError(words.read_text(errors="replace")[-4000:] or f"exit status {done.returncode}")
-        return Measurement(**json.loads(answered.read_text()))
+        found = json.loads(answered.read_text())
+        if "problem" in found:
+            raise UserError(f"{found['problem'].rstrip('.')}: --draft takes a drafter of this target.")
+        return Measurement(**found)
 
 
 def result_of(request: Request, plain: Measurement, specvlm: Measurement) -> dict[str, Any]:
@@ -215,7 +224,8 @@ def main(argv: Sequence[str]) -> int:
 
     say("preparing the models (reference models are built once, then found again)")
     sample_picture, question = sample(options.target)
-    draft = {} if options.draft == "lookup" else {"model": resolve(options.draft)}
+    name = options.draft or (SCENES_HEAD if options.target.startswith("specvlm/scenes-") else REFERENCE_DRAFT)
+    draft = {} if name == "lookup" else {"model": resolve(name)}
     plain_request = Request(
         target=resolve(options.target),
         picture=picture or sample_picture,
@@ -227,10 +237,10 @@ def main(argv: Sequence[str]) -> int:
     speculative = {"method": "specvlm", "num_speculative_tokens": options.nodes} | draft
     request = dataclasses.replace(plain_request, speculative=speculative)
     try:
+        say("specvlm answers")  # first, as a draft may not fit
+        specvlm = run_measurement(request, options.verbose)
         say("plain vLLM answers")
         plain = run_measurement(plain_request, options.verbose)
-        say("specvlm answers")
-        specvlm = run_measurement(request, options.verbose)
     except RuntimeError as error:
         say(f"{error}\nspecvlm demo: the engine above failed; `./run doctor` (or `specvlm doctor`) may know why.")
         return 1

@@ -1,6 +1,7 @@
 """One engine, one picture, one question, several runs: what `specvlm demo` starts in a process of its own.
 
-Run as `python -m vllm_specvlm.cli.measurement REQUEST RESULT`: two JSON files, `Request` and `Measurement` below.
+Run as `python -m vllm_specvlm.cli.measurement REQUEST RESULT`: two JSON files, `Request` and `Measurement` below, or an
+object whose `problem` says why the draft does not fit the target.
 """
 
 from __future__ import annotations
@@ -123,8 +124,19 @@ def main(request_path: str, result_path: str) -> None:
     # The engine inside this process: it computes with all threads, and there is no other process to wait for.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     request = Request(**json.loads(Path(request_path).read_text()))
-    result = dataclasses.asdict(measure(request))
+    problem = _problem(request)
+    result = {"problem": problem} if problem else dataclasses.asdict(measure(request))
     Path(result_path).write_text(json.dumps(result))
+
+
+def _problem(request: Request) -> str | None:
+    """Why the draft does not fit, before the models are loaded."""
+    draft = (request.speculative or {}).get("model")
+    if draft is None:
+        return None
+    from vllm_specvlm.engine import compat_pair
+
+    return next(iter(compat_pair.check(request.target, draft)), None)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,6 @@ def resolve(name: str) -> str:
     from vllm_specvlm import zoo
 
     try:
-        folder = zoo.resolve(name)
+        return zoo.resolve(name)
     except zoo.ZooError as error:
         raise UserError(str(error)) from error
-    if folder == name:
-        raise UserError(f"There is no model {name}: the models are {', '.join(zoo.MODELS)}.")
-    return folder

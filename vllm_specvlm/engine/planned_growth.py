@@ -205,6 +205,8 @@ class PlannedGrowth:
 
         A request's grammar decides with the target; what came of its trees says nothing about other requests' drafts.
         """
+        outcomes: list[bool] = []
+        children: list[Floats] = []
         for request_id, (tree, accepted) in trees.items():
             sent = self._sent.pop(request_id, None)
             nodes = _found_again(tree, _NOTHING if sent is None else sent.tree)
@@ -218,7 +220,10 @@ class PlannedGrowth:
                 self._learn_share(share, sent, path)
             elif None not in nodes:
                 tried = [node for node in _tried(sent, path) if node in nodes]
-                self.acceptance.observe(sent.features[tried], [node in path for node in tried])
+                children.append(sent.features[tried])
+                outcomes += [node in path for node in tried]
+        if outcomes:
+            self.acceptance.observe(np.concatenate(children), outcomes)
 
     def _learn_share(self, share: GrammarShare, sent: _Sent, path: AbstractSet[int]) -> None:
         """Of a tree of which these nodes were accepted, whatever the grammar had left of it."""

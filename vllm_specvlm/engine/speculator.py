@@ -38,6 +38,7 @@ from vllm_specvlm.schedule.forced_planner import ForcedPlanner
 from vllm_specvlm.schedule.plan import Candidate, Mode
 from vllm_specvlm.schedule.planner import Planner
 from vllm_specvlm.schedule.profile import Profile
+from vllm_specvlm.schedule.reading import TimedPass
 from vllm_specvlm.schedule.trace import TracedRequest
 from vllm_specvlm.timeline.sight import BLIND, Sight
 from vllm_specvlm.tree.accept import Accepted
@@ -165,10 +166,18 @@ class Speculator:
         return Profile(self._key, self._costs, self._clock.overhead)
 
     def force(self, nodes: int | None) -> None:
-        """Draft trees of so many nodes for everyone, 0 for none, to see what they cost; None plans again."""
+        """Draft trees of so many nodes for everyone, 0 for none, to see what they cost; None plans again.
+
+        All passes meanwhile can be had from `timed`.
+        """
         clock = self._planners_clock()
+        clock.watched = None if nodes is None else clock.watched or []
         planner = Planner(self._costs) if nodes is None else ForcedPlanner(self._costs, nodes)
         self._planned = PlannedGrowth(planner, clock)
+
+    def timed(self) -> Sequence[TimedPass]:
+        """The passes since `force`."""
+        return self._planners_clock().watched or ()
 
     def record(self) -> None:
         """Draft for every position and verify nothing, to learn what drafts would have been worth (see `recorded`)."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vllm_specvlm.engine.peers import Peers
 from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.costs import Costs
+from vllm_specvlm.schedule.reading import TimedPass
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -43,11 +44,14 @@ class StepClock:
         self._ended: float | None = None
         self._scheduled = 0
         self._decoding = (0, 0)
+        self._context = 0.0
         self._steady = False
         self._seen: list[tuple[str, int, float]] = []
         self._passes = 0.0
         self.overhead = 1e-3
         """Seconds of drafting outside draft passes, per step with trees."""
+        self.watched: list[TimedPass] | None = None
+        """All passes from now on, if somebody puts a list here."""
 
     def observe_schedule(self, scheduled: SchedulerOutput) -> None:
         """A step begins."""
@@ -55,17 +59,22 @@ class StepClock:
         drafts = scheduled.scheduled_spec_decode_tokens
         starting = {request.req_id for request in scheduled.scheduled_new_reqs}
         starting |= scheduled.scheduled_cached_reqs.resumed_req_ids
-        decoding = [
-            tokens
+        decoding = {
+            request_id: tokens
             for request_id, tokens in scheduled.num_scheduled_tokens.items()
             if request_id not in starting and tokens == 1 + len(drafts.get(request_id, ()))
-        ]
-        self._decoding = len(decoding), sum(decoding)
+        }
+        self._decoding = len(decoding), sum(decoding.values())
+        going_on = scheduled.scheduled_cached_reqs
+        before = zip(going_on.req_ids, going_on.num_computed_tokens, strict=True)
+        self._context = sum(tokens for request_id, tokens in before if request_id in decoding) / max(len(decoding), 1)
         self._steady = len(decoding) == len(scheduled.num_scheduled_tokens)
 
     def begin_drafting(self) -> Elapsed:
         """Drafting begins: learn what was measured since the last time."""
         now = time.perf_counter()
+        # What is planned next is mostly for the same requests, some tokens on.
+        self._costs.attend(self._decoding[0], self._context)
         if self._began is not None and self._ended is not None:
             requests, rows = self._decoding
             if requests and self._scheduled == 1:
@@ -89,6 +98,8 @@ class StepClock:
             else:
                 curve: CostCurve = getattr(self._costs, kind)
                 curve.observe(rows, seconds)
+                if self.watched is not None:
+                    self.watched.append(TimedPass(kind, rows, self._decoding[0], self._context, seconds))
         return Elapsed(cycle, decoded)
 
     def passed(self, rows: int, started: float, *, first: bool) -> None:

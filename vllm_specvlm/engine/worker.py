@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from vllm.v1.worker.gpu_worker import Worker
@@ -51,6 +52,10 @@ class TreeWorker(Worker):
     def specvlm_force(self, nodes: int | None) -> None:
         """For calibration: trees of so many nodes in every step, 0 for none; None gives the planner back."""
         self.model_runner.drafter.force(nodes)
+
+    def specvlm_timed(self) -> list[dict[str, Any]]:
+        """The passes since `specvlm_force` (`schedule.reading.TimedPass`), as the first rank's clock has them."""
+        return [dataclasses.asdict(each) for each in self.model_runner.drafter.timed()]
 
     def specvlm_record(self) -> None:
         """For the simulator: from now on draft at every position, verify nothing, and note what was drafted."""

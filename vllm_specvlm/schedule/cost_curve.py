@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vllm_specvlm.schedule.reading import Reading
+
 Floats = npt.NDArray[np.float64]
 
 # fmt: off
@@ -29,6 +31,8 @@ _SLOWEST = 0.05
 """Weight of a new observation once there are many: a mean over some twenty passes."""
 _OUTLIER = 0.3
 """How far, as a logarithm, an observation may lie from what is expected: a busy moment is no new law."""
+_LEAST_SHARE = 0.1
+"""Of a pass, that is not attention."""
 _NO_OUTLIERS = 3
 """So many of them in a row are one."""
 
@@ -36,12 +40,17 @@ _NO_OUTLIERS = 3
 class CostCurve:
     """A prior shape, measured when the engine starts, times a correction learned per stretch of rows.
 
-    The correction also absorbs what the prior leaves out (attention over the traffic's contexts, the host's share), and
-    spreads to stretches that were never seen from the nearest ones that were.
+    The correction also absorbs what the prior leaves out (the host's share, attention over the traffic's contexts where
+    `reading` does not know it), and spreads to stretches that were never seen from the nearest ones that were.
     """
 
-    def __init__(self, prior: Mapping[int, float], graphs: Sequence[int] = ()) -> None:
-        """`prior`: seconds by rows, at least one entry; `graphs`: rows of captured graphs, to which passes are padded.
+    def __init__(self, prior: Mapping[int, float], graphs: Sequence[int] = (), reading: Reading | None = None) -> None:
+        """A curve that has seen nothing.
+
+        Args:
+            prior: seconds by rows, at least one entry.
+            graphs: rows of captured graphs, to which passes are padded.
+            reading: what the context adds (see `attend`); nothing if it is not known.
 
         Raises:
             ValueError: rows or seconds are not positive.
@@ -55,6 +64,8 @@ class CostCurve:
             raise ValueError(f"Graphs of {list(graphs)} rows are none; measure again.")
         self.graphs = tuple(sorted(graphs))
         """A pass of no more rows than the last one has costs what the next one of these costs."""
+        self.reading = reading or Reading()
+        self._shared = self._each = 0.0
         self._rows = np.array(sorted(prior), dtype=np.float64)
         # A pass over fewer rows is never dearer: what looks so met a busy moment.
         seconds = np.array([prior[row] for row in sorted(prior)], dtype=np.float64)
@@ -67,8 +78,14 @@ class CostCurve:
         self._at_knots = self._measured
         self._values: list[float] = self._at_knots.tolist()
 
+    def attend(self, requests: int, context: float) -> None:
+        """From now on passes are of so many requests, which have so many tokens before them in the mean."""
+        self._shared = self.reading.per_request * requests * context
+        self._each = self.reading.per_row * context
+
     def observe(self, rows: int, seconds: float) -> None:
         """A pass over `rows` rows took so long."""
+        seconds = max(seconds - self._shared - self._each * rows, _LEAST_SHARE * seconds)
         rows = self._padded(rows)
         knot = _nearest(rows)
         found = math.log(seconds / float(self._prior(np.array([rows], dtype=np.float64))[0]))
@@ -96,21 +113,23 @@ class CostCurve:
         """Expected seconds of a pass. (`over` in plain Python, which is quicker for one number.)"""
         if self._stale:
             self._refresh()
+        attention = self._shared + self._each * rows
         rows = self._padded(rows)
         if rows >= _KNOTS[-1]:
-            return self._values[-1] * rows / _KNOTS[-1]
+            return attention + self._values[-1] * rows / _KNOTS[-1]
         left = max(bisect.bisect_right(_KNOTS, rows) - 1, 0)
         share = (rows - _KNOTS[left]) / (_KNOTS[left + 1] - _KNOTS[left])
-        return self._values[left] + max(share, 0.0) * (self._values[left + 1] - self._values[left])
+        return attention + self._values[left] + max(share, 0.0) * (self._values[left + 1] - self._values[left])
 
     def over(self, rows: Floats) -> Floats:
         """Expected seconds, float64 [n] for float64 [n]."""
         if self._stale:
             self._refresh()
+        attention = self._shared + self._each * rows
         if self.graphs:
             graphs = np.array(self.graphs, dtype=np.float64)
             rows = np.maximum(rows, graphs[np.minimum(np.searchsorted(graphs, rows), len(graphs) - 1)])
-        return _line(rows, KNOTS, self._at_knots)
+        return attention + _line(rows, KNOTS, self._at_knots)
 
     def _padded(self, rows: int) -> int:
         if not self.graphs or rows > self.graphs[-1]:
@@ -124,13 +143,14 @@ class CostCurve:
         self._stale = False
 
     def as_dict(self) -> dict[str, Any]:
-        """The curve at the knots and how often each was observed, for a profile file."""
+        """The curve at the knots, without context, and how often each was observed, for a profile file."""
         self._refresh()
         return {
             "rows": [int(knot) for knot in KNOTS],
             "seconds": [float(f"{s:.6g}") for s in self._values],
             "observed": self._count.tolist(),
             "graphs": list(self.graphs),
+            **self.reading.as_dict(),
         }
 
     @classmethod
@@ -143,7 +163,7 @@ class CostCurve:
             raise ValueError("A saved cost curve needs 'rows' and 'seconds' of one length; calibrate again.")
         try:
             prior = {int(row): float(second) for row, second in zip(rows, seconds, strict=True)}
-            curve = cls(prior, [int(size) for size in graphs])
+            curve = cls(prior, [int(size) for size in graphs], Reading.from_dict(saved))
             observed = [int(count) for count in saved.get("observed", ())]
         except (OverflowError, TypeError) as error:
             raise ValueError("A saved cost curve holds something that is no number; calibrate again.") from error

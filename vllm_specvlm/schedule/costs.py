@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vllm_specvlm.schedule.cost_curve import CostCurve
+from vllm_specvlm.schedule.reading import Reading, TimedPass
+
+CURVES = ("plain", "tree", "draft", "feed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,3 +23,28 @@ class Costs:
     """A draft pass over a level of nodes, by rows."""
     feed: CostCurve
     """A draft's first pass, by rows: the roots' and those that were missing, pictures included."""
+
+    def attend(self, requests: int, context: float) -> None:
+        """From now on passes are of so many requests, which have so many tokens before them in the mean.
+
+        Not of `feed`, whose rows are mostly prompts, each with another context.
+        """
+        for curve in (self.plain, self.tree, self.draft):
+            curve.attend(requests, context)
+
+    def copy(self) -> Costs:
+        """Curves of their own, as sure as these are."""
+        return Costs(**{name: CostCurve.from_dict(getattr(self, name).as_dict()) for name in CURVES})
+
+    def fitted(self, passes: Sequence[TimedPass]) -> Costs:
+        """Curves that begin as these and have seen nothing but `passes`, which also say what context adds."""
+        curves = {}
+        for name in CURVES:
+            reading = Reading.fit(each for each in passes if each.kind == name) if name != "feed" else Reading()
+            begun = {**getattr(self, name).as_dict(), "observed": [], **reading.as_dict()}
+            curves[name] = CostCurve.from_dict(begun)
+        for each in passes:
+            curve = curves[each.kind]
+            curve.attend(each.requests, each.context)
+            curve.observe(each.rows, each.seconds)
+        return Costs(**curves)

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from vllm_specvlm.schedule.cost_curve import CostCurve
-from vllm_specvlm.schedule.costs import Costs
+from vllm_specvlm.schedule.costs import CURVES, Costs
 
 _FORMAT = 1
-_CURVES = ("plain", "tree", "draft", "feed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ class Profile:
             "format": _FORMAT,
             "key": dataclasses.asdict(self.key),
             "overhead": float(f"{self.overhead:.6g}"),
-            "curves": {name: getattr(self.costs, name).as_dict() for name in _CURVES},
+            "curves": {name: getattr(self.costs, name).as_dict() for name in CURVES},
         }
 
     @classmethod
@@ -89,7 +88,7 @@ class Profile:
         if not isinstance(overhead, int | float) or isinstance(overhead, bool) or not 0 <= overhead < 1e6:
             raise ValueError(f"its overhead is {overhead!r}, which is no time in seconds")
         found = {}
-        for name in _CURVES:
+        for name in CURVES:
             try:
                 found[name] = CostCurve.from_dict(_finite(curves[name]))
             except (KeyError, OverflowError, TypeError, ValueError) as error:

@@ -6,7 +6,7 @@ around them: which requests run together, what each step and draft pass costs, a
 * a prompt is computed in one step, whatever its length, and adds to a step what it costs alone less a step of one row;
 * the cache has room for everybody, and nothing is preempted or shared;
 * nothing is drafted beyond the recorded trees, and at positions without one the nearest before stands in;
-* a pass costs what its rows cost, whatever the context, each time the same.
+* a pass costs what its rows and their context cost, each time the same.
 """
 
 from __future__ import annotations
@@ -98,6 +98,10 @@ class _Policy(Protocol):
         """
         ...
 
+    def attend(self, requests: int, context: float) -> None:
+        """What comes is of so many requests with so many tokens before them in the mean."""
+        ...
+
     def observe_step(self, requests: int, rows: int, seconds: float) -> None:
         """A step without prompts took so long."""
         ...
@@ -138,6 +142,8 @@ class _Steady:
             live.recorded, live.chosen, live.backlog = trees[i], grown[i].tree.tokens, 0
         return seconds
 
+    def attend(self, requests: int, context: float) -> None: ...
+
     def observe_step(self, requests: int, rows: int, seconds: float) -> None: ...
 
     def observe_accepted(self, batch: Sequence[_Live]) -> None: ...
@@ -150,9 +156,8 @@ class _Planned:
 
     def __init__(self, costs: Costs, overhead: float, shape: TreeShape) -> None:
         self._truth, self._overhead, self._shape = costs, overhead, shape
-        curves = (costs.plain, costs.tree, costs.draft, costs.feed)
         # What the planner knows, it learns from the clock, as in the engine; it starts from the same profile.
-        self._known = Costs(*(CostCurve.from_dict(curve.as_dict()) for curve in curves))
+        self._known = costs.copy()
         self._planner = Planner(self._known)
         self._planner.overhead = overhead
         self._acceptance = AcceptanceModel()
@@ -161,6 +166,9 @@ class _Planned:
         self._levels: list[Floats] = []
         self._drafted, self._requests = 0.0, 0
         self.plans = dict.fromkeys([mode.value for mode in Mode], 0)
+
+    def attend(self, requests: int, context: float) -> None:
+        self._known.attend(requests, context)
 
     def observe_step(self, requests: int, rows: int, seconds: float) -> None:
         (self._known.plain if rows == requests else self._known.tree).observe(rows, seconds)
@@ -278,6 +286,7 @@ def simulate(
     """
     if not trace or concurrency < 1:
         raise ValueError(f"{len(trace)} requests at a concurrency of {concurrency}; give one or more of both.")
+    costs = costs.copy()
     chosen = _policy(policy, costs, overhead, shape or TreeShape(nodes=32, depth=6, width=4, top_k=4))
     if warm:
         _replay(trace, costs, chosen, concurrency)
@@ -299,7 +308,11 @@ def _replay(trace: Sequence[TracedRequest], costs: Costs, chosen: _Policy, concu
             started.append(_Live(request, request.prompt))
         with_trees = [live for live in running if live.chosen]
         rows = len(running) + sum(len(live.chosen) for live in with_trees)
-        seconds = _step(costs, len(running), rows) + sum(_prompt(costs, live.request) for live in started)
+        prompts = sum(_prompt(costs, live.request) for live in started)
+        context = sum(live.request.prompt + live.done for live in running) / max(len(running), 1)
+        costs.attend(len(running), context)
+        chosen.attend(len(running), context)
+        seconds = _step(costs, len(running), rows) + prompts
         now += seconds
         steps += 1
         steady = bool(running) and not started
@@ -338,5 +351,6 @@ def _step(costs: Costs, requests: int, rows: int) -> float:
 
 def _prompt(costs: Costs, request: TracedRequest) -> float:
     """What a prompt adds to a step of one row."""
+    costs.attend(1, request.prompt / 2)
     alone = request.prompt_seconds if request.prompt_seconds is not None else costs.tree.at(request.prompt)
     return max(alone - costs.plain.at(1), 0.0)

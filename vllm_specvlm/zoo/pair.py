@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_specvlm.zoo import parts
+from vllm_specvlm.zoo.errors import ZooError
 
 NAMES = {"specvlm/reference-target": "target", "specvlm/reference-draft": "draft"}
 HEADS = {f"specvlm/{name}": name for name in ("reference-head", "scenes-head")}  # feature heads ship whole
@@ -85,7 +86,11 @@ def _build(home: Path, folder: Path) -> None:
 
 
 def resolve(name_or_path: str) -> str:
-    """The folder of one of MODELS, built on demand; any other name unchanged."""
+    """The folder of one of MODELS, built on demand; any other name unchanged.
+
+    Raises:
+        ZooError: the name begins with `specvlm/` and is none of them, or the model cannot be built.
+    """
     if name_or_path in HEADS:
         return str(Path(__file__).parent / "heads" / HEADS[name_or_path])
     if name_or_path in SCENES:
@@ -94,5 +99,7 @@ def resolve(name_or_path: str) -> str:
         return str(scenes_target(name_or_path.removeprefix("specvlm/"), default_home()))
     which = NAMES.get(name_or_path)
     if which is None:
+        if name_or_path.startswith("specvlm/"):
+            raise ZooError(f"There is no model {name_or_path}: the models are {', '.join(MODELS)}.")
         return name_or_path
     return str(getattr(reference_pair(), which))

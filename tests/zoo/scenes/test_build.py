@@ -109,7 +109,8 @@ def test_resolve_knows_both_settings_and_no_other(tmp_path: Path, monkeypatch: p
         folder = tmp_path / "scenes" / parts.fingerprint() / name
         folder.mkdir(parents=True)
         assert zoo.resolve(f"specvlm/{name}") == str(folder)
-    assert zoo.resolve("specvlm/scenes-target-9") == "specvlm/scenes-target-9"
+    with pytest.raises(zoo.ZooError, match="There is no model specvlm/scenes-target-9: the models are"):
+        zoo.resolve("specvlm/scenes-target-9")
     with pytest.raises(zoo.ZooError, match="no reference model specvlm/scenes-target-9"):
         scenes_target("scenes-target-9", tmp_path)
 
