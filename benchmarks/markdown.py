@@ -87,18 +87,50 @@ def drafters(report: dict[str, Any]) -> str:
 
 
 def by_task(report: dict[str, Any]) -> str:
-    """A row per drafter, a column per task: tokens a check and TPOT against plain vLLM, drafters seeing the picture."""
+    """A row per drafter, a column per task: tokens a check and TPOT against plain vLLM, drafters seeing the picture.
+
+    Of the mean of all tasks also whole answers, in brackets.
+    """
     rows = [row for row in report["rows"] if row["picture"] == "right"]
     tasks = [task for task in dict.fromkeys(row["task"] for row in rows) if task != "all"]
     lines = ["| drafter | " + " | ".join(tasks) + " | mean of tasks |", "|---|" + "---|" * (len(tasks) + 1)]
     for drafter in dict.fromkeys(row["drafter"] for row in rows):
         mine = {row["task"]: row for row in rows if row["drafter"] == drafter}
         cells = [f"{mine[task]['acceptance_length']:.2f}, {mine[task]['tpot_speedup']:.2f}x" for task in tasks]
-        accepted, speed = (
-            statistics.mean(mine[task][name] for task in tasks) for name in ("acceptance_length", "tpot_speedup")
+        accepted, speed, whole = (
+            statistics.mean(mine[task][name] for task in tasks)
+            for name in ("acceptance_length", "tpot_speedup", "e2e_speedup")
         )
-        lines.append(f"| {drafter} | " + " | ".join(cells) + f" | {accepted:.2f}, {speed:.2f}x |")
+        lines.append(f"| {drafter} | " + " | ".join(cells) + f" | {accepted:.2f}, {speed:.2f}x ({whole:.2f}x) |")
     return "\n".join(lines)
+
+
+def stops(report: dict[str, Any]) -> str:
+    """A row per drafter: where the time of its answers goes, in that of plain vLLM, and what target would turn it.
+
+    With every pass of the target s times as long and our Python as it is, answers take s target + Python, and the
+    draft's passes s times as long as here (its layers are larger) or as long as here (there are more of them).
+    """
+    lines = [
+        "| drafter | tokens a check | a level | target's passes | draft's passes | Python | together "
+        "| 1.2x with layers so many times as large | with so many times the layers |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, spent in report["profiles"].items():
+        draft, python, together = (spent[part] / spent["plain_s"] for part in ("passes_s", "python_s", "own_s"))
+        target = together - draft - python
+        larger, more = _turning(target + draft, python), _turning(target, draft + python)
+        lines.append(
+            f"| {name} | {spent['acceptance_length']:.2f} | {spent['level_ms']:.2f} ms | {target:.0%} | {draft:.0%} "
+            f"| {python:.0%} | {together:.0%} | {larger} | {more} |"
+        )
+    return "\n".join(lines)
+
+
+def _turning(grows: float, stays: float) -> str:
+    """For which s it is true that s grows + stays is s / 1.2, shares of plain vLLM's time."""
+    left = 1 / 1.2 - grows
+    return f"{stays / left:.2f}" if left > 0 else "none"
 
 
 def compressors(report: dict[str, Any]) -> str:
@@ -305,6 +337,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "drafters": _placed(drafters, "drafters-float32"),
     "load": _placed(load, "load-float32"),
     "scenes": _placed(by_task, "scenes-float32"),
+    "again": _placed(by_task, "scenes-again-float32"),
+    "stops": _placed(stops, "exits-float32"),
     "sights": _placed(drafters, "scenes-sights-float32"),
     "traffic": _placed(traffic, "traffic-float32"),
     "compressors": _placed(compressors, "compressors-float32"),

@@ -19,6 +19,7 @@ from vllm_specvlm.engine.eligibility import Eligibility
 from vllm_specvlm.engine.feature_drafter import FeatureDrafter
 from vllm_specvlm.engine.log import logger_for
 from vllm_specvlm.engine.metrics import Metrics
+from vllm_specvlm.engine.mixed_drafter import MixedDrafter
 from vllm_specvlm.engine.model_drafter import ModelDrafter
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
 from vllm_specvlm.engine.peers import PeerFailedError, Peers
@@ -108,10 +109,17 @@ class Speculator:
         self._bounds = TreeBounds.of(memory, self.shape.nodes, self._model, requests)
         return self._bounds.nodes
 
+    def allocate_trees(self) -> None:
+        """See `ModelDrafter.allocate_trees`."""
+        if self._model is not None:
+            self._model.allocate_trees()
+
     def profile_run(self, pictures: Mapping[str, Any] | None) -> None:
         """For vLLM's measuring of memory: see `ModelDrafter.profile_run`."""
         if self._model is not None:
-            self._model.profile_run(pictures)
+            with self._switching_off():
+                self._model.profile_run(pictures)
+                self._peers.agree()
 
     @property
     def kept_bytes(self) -> int:
@@ -125,6 +133,11 @@ class Speculator:
                 self._model.capture(descriptor)
                 self._peers.agree()
 
+    def forget_graphs(self) -> None:
+        """vLLM captured some only to see what they take, and has thrown them away."""
+        if self._model is not None:
+            self._model.graphs.forget()
+
     def cache_allocated(self) -> None:
         """vLLM's KV cache exists."""
         if self._model is not None:
@@ -133,7 +146,9 @@ class Speculator:
     def warm_up(self) -> None:
         """Compile the draft before the first request pays for it."""
         if self._model is not None:
-            self._model.warm_up()
+            with self._switching_off():
+                self._model.warm_up()
+                self._peers.agree()
 
     def start_planning(self, target: Callable[[int], object], most_rows: int) -> None:
         """Measure what passes cost, and plan from now on; `target` is a pass of the target over so many rows."""
@@ -333,6 +348,7 @@ class Speculator:
         """Trees of the options' own size."""
         for growable in batch:
             self._tell(drafter, growable.request_id)
+        drafter = _grower(drafter, batch)
         drafter.open([growable.request_id for growable in batch])
         budgets, depths = [growable.nodes for growable in batch], [growable.depth for growable in batch]
         device = self._device_proposer(drafter)
@@ -345,7 +361,7 @@ class Speculator:
     def _device_proposer(self, drafter: Drafter) -> DeviceProposer | None:
         """The drafter, if its trees can grow with nobody waiting for its device.
 
-        Not while lookup's continuations are merged into its trees or a trace is recorded: both want to see every level.
+        Not while lookup looks at its trees or a trace is recorded: both want to see every level.
         """
         model = self._model
         return model if model is drafter and model.grows_on_device and can_grow(self.shape) else None
@@ -381,6 +397,7 @@ class Speculator:
         chosen = [able[i][0] for i in plan.chosen]
         for growable in chosen:
             self._tell(drafter, growable.request_id)
+        drafter = _grower(drafter, chosen)
         return planned.grow(drafter, chosen, self.shape, self._device_proposer(drafter))
 
     def _candidate(self, planned: PlannedGrowth, growable: Growable, backlog: int) -> Candidate:
@@ -437,3 +454,8 @@ def _with_room(batch: Sequence[Growable], codes: Mapping[str, list[int]]) -> dic
             drafted = codes.get(growable.request_id, [])
             found[growable.request_id] = [*drafted, *[-1] * min(growable.nodes - len(drafted), growable.depth)]
     return found
+
+
+def _grower(drafter: Drafter, batch: Sequence[Growable]) -> Drafter:
+    """Who grows the batch's trees: the drafter, or the one inside it while lookup has no part in them."""
+    return drafter.grower([each.request_id for each in batch]) if isinstance(drafter, MixedDrafter) else drafter
