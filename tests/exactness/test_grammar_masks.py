@@ -195,3 +195,27 @@ def test_room_for_what_is_dictated(backend: str) -> None:
     assert code.decode(manager.validate_tokens(asked, [*code.encode(right), *[-1] * 10])) == whole.prefix(10)
     free = request_for(manager, "open regex", backend)
     assert manager.validate_tokens(free, [-1] * 12) == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_how_the_target_spells_what_is_dictated_is_learned(backend: str) -> None:
+    """The longest token at first, then the one that came in its place; where only one can come, nothing is learned."""
+    manager = manager_of(backend)
+    dictated = DictatedText(manager.tokenizer, manager.backend.allocate_token_bitmask(1))
+    grammar = request_for(manager, "choice", backend).structured_output_request.grammar
+    for token in manager.tokenizer.encode("the", add_special_tokens=False):
+        assert grammar.accept_tokens("", [token])
+    rest, text = dictated.after(grammar, 30), " tale of the red tree"
+    assert manager.tokenizer.decode(rest, skip_special_tokens=True) == text
+    (blank,) = manager.tokenizer.encode(" ", add_special_tokens=False)
+    letters = [blank, *(manager.tokenizer.convert_tokens_to_ids(letter) for letter in "tale")]
+    assert rest[: len(letters)] != letters, "in longer tokens"
+    for token in letters:
+        dictated.learn(grammar, token)
+        assert dictated.after(grammar, 1) == [token]
+        assert grammar.accept_tokens("", [token])
+    grammar.rollback(len(letters))
+    again = dictated.after(grammar, 30)
+    assert again[: len(letters)] == letters and manager.tokenizer.decode(again, skip_special_tokens=True) == text
+    dictated.learn(grammar, rest[0])
+    assert dictated.after(grammar, 30)[0] == rest[0], "the last time counts"

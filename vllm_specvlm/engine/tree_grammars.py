@@ -121,13 +121,12 @@ class TreeGrammars(StructuredOutputManager):
 
     def _dictated(self, text: _Text, most: int) -> list[int]:
         """At most so many tokens that have to follow a text, with the grammar in its state there."""
-        grammar = text.structured_output_request.grammar
-        if most < 1 or grammar.is_terminated() or self._get_constraint_bounds(text, ()).constraint_start:
+        if most < 1 or not self._constrained(text):
             return []
         if self._dictated_text is None:
             assert self.backend is not None
             self._dictated_text = DictatedText(self.tokenizer, self.backend.allocate_token_bitmask(1))
-        return self._dictated_text.after(grammar, most)
+        return self._dictated_text.after(text.structured_output_request.grammar, most)
 
     def grammar_bitmask(
         self,
@@ -164,14 +163,22 @@ class TreeGrammars(StructuredOutputManager):
 
         Where reasoning ends, and so where the grammar begins, some parsers see otherwise in several tokens at once.
         """
-        if len(new_token_ids) < 2 or not request.use_structured_output:
+        if not request.use_structured_output:
             return super().accept_tokens(request, new_token_ids)
         text = list(request.all_token_ids)
         for left in reversed(range(len(new_token_ids))):
             upto = len(text) - left
-            if not super().accept_tokens(_Text.of(request, text[:upto]), [text[upto - 1]]):
+            before, token = _Text.of(request, text[: upto - 1]), text[upto - 1]
+            if self._dictated_text is not None and self._constrained(before):
+                self._dictated_text.learn(before.structured_output_request.grammar, token)
+            if not super().accept_tokens(_Text.of(request, text[:upto]), [token]):
                 return False
         return True
+
+    def _constrained(self, text: _Text) -> bool:
+        """Whether the grammar, in its state behind a text, says what may follow; not in thoughts, nor at its end."""
+        ended = text.structured_output_request.grammar.is_terminated()
+        return not ended and self._get_constraint_bounds(text, ()).constraint_start == 0
 
     def _visit(self, request: Request, tree: TokenTree) -> Iterator[tuple[int, _Text]]:
         """Every row that can be reached, depth first, with the grammar in its state as long as the row is the last one.
