@@ -64,7 +64,7 @@ def test_a_server_records(tmp_path: Path) -> None:
         body = {"model": NAME, "messages": [{"role": "user", "content": "hello there"}], "max_tokens": 24}
         asyncio.run(streamed(server, body))
         assert len(wait_for(log, len(bodies) + 1)) == len(bodies) + 1
-        asyncio.run(streamed(server, {**body, "max_tokens": 440, "ignore_eos": True}, pieces=2))
+        asyncio.run(streamed(server, {**body, "max_tokens": 440}, pieces=2))
         time.sleep(1)
         assert len(log.names()) == len(bodies) + 1, "an answer that broke off was recorded"
 
