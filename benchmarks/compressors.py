@@ -65,9 +65,14 @@ COMPRESSORS = {
     "global-2": '{ kind = "global", queries = 2 }',
     "select": '{ kind = "select", branches = [{ kind = "pool", ratio = 9 }, { kind = "prune", ratio = 20 }, '
     '{ kind = "resampler", queries = 2 }, { kind = "text" }] }',
+    "weight-9": '{ kind = "weight", ratio = 9, branches = [{ kind = "prune", ratio = 9 }, '
+    '{ kind = "pool", ratio = 9 }] }',
+    "concat-16": '{ kind = "concat", branches = [{ kind = "pool", ratio = 18 }, { kind = "prune", ratio = 24 }, '
+    '{ kind = "resampler", queries = 2 }] }',
     "text": '{ kind = "text" }',
 }
-"""By name: 14 queries are a tenth of 144 tokens; `global` is ViSpec's, one token and a vector; `text` sees nothing."""
+"""By name: 14 queries are a tenth of 144 tokens; `global` is ViSpec's, one token and a vector; `concat-16` joins 8
+pooled tokens, 6 kept ones and 2 queries; `text` sees nothing."""
 
 
 def train(name: str, arguments: argparse.Namespace) -> Path:

@@ -47,18 +47,13 @@ def drafting(draft: str) -> dict[str, Any]:
     """The options that make a draft of this name."""
     if draft == "lookup":
         return {}
-    model = draft.removesuffix("+lookup")
-    found = {"model": model, "with_lookup": True} if model != draft else {"model": model}
-    return {**found, "text_only_draft": True} if _is_blind(model) else found
-
-
-def _is_blind(draft: str) -> bool:
-    """A head that does not look has to be wanted."""
     from vllm_specvlm import zoo
     from vllm_specvlm.draft import head_config
 
-    folder = zoo.resolve(draft)
-    return head_config.is_head(folder) and head_config.read_config(folder)[0].compressor.kind == "text"
+    model = draft.removesuffix("+lookup")
+    found = {"model": model, "with_lookup": True} if model != draft else {"model": model}
+    # A head that does not look has to be wanted.
+    return {**found, "text_only_draft": True} if head_config.is_blind(zoo.resolve(model)) else found
 
 
 def compressor(draft: str, visual: int) -> dict[str, Any]:

@@ -218,6 +218,37 @@ def simulator(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def features(report: dict[str, Any]) -> str:
+    """A row per feature: what its request gains alone, and what it leaves to those beside it, each with the rounds."""
+    alone = {row["feature"]: row for row in report["rows"] if row["what"] == "alone"}
+    others = {row["feature"]: row for row in report["rows"] if row["what"] != "alone"}
+    beside = next(iter(others.values()))["what"]
+
+    def among(ratios: list[float]) -> str:
+        return f"{min(ratios):.2f} to {max(ratios):.2f}"
+
+    lines = [
+        "| one request's feature | alone: TPOT (rounds) | accepted | identical |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {row['speedup']:.2f}x ({among(row['speedups'])}) | {row['acceptance_length']:.2f} "
+            f"| {row['identical']} of {row['answers']} |"
+            for name, row in alone.items()
+        ),
+        "",
+        f"| one request's feature | {beside}: what these keep of their tokens a second (rounds) | in plain vLLM "
+        "| these against plain vLLM |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {row['others_ratio']:.1%} ({among(row['others_ratios'])}) | {row['plain_others_ratio']:.1%} "
+            f"({among(row['plain_others_ratios'])}) | {row['others_speedup']:.2f}x |"
+            for name, row in others.items()
+            if name != "none"
+        ),
+    ]
+    return "\n".join(lines)
+
+
 FAMILIES = {
     "llava": "LLaVA-1.5",
     "llava_next": "LLaVA-NeXT (any resolution)",
@@ -313,6 +344,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "compressors": _placed(compressors, "compressors-float32"),
     "compressors_576": _placed(compressors, "compressors-576-float32"),
     "server": _placed(server, "server-float32"),
+    "features": _placed(features, "features"),
     "soak": lambda: soak(_read("soak-float32")),
     "server_scenes": _placed(server, "server-scenes-float32"),
     "simulator": _placed(simulator, "simulator"),

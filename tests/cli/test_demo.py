@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 from tests.tiny.checkpoints import build
+from tests.tiny.heads import build_head
 from vllm_specvlm import zoo
-from vllm_specvlm.cli import demo
+from vllm_specvlm.cli import demo, measurement
 from vllm_specvlm.cli.console import UserError
 from vllm_specvlm.cli.measurement import Measurement, Request
+from vllm_specvlm.compress.compressor import CompressorConfig
 
 PLAIN = Measurement(
     text="A red circle.",
@@ -115,6 +117,23 @@ def test_a_draft_that_does_not_fit_is_one_sentence_before_anything_is_measured()
     with pytest.raises(UserError, match="--draft takes a drafter of this target") as found:
         demo.run_measurement(request, verbose=False)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(("kind", "more"), [("pool", {}), ("text", {"text_only_draft": True})])
+def test_a_head_that_does_not_look_is_wanted_where_it_is_named(
+    engines: SimpleNamespace, kind: str, more: dict[str, Any]
+) -> None:
+    head = build_head("llava", CompressorConfig(kind))
+    demo.main(["--draft", str(head), "--json"])
+    expected = {"method": "specvlm", "num_speculative_tokens": 16, "model": str(head)} | more
+    assert engines.asked[0].speculative == expected
+
+
+def test_a_head_that_does_not_look_fits_where_that_is_wanted() -> None:
+    speculative = {"method": "specvlm", "model": str(build_head("llava", CompressorConfig("text")))}
+    request = Request(str(build("llava")), "no.png", "Why?", "float32", 4, 1, speculative)
+    assert "text_only_draft" in str(measurement._problem(request))
+    assert measurement._problem(replace(request, speculative={**speculative, "text_only_draft": True})) is None
 
 
 def test_the_report_shows_both_answers_only_if_they_differ(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from tests.tiny.checkpoints import build
 from vllm_specvlm.cli import main as cli
+from vllm_specvlm.train import checkpoints
 
 RECIPE = """
 target = "{target}"
@@ -83,6 +85,19 @@ def test_mistakes(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(told) == 1 and said in told[0]
 
 
+@pytest.mark.slow
+def test_torchrun_starts_one_run_in_several_processes(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "vllm_specvlm.cli", "train", str(recipe), "--out", str(out)]
+    threads = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=threads, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((out / "step-000004" / "provenance.json").read_text())["processes"] == 2
+    assert done.stderr.count("the drafter is in") == 1  # one of them speaks
+    assert len((out / "curve.csv").read_text().splitlines()) == 5  # and one writes
+
+
 def test_nowhere_to_go(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", str(recipe)]) == 2
     assert "Neither --out nor 'out'" in capsys.readouterr().err
@@ -106,3 +121,28 @@ def test_ctrl_c_leaves_whole_checkpoints_only(recipe: Path, tmp_path: Path) -> N
     assert run.returncode == 130 and found
     assert "stopped; the last good one is step-" in told and "Traceback" not in told
     assert not list(out.glob(".*"))
+
+
+def test_ctrl_c_in_the_middle_of_a_save(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = checkpoints.write_state
+
+    def stopped_half_way(path: Path, state: Any) -> None:
+        write(path, state)
+        if "000004" in str(path):
+            path.write_bytes(path.read_bytes()[:100])
+            signal.raise_signal(signal.SIGINT)
+
+    out = tmp_path / "out"
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoints, "write_state", stopped_half_way)
+            assert cli.main(["train", str(recipe), "--out", str(out)]) == 130
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert "stopped; the last good one is step-000002" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir() if "step" in path.name] == ["step-000002"]
+    assert cli.main(["train", str(recipe), "--out", str(out), "--resume"]) == 0
+    assert (out / "step-000004" / "model.safetensors").is_file()

@@ -49,6 +49,19 @@ def test_training_draws_from_the_softmax_at_every_temperature(tau: float) -> Non
         assert abs(shares[branch] / draws - probability) < 4.5 * deviation
 
 
+def test_exploring_draws_all_branches_alike_and_leaves_the_gate_alone() -> None:
+    module = selection(DEAR, CHEAP, CompressorConfig("prune", ratio=4)).train()
+    module.gate.out.bias.data = torch.tensor([6.0, 0.0, 1.0])
+    tokens, draws = torch.randn(16, HIDDEN), 2000
+    assert Counter(module(tokens, NOTHING).choice for _ in range(draws))[0] > 0.9 * draws
+    module.explore = True
+    results = [module(tokens, NOTHING) for _ in range(draws)]
+    shares = Counter(result.choice for result in results)
+    assert all(abs(shares[branch] / draws - 1 / 3) < 4.5 * (2 / 9 / draws) ** 0.5 for branch in range(3))
+    assert not any(r.cost.requires_grad or r.log_probability.requires_grad or r.tokens.requires_grad for r in results)
+    assert module.eval()(tokens, NOTHING).choice == 0  # serving never explores
+
+
 def test_the_factor_is_one_and_its_gradient_is_the_shares() -> None:
     logits = torch.tensor([0.3, 1.1, -0.4], requires_grad=True)
     noise = torch.tensor([1.0, -0.2, 0.1])

@@ -139,3 +139,32 @@ def test_every_step_reaches_every_parameter() -> None:
     silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert set(silent) <= {"lm_head.weight", "norm_output.weight"}
     assert outputs[0].shape[-1] == HIDDEN
+
+
+class Described:
+    """`xformers.ops` as its documentation has it, for where there is no CUDA: [batch, length, heads, channels]."""
+
+    class LowerTriangularMask:
+        pass
+
+    @staticmethod
+    def memory_efficient_attention(
+        queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, attn_bias: object
+    ) -> torch.Tensor:
+        assert isinstance(attn_bias, Described.LowerTriangularMask)
+        assert queries.shape == keys.shape == values.shape and queries.dtype == keys.dtype == values.dtype
+        scores = torch.einsum("bqhd,bkhd->bhqk", queries, keys) * queries.shape[-1] ** -0.5
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        return torch.einsum("bhqk,bkhd->bqhd", scores.masked_fill(later, float("-inf")).softmax(-1), values)
+
+
+@torch.no_grad()
+def test_xformers_is_asked_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layout, its mask and a key for every query head. That it runs on CUDA, this cannot show."""
+    _, _, wanted = outputs_of("pool", num_key_value_heads=2)
+    monkeypatch.setattr(module, "xops", Described)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    _, seen, found = outputs_of("pool", num_key_value_heads=2)
+    present = seen.slots.depths >= 0
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine[present], theirs[present], atol=2e-5, rtol=2e-5)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_specvlm.cli.console import UserError, bold, say
 from vllm_specvlm.cli.model_names import resolve
+from vllm_specvlm.cli.precision import DTYPE_HELP, default_dtype
 from vllm_specvlm.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
         help="in the place of one draft: checkpoints of `specvlm train`, such as exits behind one, two and three"
         " layers. Prints what each is expected to give with one request at a time; writes nothing",
     )
-    result.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="float32")
+    result.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default=default_dtype(), help=DTYPE_HELP
+    )
     result.add_argument(
         "--compiled", action="store_true", help="compile the models, as a server does unless told not to"
     )

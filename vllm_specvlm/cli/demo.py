@@ -20,6 +20,7 @@ from typing import Any
 from vllm_specvlm.cli.console import UserError, bold, say
 from vllm_specvlm.cli.measurement import Measurement, Request
 from vllm_specvlm.cli.model_names import resolve
+from vllm_specvlm.cli.precision import DTYPE_HELP, default_dtype
 
 REFERENCE_TARGET = "specvlm/reference-target"
 REFERENCE_DRAFT = "specvlm/reference-draft"
@@ -45,13 +46,13 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--image", metavar="FILE", help="the picture (default: one that comes with the plugin)")
     result.add_argument("--prompt", metavar="TEXT", help="the question (default: one that fits that picture)")
-    result.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    result.add_argument("--dtype", choices=("float32", "bfloat16"), default=default_dtype(), help=DTYPE_HELP)
     result.add_argument("--target", metavar="NAME", default=REFERENCE_TARGET, help="the model that answers")
     result.add_argument(
         "--draft",
         metavar="NAME",
-        help="its draft VLM or feature head, or lookup: draft from the text so far, without a model (default: the one"
-        " that comes with the plugin for its own targets)",
+        help="its draft VLM, feature head or early exit, or lookup: draft from the text so far, without a model"
+        " (default: the one that comes with the plugin for its own targets)",
     )
     result.add_argument("--nodes", metavar="N", type=_count(1, MAX_NODES), default=16, help="most nodes of a tree")
     result.add_argument("--max-tokens", metavar="N", type=_count(2, 1024), default=96, help="longest answer")
@@ -89,6 +90,16 @@ def sample(target: str) -> tuple[str, str]:
 
     longest = max(test_questions("describe"), key=lambda question: len(question.turns[0].answer))
     return str(longest.path), longest.turns[0].question
+
+
+def drafting(name: str) -> dict[str, Any]:
+    """The options that make a draft of this name; one that does not look is wanted, since it was named."""
+    from vllm_specvlm.draft import head_config
+
+    if name == "lookup":
+        return {}
+    folder = resolve(name)
+    return {"model": folder, "text_only_draft": True} if head_config.is_blind(folder) else {"model": folder}
 
 
 def run_measurement(request: Request, verbose: bool) -> Measurement:
@@ -225,7 +236,7 @@ def main(argv: Sequence[str]) -> int:
     say("preparing the models (reference models are built once, then found again)")
     sample_picture, question = sample(options.target)
     name = options.draft or (SCENES_HEAD if options.target.startswith("specvlm/scenes-") else REFERENCE_DRAFT)
-    draft = {} if name == "lookup" else {"model": resolve(name)}
+    draft = drafting(name)
     plain_request = Request(
         target=resolve(options.target),
         picture=picture or sample_picture,

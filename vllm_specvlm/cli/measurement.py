@@ -136,7 +136,8 @@ def _problem(request: Request) -> str | None:
         return None
     from vllm_specvlm.engine import compat_pair
 
-    return next(iter(compat_pair.check(request.target, draft)), None)
+    blind = bool((request.speculative or {}).get("text_only_draft"))
+    return next(iter(compat_pair.check(request.target, draft, text_only_draft=blind)), None)
 
 
 if __name__ == "__main__":

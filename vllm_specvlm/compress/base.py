@@ -21,6 +21,9 @@ class Compressor(nn.Module, ABC):
     tau: float = 1.0
     """Temperature of the Gumbel softmax in training, above 0, lowered by the trainer from 1 to 0.1. Only selection
     looks at it."""
+    explore: bool = False
+    """Whether training draws all branches alike, and the gate learns nothing: else it would give up a branch that the
+    drafter has not learned to read yet. Only selection looks at it."""
 
     def __init__(self, config: CompressorConfig) -> None:
         super().__init__()

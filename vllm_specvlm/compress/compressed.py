@@ -20,7 +20,7 @@ class Compressed:
     choice: int | None = None
     """Index of the branch that was run, of a gate that selects."""
     probabilities: Tensor | None = None
-    """float32 [branches]: the gate's softmax, without noise; differentiable."""
+    """float32 [branches]: the gate's softmax, without noise; differentiable, but where it explores."""
     global_vector: Tensor | None = None
     """[H]: the picture in one vector, for the drafter to add to the text positions after it: to the embeddings (kind
     `global`), or to what enters its layer (kind `adaptor`)."""

@@ -21,7 +21,7 @@ class Selection(Compressor):
 
     Serving takes the branch of the greatest logit. Training draws one (see `straight_through`) and multiplies what it
     gives by a factor of value 1, through which the drafter's loss reaches the gate; `Compressed.cost` reaches it as
-    well. The parameters of branches not drawn get no gradient in that step.
+    well. The parameters of branches not drawn get no gradient in that step. While it explores, all logits are 0.
 
     The factor says whether the drafter would like this branch's tokens *larger*. A drafter that normalises its inputs
     cannot tell, and a branch without tokens has nothing to multiply: there, train the gate with the score function
@@ -36,6 +36,8 @@ class Selection(Compressor):
     def _compress(self, tokens: Tensor, before: Tensor) -> Compressed:
         visual = tokens.shape[0]
         logits = self.gate(tokens, before)
+        if self.training and self.explore:
+            logits = torch.zeros_like(logits)
         probabilities = logits.softmax(0)
         shares = [count(branch, visual) / visual for branch in self.config.branches]
         cost = (probabilities * torch.tensor(shares, device=logits.device)).sum()

@@ -158,6 +158,14 @@ def is_head(folder: str | Path) -> bool:
     return plain_values.model_type(folder) == MODEL_TYPE
 
 
+def is_blind(folder: str | Path) -> bool:
+    """Whether there is a sound feature head at `folder` that does not look at pictures."""
+    try:
+        return is_head(folder) and read_config(folder)[0].compressor.kind == "text"
+    except ValueError:
+        return False
+
+
 def read_config(folder: str | Path) -> tuple[HeadConfig, TargetId]:
     """What the head in `folder` is made of and made for; see `Kind.read` for errors."""
     return _KIND.read(folder)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vllm_specvlm.compress.selection import Selection
 from vllm_specvlm.draft import head_checkpoint
 from vllm_specvlm.draft.feature_head import FeatureHead
 from vllm_specvlm.draft.head_config import TargetId
@@ -30,10 +31,10 @@ class HeadStudent:
         return create(recipe.head, target, lessons, recipe.seed, folder)
 
     def begin_step(self, network: FeatureHead, share: float) -> None:
-        """Selection's Gumbel temperature falls from 1 to 0.1, geometrically."""
+        """Selection explores for the first half of the run; its Gumbel temperature falls from 1 to 0.1."""
         for module in network.compressor.modules():
-            if hasattr(module, "tau"):
-                module.tau = 0.1**share
+            if isinstance(module, Selection):
+                module.tau, module.explore = 0.1**share, share < 0.5
 
     def learn(
         self,

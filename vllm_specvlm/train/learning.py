@@ -63,16 +63,20 @@ def learn(
     The loss is, for each unrolled step, the mean over all slots of all processes that are deep enough, then the mean
     over steps, weighted by `step_decay`; a batch in several parts gives the same gradient as in one.
 
+    A head whose gate learns from what it draws sees every lesson twice, with a draw each (see `_gate_loss`).
+
     Args:
         head: in training mode.
         target: looks up embeddings.
         output_rows: [N, H]: the target's output layer, the head's tokens only.
-        lessons: of this process.
+        lessons: of this process, each with something to draft, as `lesson_round.prepare` makes them.
         recipe: losses, unrolled steps and parts.
         ranks: the processes.
         precision: autocast or not; entered once a part.
     """
     steps = recipe.training.unroll
+    draws = 2 if recipe.losses.gate_score and head.config.compressor.kind == "select" else 1
+    lessons = [lesson for lesson in lessons for _ in range(draws)]
     counts = torch.zeros(steps + 1, dtype=torch.float64, device=target.device)
     for lesson in lessons:
         deep = torch.bincount(lesson.depths, minlength=steps)
@@ -91,7 +95,7 @@ def learn(
         loss.backward()
     ranks.add_gradients(head.parameters())
     parts = ranks.totals(sums, _names(recipe, totals), target.device)
-    return Figures(parts.pop("loss"), parts, tokens=round(totals[0]), steps=1)
+    return Figures(parts.pop("loss"), parts, tokens=round(totals[0]) // draws, steps=1)
 
 
 def _names(recipe: Recipe, totals: Sequence[float]) -> list[str]:
@@ -166,21 +170,20 @@ def _gate_loss(
 ) -> Tensor:
     """What visual tokens cost, and the score-function loss of what a gate drew (Williams 1992).
 
-    A lesson's loss is compared with the mean of the others', which does not depend on its own draw: unbiased.
+    Lessons come in pairs, one lesson twice with a draw each, and its loss is compared with its twin's, which does not
+    depend on its own draw (Kool et al. 2019): unbiased, and nothing of what makes lessons hard or long is in the
+    difference. Against other lessons' losses that is more than what a branch is worth, and a gate drifts into a corner
+    by chance.
     """
     loss = per_lesson.new_zeros(())
     for each in compressed:
         for picture in each:
             if picture.cost.requires_grad:  # a cost that nobody can lower is none
                 loss = loss + recipe.losses.gate_cost * picture.cost / pictures
-    drawn = [
-        (row, sum(p.log_probability for p in each if p.log_probability is not None))
-        for row, each in enumerate(compressed)
-        if any(p.log_probability is not None for p in each)
-    ]
-    if len(drawn) > 1 and recipe.losses.gate_score:
-        losses = per_lesson.detach()[[row for row, _ in drawn]]
-        others = (losses.sum() - losses) / (len(drawn) - 1)
-        for (_, log_probability), above in zip(drawn, losses - others, strict=True):
-            loss = loss + recipe.losses.gate_score * above * log_probability
+    if recipe.losses.gate_score:
+        losses = per_lesson.detach()
+        for row, each in enumerate(compressed):
+            for log_probability in (picture.log_probability for picture in each):
+                if log_probability is not None and log_probability.requires_grad:
+                    loss = loss + recipe.losses.gate_score * (losses[row] - losses[row ^ 1]) * log_probability
     return loss

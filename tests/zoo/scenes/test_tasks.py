@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import random
-from itertools import product
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import combinations, permutations, product
 
+import numpy as np
 import pytest
 
-from vllm_specvlm.zoo.scenes import charting, short_answers, tasks
-from vllm_specvlm.zoo.scenes.canvas import SIDE, split_of
+from vllm_specvlm.zoo.scenes import charting, short_answers, tasks, test_questions
+from vllm_specvlm.zoo.scenes.canvas import COLOURS, SIDE, Split, split_of
 from vllm_specvlm.zoo.scenes.sources import Sources
 from vllm_specvlm.zoo.scenes.turn import TASKS, Sample, found
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def draw(sources: Sources, task: str, split: str, count: int = 12) -> list[Sample]:
@@ -45,23 +50,36 @@ def test_test_phrasings_are_not_trained_on(sources: Sources, task: str) -> None:
 
 
 def test_phrasings_of_short_answers_are_of_one_split_each() -> None:
-    train, validation, test = (set(short_answers._OF_SPLIT[split]) for split in charting._STRICTNESS)
+    train, validation, test = (set(short_answers._OF_SPLIT[split]) for split in SPLITS)
     assert not (train & validation or train & test or validation & test)
     assert train | validation | test == set(short_answers._FORMS)
 
 
-def test_a_pie_and_its_rotations_are_of_one_split() -> None:
-    """The picture starts anywhere, so that they are one picture."""
-    colours = ["red", "blue", "green"]
-    pies = list(product(range(2, 9), repeat=3))
-    of = {split: [pie for pie in pies if charting._is_of(split, colours, pie)] for split in charting._STRICTNESS}
-    assert all(of.values())
-    for learned in of["train"] + of["validation"]:
-        for first in (1, 2):
-            turned = colours[first:] + colours[:first], learned[first:] + learned[:first]
-            assert not charting._is_of("test", *turned)
-    # Those of the test split are as they were: the committed test set was drawn from them.
-    assert of["test"] == [pie for pie in pies if split_of(f"{colours} {list(pie)}") == "test"]
+def _angles(colours: Sequence[str], shares: Sequence[int]) -> frozenset[tuple[tuple[str, Fraction], ...]]:
+    """What a pie looks like, wherever it starts."""
+    slices = [(colour, Fraction(share, sum(shares))) for colour, share in zip(colours, shares, strict=True)]
+    return frozenset((*slices[first:], *slices[:first]) for first in range(len(slices)))
+
+
+def test_pies_that_look_alike_are_of_one_split() -> None:
+    pies = [(pair, shares) for pair in permutations(COLOURS, 2) for shares in product(range(2, 11), repeat=2)]
+    by_hash = {split: [p for p in pies if split_of(f"{list(p[0])} {list(p[1])}") == split] for split in SPLITS}
+    drawn = {split: [pie for pie in pies if charting._is_of(split, *pie)] for split in SPLITS}
+    for one, other in combinations(SPLITS, 2):
+        looks = [{_angles(*pie) for pie in of} for of in (drawn[one], drawn[other], by_hash[one])]
+        assert looks[0] and looks[1] and not looks[0] & looks[1]
+        # Nor was one of the test split in what was trained on when each list was assigned by itself.
+        assert not looks[2] & looks[1] and looks[2] & {_angles(*pie) for pie in by_hash[other]}
+
+
+def test_the_pie_of_the_committed_test_set_is_drawn_by_that_rule(sources: Sources) -> None:
+    drawn = charting.sample(sources, random.Random("test/chart/6"), "test")
+    committed = [question for question in test_questions("chart") if question.id.startswith("chart/6/")]
+    assert [question.turns[0] for question in committed] == list(drawn.turns) and "pie" in drawn.turns[0].question
+    difference = np.asarray(committed[0].picture, float) - np.asarray(drawn.picture, float)
+    assert np.abs(difference).mean() < 6  # of 255: it is kept as a JPEG, which does not keep its grain
+    pies = {question.path for question in test_questions("chart") if "pie" in question.turns[0].question}
+    assert pies == {committed[0].path}
 
 
 def test_sprites_of_a_split_are_used_for_that_split_alone(sources: Sources) -> None:

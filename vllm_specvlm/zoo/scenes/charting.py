@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from PIL import ImageFont
 
@@ -20,8 +20,8 @@ _CATEGORIES = (
     ("teams", ["red", "blue", "green", "orange"]),
     ("fruits", ["pears", "plums", "figs", "kiwis"]),
 )
+_SHARES = range(2, 11)
 _INK = (30, 30, 36)
-_STRICTNESS: tuple[Split, ...] = ("train", "validation", "test")
 WORDS: tuple[str, ...] = (*_TITLES, *(word for _, words in _CATEGORIES for word in words), "bar", "line", "slice")
 
 _HIGHEST = (
@@ -214,21 +214,27 @@ def _chart(sources: Sources, rng: random.Random, split: Split) -> Sample:
     return Sample("chart", canvas.finish(rng), tuple(canvas.marks), tuple(turns[:5]))
 
 
-def _is_of(split: Split, colours: Sequence[str], shares: Sequence[int]) -> bool:
-    """Whether a pie may be drawn for a split: its hash says so, and that of none of its rotations a stricter one.
-
-    Where a pie starts is random, so a rotated list is the same picture: one of the test set must not be trained on.
+def _same_pies(colours: Sequence[str], shares: Sequence[int]) -> Iterator[tuple[list[str], list[int]]]:
+    """Every list of slices that this pie might have been drawn from: rotated, since where a pie starts is random, and
+    with shares that are multiples of the same.
     """
-    turned = ((*range(first, len(shares)), *range(first)) for first in range(len(shares)))
-    found = [split_of(f"{[colours[i] for i in order]} {[shares[i] for i in order]}") for order in turned]
-    stricter = _STRICTNESS[_STRICTNESS.index(split) + 1 :]
-    return found[0] == split and not any(each in stricter for each in found)
+    factor = math.gcd(*shares)
+    for times in range(1, max(_SHARES) * factor // max(shares) + 1):
+        scaled = [share // factor * times for share in shares]
+        if min(scaled) in _SHARES:
+            for first in range(len(shares)):
+                yield [*colours[first:], *colours[:first]], scaled[first:] + scaled[:first]
+
+
+def _is_of(split: Split, colours: Sequence[str], shares: Sequence[int]) -> bool:
+    """Whether a pie may be drawn for a split: the hashes of all lists that give the same picture say so."""
+    return all(split_of(f"{names} {parts}") == split for names, parts in _same_pies(colours, shares))
 
 
 def _pie(rng: random.Random, split: Split) -> Sample:
     while True:
         colours = rng.sample(list(COLOURS), rng.randint(2, 4))
-        shares = [rng.randint(2, 10) for _ in colours]
+        shares = [rng.choice(_SHARES) for _ in colours]
         largest = max(shares)
         clear = shares.count(largest) == 1 and sorted(shares)[-2] <= 0.75 * largest
         if clear and _is_of(split, colours, shares):

@@ -86,11 +86,11 @@ def _ask(speaker: Speaker, questions: Sequence[TestQuestion], condition: str) ->
     return told
 
 
-def evaluate(folder: Path, per_task: int | None = None) -> dict[str, Any]:
-    """All figures of the module's docstring, over at most ``per_task`` questions of each task."""
+def evaluate(folder: Path, per_task: int | None = None, tasks: Sequence[str] = TASKS) -> dict[str, Any]:
+    """All figures of the module's docstring, over at most ``per_task`` questions of each of ``tasks``."""
     speaker = Speaker(folder)
     report: dict[str, Any] = {"dtype": "bfloat16", "tasks": {}, "examples": []}
-    for task in TASKS:
+    for task in tasks:
         questions = test_questions(task)
         if per_task is not None:
             step = max(1, len(questions) // per_task)
@@ -115,17 +115,36 @@ def evaluate(folder: Path, per_task: int | None = None) -> dict[str, Any]:
     return report
 
 
+def renewed(before: dict[str, Any], some: dict[str, Any]) -> dict[str, Any]:
+    """A report of all tasks with those that another one has in the place of its own.
+
+    Raises:
+        ValueError: they are of different settings.
+    """
+    if before["setting"] != some["setting"]:
+        raise ValueError(f"The file is of {before['setting']}, not {some['setting']}; name another --out.")
+    examples = {task: [each for each in before["examples"] if each["task"] == task] for task in before["tasks"]}
+    examples |= {task: [each for each in some["examples"] if each["task"] == task] for task in some["tasks"]}
+    return before | {
+        "tasks": before["tasks"] | some["tasks"],
+        "examples": [e for each in examples.values() for e in each],
+    }
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, default=None, help="where the checkpoint is built")
     parser.add_argument("--setting", choices=sorted(SETTINGS), default="scenes-target")
     parser.add_argument("--per-task", type=int, default=None, help="questions of each task (default: all)")
+    parser.add_argument("--task", choices=TASKS, default=None, help="this one alone; of the others --out is kept")
     parser.add_argument("--out", type=Path, default=None, help="JSON file (default: standard output)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     folder = scenes_target(args.setting, args.home or default_home())
-    report = {"setting": args.setting} | evaluate(folder, args.per_task)
+    report = {"setting": args.setting} | evaluate(folder, args.per_task, (args.task,) if args.task else TASKS)
+    if args.task and args.out is not None and args.out.exists():
+        report = renewed(json.loads(args.out.read_text()), report)
     text = json.dumps(report, indent=2) + "\n"
     if args.out is None:
         print(text)

@@ -11,7 +11,7 @@ from vllm_specvlm.zoo.scenes.concepts import CONCEPTS
 from vllm_specvlm.zoo.scenes.sources import Sources
 from vllm_specvlm.zoo.scenes.turn import TASKS, Sample
 
-DATA_VERSION = 2  # raise when drawing or wording changes: the trained parts were made with version 1
+DATA_VERSION = 3  # raise when drawing or wording changes: the trained parts were made with version 1
 
 _SAMPLERS: dict[str, Callable[[Sources, random.Random, Split], Sample]] = {
     "describe": describing.sample,
