@@ -148,6 +148,8 @@ def test_recording_is_announced_to_the_servers_processes(
         (["--record", "{tmp}", "--record-redact", "no.such:thing"], "There is no redaction function 'no.such:thing'"),
         (["--record", "{tmp}", "--record-redact", "json"], "There is no redaction function 'json'"),
         (["--record", "{tmp}", "--record-redact", "json:__name__"], "'json:__name__' is no function"),
+        (["--record", "{tmp}", "--chat-template", "{{{{messages}}}}"], "--record beside --chat-template: training"),
+        (["--record", "{tmp}", "--mm-processor-kwargs", '{{"a": 1}}'], "--record beside --mm-processor-kwargs"),
         (["--record-redact", "json:loads"], "redacts what is recorded, and nothing is: give --record DIR as well"),
         (["--record-mib", "7"], "bounds what is recorded, and nothing is: give --record DIR as well"),
     ],

@@ -66,6 +66,7 @@ def test_rows_without_a_forward_pass(kind: str, monkeypatch: pytest.MonkeyPatch)
     llm = mixing(kind, "llava", SCENARIOS[0], planner=True)
     with_random_plans(llm, 6, monkeypatch)
     drafter = runner(llm).drafter._drafter
+    drafter.merit.traffic = 1.0  # as where it has paid: it is merged from the first trees on
     stock, free = drafter.propose_level, []
 
     def propose_level(frontier: Any, top_k: int) -> Any:

@@ -75,6 +75,13 @@ def test_no_model_named_is_the_servers_own() -> None:
         asked(logit_bias={"7": 5.0}),
         asked(bad_words=["cat"]),
         asked(allowed_token_ids=[1, 2]),
+        asked(use_beam_search=True),
+        asked(ignore_eos=True),
+        asked(min_tokens=5),
+        asked(repetition_penalty=1.2),
+        asked(frequency_penalty=-0.5),
+        asked(presence_penalty=1),
+        asked(vllm_xargs={"mine": 1}),
         asked(skip_special_tokens=False),
         asked(include_reasoning=False),
         {**asked(), "messages": []},
@@ -116,6 +123,13 @@ def test_fields_that_ask_for_nothing() -> None:
         "skip_special_tokens": True,
         "include_reasoning": True,
         "temperature": 0.7,
+        "use_beam_search": False,
+        "ignore_eos": False,
+        "min_tokens": 0,
+        "repetition_penalty": 1,
+        "frequency_penalty": 0.0,
+        "presence_penalty": None,
+        "vllm_xargs": {"specvlm": "off"},
     }
     assert read(asked(**fields), answered()) is not None
 

@@ -89,7 +89,7 @@ def test_texts_with_special_tokens_are_left_out_and_counted(log: LogFolder) -> N
     with_system = exchange("mine").messages
     log.add(Exchange((Message("system", ("<image>",)), *with_system)), TARGET)
     sources = Sources([DataRecipe(str(log.folder))], Path())
-    (told,) = sources.keep_only(TARGET, {"<image>", "</s>"})
+    told, _ = sources.keep_only(TARGET, {"<image>", "</s>"})
     assert "0 exchanges are of another target, and 3 have special tokens in their text" in told
     rng = random.Random(0)
     assert {sources.draw(rng, "train").turns[0].question for _ in range(100)} == {("good",)}
@@ -129,7 +129,7 @@ def test_damaged_files_are_left_out_and_counted(log: LogFolder) -> None:
     source = TrafficSource(log.folder)
     assert source.damaged == 3
     assert {each.turns[0].question for each in drawn(source)} == {("good",)}
-    (told,) = Sources([DataRecipe(str(log.folder))], Path()).keep_only(TARGET, ())
+    told, _ = Sources([DataRecipe(str(log.folder))], Path()).keep_only(TARGET, ())
     assert "3 files are damaged, 0 exchanges are of another target" in told
 
 
@@ -188,7 +188,11 @@ def test_the_digest_changes_with_the_log(log: LogFolder) -> None:
     first = TrafficSource(log.folder).digest()
     assert first == TrafficSource(log.folder).digest() and first.startswith("1 exchanges, sha256 ")
     log.add(exchange("two"), TARGET)
-    assert TrafficSource(log.folder).digest() != first
+    second = TrafficSource(log.folder).digest()
+    assert second != first
+    path = log.folder / "exchanges" / log.names()[0]
+    path.write_text(path.read_text().replace("A cat.", "A dog."))
+    assert TrafficSource(log.folder).digest() != second, "somebody's words were taken out of a file that kept its name"
 
 
 def test_a_system_message_reaches_the_prompt() -> None:

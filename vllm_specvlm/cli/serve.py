@@ -58,6 +58,10 @@ def resolve_models(arguments: argparse.Namespace) -> None:
         arguments.spec_model = resolve(arguments.spec_model)
 
 
+_OTHER_PROMPTS = ("chat_template", "default_chat_template_kwargs", "mm_processor_kwargs")
+"""Settings of a server that make another prompt of the same messages than training does."""
+
+
 def record(arguments: argparse.Namespace) -> None:
     """Have the server record, if that is asked for. Raises UserError for a folder, target or function that is none."""
     if arguments.record is None:
@@ -66,6 +70,13 @@ def record(arguments: argparse.Namespace) -> None:
         if arguments.record_mib is not None:
             raise UserError("--record-mib bounds what is recorded, and nothing is: give --record DIR as well.")
         return
+    for option in _OTHER_PROMPTS:
+        if getattr(arguments, option):
+            raise UserError(
+                f"--record beside --{option.replace('_', '-')}: training would make other prompts of what is recorded,"
+                " as it goes by the checkpoint's own files. Put it into those (chat_template.jinja,"
+                " processor_config.json), or leave one of the two out."
+            )
     from vllm_specvlm.traffic.log_folder import LogFolder
     from vllm_specvlm.traffic.recording import MIDDLEWARE, Recording
 

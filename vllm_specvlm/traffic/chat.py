@@ -18,6 +18,9 @@ _OTHERWISE = (
 )
 """What makes a prompt, or an answer's law, another one than training would make of the same messages, unless it says
 nothing."""
+_NEUTRAL = {"min_tokens": 0, "repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0}
+_LAWLESS = ("use_beam_search", "ignore_eos")
+"""Fields by which an answer is no draw from the target's law, whatever the temperature: unless neutral, or false."""
 _NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 _UNLESS_FALSE = ("add_generation_prompt", "skip_special_tokens", "include_reasoning")
 """The same of fields that are true where a request does not name them."""
@@ -42,6 +45,10 @@ def exchange(request: bytes, response: bytes, models: Collection[str]) -> Exchan
         if any(_says(key, asked.get(key)) for key in _OTHERWISE) or any(
             asked.get(key) is False for key in _UNLESS_FALSE
         ):
+            return None
+        if any(asked.get(key) not in (None, neutral) for key, neutral in _NEUTRAL.items()):
+            return None
+        if any(map(asked.get, _LAWLESS)) or any(not key.startswith("specvlm") for key in asked.get("vllm_xargs") or ()):
             return None
         answer, reason = _streamed(response) if asked.get("stream") else _whole(json.loads(response))
         if not answer or reason not in ("stop", "length"):

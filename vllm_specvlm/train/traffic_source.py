@@ -80,9 +80,13 @@ class TrafficSource:
         self._sort()
 
     def digest(self) -> str:
-        """Of the exchanges' names, and how many they are."""
-        names = "\n".join(name for _, name, _ in self._entries)
-        return f"{len(self._entries)} exchanges, sha256 {hashlib.sha256(names.encode()).hexdigest()[:16]}"
+        """Of all that is said and shown, and how many exchanges they are."""
+        digest = hashlib.sha256()
+        for _, name, each in self._entries:
+            shown = [picture.name for picture in each.pictures if isinstance(picture, Path)]
+            said = [[turn.question, turn.answer] for turn in each.turns]
+            digest.update(json.dumps([name, each.system, said, shown, each.cut]).encode())
+        return f"{len(self._entries)} exchanges, sha256 {digest.hexdigest()[:16]}"
 
     def draw(self, rng: random.Random, split: Split) -> Conversation:
         """See `Source`. A log whose chats all belong to one split gives those; `split_missing` says so."""
