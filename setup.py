@@ -1,4 +1,5 @@
-"""Builds the native libraries of vllm_specvlm; everything else about the package is in pyproject.toml.
+"""Builds the native libraries of vllm_specvlm with CMake (csrc/CMakeLists.txt); everything else about the package is in
+pyproject.toml.
 
 libspecvlm.so needs g++ alone. libspecvlm_cuda.so, the GPU kernels, is built too where nvcc is found and the installed
 torch is a CUDA build, or where TORCH_CUDA_ARCH_LIST asks for it; with that variable set but empty it is left out.
@@ -9,7 +10,6 @@ Python 3: py3-none-linux_<machine>.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import platform
@@ -18,7 +18,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +28,26 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 SOURCES = ROOT / "csrc"
 LIBRARY = Path("vllm_specvlm") / "ops" / "_lib" / "libspecvlm.so"
-SUFFIXES = (".cpp", ".h", ".cu", ".cuh")
 CUDA_LIBRARY = LIBRARY.with_name("libspecvlm_cuda.so")
-
-COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-maybe-uninitialized"]
-# The kernels spell out every rounding: the compiler may not fuse a product and a sum by itself.
-KERNEL = ["-ffp-contract=off", "-fno-math-errno", "-fno-exceptions", "-fno-rtti", "-Wno-uninitialized"]
-VARIANTS = {
-    "portable": [],
-    "avx2": ["-march=x86-64-v3"],
-    "avx512": ["-march=x86-64-v4"],
-    "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16"],
-}
-# torch 2.10 is the oldest release whose stable ABI has all that csrc/torch uses.
-TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 
 # What the kernels are compiled for unless TORCH_CUDA_ARCH_LIST says otherwise, as far as nvcc knows it.
 CUDA_ARCHITECTURES = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX"]
-CUDA = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
-def torch_include() -> Path:
-    """The folder of torch's headers, found without importing torch."""
+def torch_folder() -> Path:
+    """The package torch, found without importing it."""
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
-        raise SystemExit("vllm_specvlm: torch is not installed here, install torch>=2.13 first.")
-    include = Path(found.origin).parent / "include"
-    if not (include / "torch" / "csrc" / "stable" / "library.h").is_file():
-        raise SystemExit(f"vllm_specvlm: {include} lacks torch's stable ABI headers, install torch>=2.13.")
-    return include
+        raise SystemExit("vllm_specvlm: torch is not installed here, install torch>=2.10 first.")
+    folder = Path(found.origin).parent
+    if not (folder / "include" / "torch" / "csrc" / "stable" / "library.h").is_file():
+        raise SystemExit(f"vllm_specvlm: {folder} lacks torch's stable ABI headers, install torch>=2.10.")
+    return folder
+
+
+def tool(name: str) -> str | None:
+    """A program on the path, or beside this Python, where pip puts what its packages bring."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
 def compiler() -> str:
@@ -67,23 +57,6 @@ def compiler() -> str:
         if path := shutil.which(name):
             return path
     raise SystemExit(f"vllm_specvlm: no C++ compiler {asked or 'g++'} found, install g++ 12 or newer or set CXX.")
-
-
-def commands(cxx: str, objects: Path) -> dict[Path, list[str]]:
-    """Object file -> the command that makes it."""
-    made = {}
-    if platform.machine() not in ("x86_64", "AMD64"):
-        raise SystemExit(f"vllm_specvlm: the CPU kernels need x86-64, this machine is {platform.machine()}.")
-    for name, flags in VARIANTS.items():
-        target = objects / f"tree_attention_{name}.o"
-        source = str(SOURCES / "cpu" / "tree_attention.cpp")
-        made[target] = [cxx, *COMMON, *KERNEL, *flags, f"-DSPECVLM_VARIANT={name}", "-c", source]
-    for source_path in (SOURCES / "cpu" / "dispatch.cpp", SOURCES / "common" / "plan.cpp"):
-        made[objects / f"{source_path.stem}.o"] = [cxx, *COMMON, "-c", str(source_path)]
-    include = ["-isystem", str(torch_include())]
-    for name in ("ops", "gpu_ops"):
-        made[objects / f"{name}.o"] = [cxx, *COMMON, *TORCH, *include, "-c", str(SOURCES / "torch" / f"{name}.cpp")]
-    return {target: [*command, "-o", str(target)] for target, command in made.items()}
 
 
 def nvcc() -> str | None:
@@ -101,7 +74,7 @@ def cuda_architectures() -> list[str]:
                 "vllm_specvlm: TORCH_CUDA_ARCH_LIST is set but there is no nvcc, install CUDA or unset it."
             )
         return re.split(r"[;, ]+", wanted.strip()) if wanted.split() else []
-    version = torch_include().parent / "version.py"
+    version = torch_folder() / "version.py"
     if nvcc() is None or not re.search(r"^cuda\b.*=\s*['\"]", version.read_text(), re.MULTILINE):
         return []
     listed = subprocess.run([str(nvcc()), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
@@ -110,8 +83,8 @@ def cuda_architectures() -> list[str]:
 
 
 def cuda_code(architectures: list[str]) -> list[str]:
-    """nvcc's options for these architectures: machine code for each, and PTX where "+PTX" asks for it."""
-    options = []
+    """As nvcc's -gencode takes it: machine code for each of these, and PTX where "+PTX" asks for it."""
+    code = []
     for name in architectures:
         parts = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
         if parts is None:
@@ -119,69 +92,63 @@ def cuda_code(architectures: list[str]) -> list[str]:
         if int(parts[1]) < 8:
             raise SystemExit(f"vllm_specvlm: the CUDA kernels need compute capability 8.0, not {name}.")
         number = parts[1] + parts[2] + parts[3]
-        options += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+        code.append(f"arch=compute_{number},code=sm_{number}")
         if parts[4]:
-            options += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
-    return options
+            code.append(f"arch=compute_{number},code=compute_{number}")
+    return code
 
 
-def cuda_commands(objects: Path) -> dict[Path, list[str]]:
-    """Object file -> the command that makes it; empty where the GPU kernels are left out."""
+def generator() -> list[str]:
+    """CMake's options that name what runs the compilers: ninja, else make."""
+    for name, kind in (("ninja", "Ninja"), ("make", "Unix Makefiles")):
+        if path := tool(name):
+            return ["-G", kind, f"-DCMAKE_MAKE_PROGRAM={path}"]
+    raise SystemExit("vllm_specvlm: neither ninja nor make is there, run pip install ninja.")
+
+
+def settings() -> list[str]:
+    """CMake's options for this machine; what CMake kept from an earlier build does not count."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise SystemExit(f"vllm_specvlm: the CPU kernels need x86-64, this machine is {platform.machine()}.")
     code = cuda_code(cuda_architectures())
-    sources = sorted((SOURCES / "gpu").glob("*.cu")) if code else []
-    begin = [str(nvcc()), *CUDA, "-ccbin", compiler(), *code, "-c"]
-    return {objects / f"{p.stem}.cuda.o": [*begin, str(p), "-o", str(objects / f"{p.stem}.cuda.o")] for p in sources}
+    return [
+        *generator(),
+        f"-DCMAKE_CXX_COMPILER={compiler()}",
+        f"-DTORCH_FOLDER={torch_folder()}",
+        f"-DCUDA_ARCHITECTURES={';'.join(code)}",
+        f"-DNVCC={nvcc() if code else ''}",
+    ]
 
 
 def run(command: list[str]) -> None:
-    """Runs one compiler command, stopping the build with the compiler's own words if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.stdout or done.stderr:
-        print(done.stdout + done.stderr, file=sys.stderr)
+    """Runs CMake, stopping the build with the compiler's own words if it fails."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode or "warning:" in done.stdout:
+        print(done.stdout, file=sys.stderr)
     if done.returncode:
-        raise SystemExit("vllm_specvlm: compiling failed: " + " ".join(command))
+        raise SystemExit("vllm_specvlm: compiling failed, see above: " + " ".join(command))
 
 
-def fingerprint(recipe: dict[Path, list[str]]) -> str:
-    """Hash of everything the library is made from: this file, sources, commands, torch's version."""
-    digest = hashlib.sha256(Path(__file__).read_bytes())
-    for path in sorted(SOURCES.rglob("*")):
-        if path.suffix in SUFFIXES:
-            digest.update(path.name.encode() + path.read_bytes())
-    include = str(torch_include())  # a build environment of pip's has a new path every time
-    for command in recipe.values():
-        digest.update(" ".join(word for word in command[:-1] if word != include).encode())
-    version = torch_include().parent / "version.py"
-    digest.update(version.read_bytes() if version.is_file() else b"")
-    return digest.hexdigest()
+def build(objects: Path, package_root: Path) -> None:
+    """Builds the libraries in `objects`, as far as they are not up to date, and puts them into the package."""
+    cmake = tool("cmake")
+    if cmake is None:
+        raise SystemExit("vllm_specvlm: there is no cmake, run pip install cmake ninja.")
+    run([cmake, "-S", str(SOURCES), "-B", str(objects), *settings()])
+    run([cmake, "--build", str(objects), "--parallel", str(os.cpu_count() or 1)])
+    for library in (LIBRARY, CUDA_LIBRARY):
+        put(objects / library.name, package_root / library)
 
 
-def build(objects: Path, library: Path, recipe: dict[Path, list[str]], linker: list[str], end: list[str]) -> None:
-    """Compiles `recipe`, unless that was done before in `objects`, and links `library`; `end` follows the objects."""
-    stamp, wanted = objects / f"{library.stem}.fingerprint", fingerprint(recipe)
-    made = objects / library.name
-    if not (made.is_file() and stamp.is_file() and stamp.read_text() == wanted):
-        objects.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            list(pool.map(run, recipe.values()))
-        run([*linker, "-shared", "-o", str(made), *map(str, recipe), *end])
-        stamp.write_text(wanted)
+def put(made: Path, library: Path) -> None:
+    """Copies a library into the package; one that was not made is taken away there."""
+    if not made.is_file():
+        library.unlink(missing_ok=True)
+        return
     library.parent.mkdir(parents=True, exist_ok=True)
     beside = library.with_name(f"{library.name}.{os.getpid()}")
     shutil.copy2(made, beside)
     beside.replace(library)  # never write into a library that a running process has mapped
-
-
-def build_all(objects: Path, package_root: Path) -> None:
-    """Builds the libraries into the package below `package_root`."""
-    gpu = cuda_commands(objects)
-    # No rpath: torch is always loaded before this library, which then shares the loaded one.
-    end = ["-s", "-Wl,--as-needed", "-L", str(torch_include().parent / "lib"), "-ltorch_cpu", "-ldl"]
-    build(objects, package_root / LIBRARY, commands(compiler(), objects), [compiler()], end)
-    if gpu:
-        build(objects, package_root / CUDA_LIBRARY, gpu, [str(nvcc()), "-cudart", "static"], ["-Xlinker", "-s"])
-    else:
-        (package_root / CUDA_LIBRARY).unlink(missing_ok=True)
 
 
 class BuildLibrary(build_ext):
@@ -194,7 +161,7 @@ class BuildLibrary(build_ext):
 
     def run(self) -> None:
         package_root = ROOT if self.inplace or getattr(self, "editable_mode", False) else Path(self.build_lib)
-        build_all(self.objects, package_root)
+        build(self.objects, package_root)
 
     def get_outputs(self) -> list[str]:
         made = [Path(self.build_lib) / library for library in (LIBRARY, CUDA_LIBRARY)]
@@ -204,7 +171,7 @@ class BuildLibrary(build_ext):
         return {}
 
     def get_source_files(self) -> list[str]:
-        return [str(p.relative_to(ROOT)) for p in sorted(SOURCES.rglob("*")) if p.suffix in SUFFIXES]
+        return [str(path.relative_to(ROOT)) for path in sorted(SOURCES.rglob("*")) if path.is_file()]
 
 
 class AnyPythonWheel(bdist_wheel):

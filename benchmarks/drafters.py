@@ -3,8 +3,9 @@
 Greedy, one request at a time; every drafter in an engine of its own, taking turns with plain vLLM. `picture` is what
 the *drafter* sees, the target always sees the right one. `tpot_speedup` compares the median time per token after the
 first, `e2e_speedup` whole answers, `ttft_ratio` the median time to the first token; `prefill_ms` is what the drafter
-computes for a prompt before its first tree. A draft called `lookup` is the drafter without a model, `NAME+lookup` is
-NAME with lookup merged into its trees.
+computes for a prompt before its first tree. With --again each question is one that was answered before in its chat,
+and is asked once more. A draft called `lookup` is the drafter without a model, `NAME+lookup` is NAME with lookup merged
+into its trees.
 """
 
 from __future__ import annotations
@@ -108,12 +109,44 @@ def row(mine: Sequence[Round], plain: Sequence[Round], setting: dict[str, Any]) 
     return {
         **setting,
         "acceptance_length": round(acceptance_length(mine), 3),
+        "tpot_ms": round(median_tpot_ms(mine), 3),
         "tpot_speedup": round(median_tpot_ms(plain) / median_tpot_ms(mine), 3),
         "e2e_speedup": round(statistics.median((b.seconds / b.tokens) / (a.seconds / a.tokens) for a, b in pairs), 3),
         "ttft_ratio": round(ttft(mine) / ttft(plain), 3),
         "identical": all(a.answers[0].token_ids == b.answers[0].token_ids for a, b in pairs),
         "answers": len(pairs),
         "tokens": sum(a.tokens for a in mine),
+    }
+
+
+def profile(
+    mine: Sequence[Round], plain: Sequence[Round], before: dict[str, Any], after: dict[str, Any]
+) -> dict[str, Any]:
+    """Where the time of all answers behind their first tokens went, in seconds; `before` and `after` are tallies.
+
+    The first drafting of each answer is in its time to the first token and left out, as one of so many.
+    """
+
+    def decoding(rounds: Sequence[Round]) -> float:
+        answers = [answer for each in rounds for answer in each.answers]
+        return sum(a.tpot_ms * (len(a.token_ids) - 1) for a in answers if a.tpot_ms is not None) / 1e3
+
+    def counted(name: str) -> int:
+        return int(after[name] - before[name])
+
+    drafted, passes, verified = (
+        after["seconds"][name] - before["seconds"][name] for name in ("draft", "draft_model", "verify")
+    )
+    growths = sum(after["plans"][mode] - before["plans"][mode] for mode in ("trees", "probe")) or counted("trees")
+    later = max(1 - len(mine) / max(growths, 1), 0.0)
+    return {
+        "acceptance_length": round(acceptance_length(mine), 3),
+        "plain_s": round(decoding(plain), 4),
+        "own_s": round(decoding(mine), 4),
+        "passes_s": round(passes * later, 4),
+        "python_s": round((drafted - passes) * later + verified, 4),
+        "level_ms": round(1e3 * passes / max(counted("levels"), 1), 3),
+        "nodes": round(counted("nodes") / max(counted("trees"), 1), 2),
     }
 
 
@@ -127,6 +160,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--nodes", type=int, help="trees of so many nodes, without the planner")
+    parser.add_argument("--again", action="store_true", help="ask once more what was answered already in the same chat")
     parser.add_argument("--pictures", nargs="+", choices=PICTURES, default=list(PICTURES))
     parser.add_argument("--quick", action="store_true", help="24 questions of 48 tokens, right pictures only")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -155,12 +189,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     engines = start(methods(arguments.drafts, shape), settings)
     asked = held_out.questions(arguments.target, arguments.prompts, seed=7)
+    if arguments.again:
+        first = ask(engines["plain"], [Question(each.prompt, 0.0, arguments.max_tokens, 0) for each in asked])
+        asked = held_out.again(arguments.target, asked, [each.answers[0].token_ids for each in first])
     questions = [Question(each.prompt, 0.0, arguments.max_tokens, seed) for seed, each in enumerate(asked)]
     for engine in engines.values():
         ask(engine, questions[:4])
     table: list[dict[str, Any]] = []
+    profiles: dict[str, dict[str, Any]] = {}
     for pictures in arguments.pictures:
         rounds: dict[str, list[Round]] = {name: [] for name in engines}
+        before = {name: engine.tally() for name, engine in engines.items()}
         for name, engine in engines.items():
             if name != "plain":
                 engine.call(show, pictures)
@@ -168,6 +207,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             for question in questions:
                 for name, engine in engines.items():
                     rounds[name].append(engine.ask([question], 1))
+        if pictures == "right":
+            for name, engine in engines.items():
+                first, second = before[name], engine.tally()
+                if first is not None and second is not None:
+                    profiles[name] = profile(rounds[name], rounds["plain"], first, second)
         kinds = [each.kind for each in asked] * arguments.repeats
         for draft in arguments.drafts:
             mine = rounds[draft_name(draft)]
@@ -191,6 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             table,
             prefill_ms=prefills,
             tallies=tallies,
+            profiles=profiles,
         )
 
 

@@ -1,6 +1,7 @@
 """What requests with penalties, a grammar or log-probs gain from trees, and what they cost the requests beside them.
 
-First each feature alone, one greedy request at a time: time per output token against plain vLLM under the same feature.
+First each feature alone, one greedy request at a time: time per output token against plain vLLM under the same feature,
+the median over all answers of all rounds, and round by round.
 Then batches of greedy requests without any feature, and one guest among them that outlasts them: with a feature, and
 without. What the others answer in a second, the one against the other, is what the guest's feature costs them. Plain
 vLLM has such a cost of its own, which is measured beside it. How many answers are those of plain vLLM is counted.
@@ -47,9 +48,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="specvlm/reference-target")
     parser.add_argument("--draft", default="specvlm/reference-draft")
-    parser.add_argument("--prompts", type=int, default=12, help="of each feature alone, in every round")
+    parser.add_argument("--prompts", type=int, default=8, help="of each feature alone, in every round")
     parser.add_argument("--neighbours", type=int, default=7, help="requests beside the guest")
-    parser.add_argument("--rounds", type=int, default=9, help="of batches; features alone take a third of them")
+    parser.add_argument("--rounds", type=int, default=6, help="of batches; features alone take half of them")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--quick", action="store_true", help="two rounds of few prompts: to see that it runs")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -73,10 +74,11 @@ def alone(engines: dict[str, Engine], prompts: Sequence[dict[str, Any]], argumen
         for engine in engines.values():
             engine.ask(asked[:2], 1)  # grammars are compiled once
         rounds: dict[str, list[Round]] = {method: [] for method in engines}
-        for _ in range(max(1, arguments.rounds // 3)):
+        for _ in range(max(1, arguments.rounds // 2)):
             for method, engine in engines.items():
                 rounds[method].append(engine.ask(asked, 1))
         plain, ours = median_tpot_ms(rounds["plain"]), median_tpot_ms(rounds["planner"])
+        speedups = [median_tpot_ms([a]) / median_tpot_ms([b]) for a, b in zip(*rounds.values(), strict=True)]
         seconds = {method: sum(each.seconds for each in found) for method, found in rounds.items()}
         rows.append(
             {
@@ -85,6 +87,7 @@ def alone(engines: dict[str, Engine], prompts: Sequence[dict[str, Any]], argumen
                 "tpot_ms": round(ours, 3),
                 "plain_tpot_ms": round(plain, 3),
                 "speedup": round(plain / ours, 3),
+                "speedups": [round(ratio, 3) for ratio in speedups],
                 "speedup_end_to_end": round(seconds["plain"] / seconds["planner"], 3),
                 "acceptance_length": round(acceptance_length(rounds["planner"]), 3),
                 "identical": identical(rounds["planner"][0], rounds["plain"][0]),
@@ -123,7 +126,7 @@ def beside(engines: dict[str, Engine], prompts: Sequence[dict[str, Any]], argume
     for number in range(arguments.rounds + 1):
         batch = batches[number % len(batches)]
         for name, features in GUESTS.items():
-            guest = question(batch[-1], 5 * arguments.max_tokens, {**features, "ignore_eos": True})
+            guest = question(batch[-1], 4 * arguments.max_tokens, {**features, "ignore_eos": True})
             asked = [*(question(prompt, arguments.max_tokens, {}) for prompt in batch[:-1]), guest]
             found = {method: engine.ask(asked, size) for method, engine in engines.items()}
             if not number:

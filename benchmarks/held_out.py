@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,6 +42,30 @@ def questions(target: str, count: int, seed: int, of: str | None = None) -> list
     for messages, picture, kind in (_scenes if (of or target).startswith("specvlm/scenes-") else _shapes)(count, seed):
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         made.append(Asked(messages, picture, kind, {"prompt": text, "multi_modal_data": {"image": picture}}))
+    return made
+
+
+def again(target: str, asked: Sequence[Asked], answers: Sequence[Sequence[int]]) -> list[Asked]:
+    """The same chats after these answers (their token ids), asked the same once more: text that repeats itself.
+
+    The second question shows no picture of its own.
+    """
+    from transformers import AutoTokenizer
+
+    from vllm_specvlm import zoo
+
+    tokenizer = AutoTokenizer.from_pretrained(zoo.resolve(target))
+    made = []
+    for each, answer in zip(asked, answers, strict=True):
+        said = {"type": "text", "text": tokenizer.decode(answer, skip_special_tokens=True)}
+        words = [part for part in each.messages[-1]["content"] if part["type"] == "text"]
+        messages = [
+            *each.messages,
+            {"role": "assistant", "content": [said]},
+            {"role": "user", "content": words},
+        ]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        made.append(replace(each, messages=messages, prompt={**each.prompt, "prompt": text}))
     return made
 
 

@@ -87,18 +87,50 @@ def drafters(report: dict[str, Any]) -> str:
 
 
 def by_task(report: dict[str, Any]) -> str:
-    """A row per drafter, a column per task: tokens a check and TPOT against plain vLLM, drafters seeing the picture."""
+    """A row per drafter, a column per task: tokens a check and TPOT against plain vLLM, drafters seeing the picture.
+
+    Of the mean of all tasks also whole answers, in brackets.
+    """
     rows = [row for row in report["rows"] if row["picture"] == "right"]
     tasks = [task for task in dict.fromkeys(row["task"] for row in rows) if task != "all"]
     lines = ["| drafter | " + " | ".join(tasks) + " | mean of tasks |", "|---|" + "---|" * (len(tasks) + 1)]
     for drafter in dict.fromkeys(row["drafter"] for row in rows):
         mine = {row["task"]: row for row in rows if row["drafter"] == drafter}
         cells = [f"{mine[task]['acceptance_length']:.2f}, {mine[task]['tpot_speedup']:.2f}x" for task in tasks]
-        accepted, speed = (
-            statistics.mean(mine[task][name] for task in tasks) for name in ("acceptance_length", "tpot_speedup")
+        accepted, speed, whole = (
+            statistics.mean(mine[task][name] for task in tasks)
+            for name in ("acceptance_length", "tpot_speedup", "e2e_speedup")
         )
-        lines.append(f"| {drafter} | " + " | ".join(cells) + f" | {accepted:.2f}, {speed:.2f}x |")
+        lines.append(f"| {drafter} | " + " | ".join(cells) + f" | {accepted:.2f}, {speed:.2f}x ({whole:.2f}x) |")
     return "\n".join(lines)
+
+
+def stops(report: dict[str, Any]) -> str:
+    """A row per drafter: where the time of its answers goes, in that of plain vLLM, and what target would turn it.
+
+    With every pass of the target s times as long and our Python as it is, answers take s target + Python, and the
+    draft's passes s times as long as here (its layers are larger) or as long as here (there are more of them).
+    """
+    lines = [
+        "| drafter | tokens a check | a level | target's passes | draft's passes | Python | together "
+        "| 1.2x with layers so many times as large | with so many times the layers |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, spent in report["profiles"].items():
+        draft, python, together = (spent[part] / spent["plain_s"] for part in ("passes_s", "python_s", "own_s"))
+        target = together - draft - python
+        larger, more = _turning(target + draft, python), _turning(target, draft + python)
+        lines.append(
+            f"| {name} | {spent['acceptance_length']:.2f} | {spent['level_ms']:.2f} ms | {target:.0%} | {draft:.0%} "
+            f"| {python:.0%} | {together:.0%} | {larger} | {more} |"
+        )
+    return "\n".join(lines)
+
+
+def _turning(grows: float, stays: float) -> str:
+    """For which s it is true that s grows + stays is s / 1.2, shares of plain vLLM's time."""
+    left = 1 / 1.2 - grows
+    return f"{stays / left:.2f}" if left > 0 else "none"
 
 
 def compressors(report: dict[str, Any]) -> str:
@@ -195,6 +227,37 @@ def simulator(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def features(report: dict[str, Any]) -> str:
+    """A row per feature: what its request gains alone, and what it leaves to those beside it, each with the rounds."""
+    alone = {row["feature"]: row for row in report["rows"] if row["what"] == "alone"}
+    others = {row["feature"]: row for row in report["rows"] if row["what"] != "alone"}
+    beside = next(iter(others.values()))["what"]
+
+    def among(ratios: list[float]) -> str:
+        return f"{min(ratios):.2f} to {max(ratios):.2f}"
+
+    lines = [
+        "| one request's feature | alone: TPOT (rounds) | accepted | identical |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {row['speedup']:.2f}x ({among(row['speedups'])}) | {row['acceptance_length']:.2f} "
+            f"| {row['identical']} of {row['answers']} |"
+            for name, row in alone.items()
+        ),
+        "",
+        f"| one request's feature | {beside}: what these keep of their tokens a second (rounds) | in plain vLLM "
+        "| these against plain vLLM |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {row['others_ratio']:.1%} ({among(row['others_ratios'])}) | {row['plain_others_ratio']:.1%} "
+            f"({among(row['plain_others_ratios'])}) | {row['others_speedup']:.2f}x |"
+            for name, row in others.items()
+            if name != "none"
+        ),
+    ]
+    return "\n".join(lines)
+
+
 FAMILIES = {
     "llava": "LLaVA-1.5",
     "llava_next": "LLaVA-NeXT (any resolution)",
@@ -283,12 +346,15 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "drafters": _placed(drafters, "drafters-float32"),
     "load": _placed(load, "load-float32"),
     "scenes": _placed(by_task, "scenes-float32"),
+    "again": _placed(by_task, "scenes-again-float32"),
+    "stops": _placed(stops, "exits-float32"),
     "sights": _placed(drafters, "scenes-sights-float32"),
     "traffic": _placed(traffic, "traffic-float32"),
     "compressors": _placed(compressors, "compressors-float32"),
     "gate_oracle": _placed(gate_oracle, "gate-oracle-float32"),
     "compressors_576": _placed(compressors, "compressors-576-float32"),
     "server": _placed(server, "server-float32"),
+    "features": _placed(features, "features"),
     "soak": lambda: soak(_read("soak-float32")),
     "server_scenes": _placed(server, "server-scenes-float32"),
     "simulator": _placed(simulator, "simulator"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from vllm_specvlm.cli import calibrate
+from vllm_specvlm.cli import calibrate, comparison
 from vllm_specvlm.cli.console import UserError
 from vllm_specvlm.cli.progress import Progress
+from vllm_specvlm.draft.exit_config import ExitConfig, as_json
+from vllm_specvlm.draft.head_config import TargetId
 from vllm_specvlm.schedule import trace
 from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.costs import Costs
@@ -123,6 +126,72 @@ def test_the_table_and_the_file(
     assert said.out.splitlines()[1].split() == ["4", "10.00", "(1)", "10.00", "(1)", "1.00", "1.00", "1.00x"]
     assert str(path) in said.err
     assert Profile.load(path, KEY).as_dict() == some_profile().as_dict()
+
+
+def checkpoint(folder: Path, held_out: float, layers: int | None = None) -> str:
+    """As `specvlm train` leaves it, without weights."""
+    folder.mkdir(parents=True)
+    told = {"held_out": {"chain": str(held_out)}, "recipe": {"check": {"chain": 5}}}
+    (folder / "provenance.json").write_text(json.dumps(told))
+    (folder / "config.json").write_text("{}")
+    if layers is not None:
+        network = ExitConfig(8, layers, 1, 8, 32, 16)
+        target = TargetId("a target", "llava", 8, 4, 32)
+        (folder / "config.json").write_text(json.dumps(as_json(network, target)))
+    return str(folder)
+
+
+def test_exits_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Passes of two layers take twice as long and are right more often: here one layer is the better choice."""
+    flat = CostCurve({1: 0.010, 8192: 0.010})
+    layer = {"one": 0.001, "two": 0.008}
+
+    def measure(draft: str) -> Profile:
+        level = CostCurve({1: layer[Path(draft).parent.name], 8192: layer[Path(draft).parent.name]})
+        return Profile(KEY, Costs(flat, flat, level, level), 0.0005)
+
+    asked: list[list[str]] = []
+    monkeypatch.setattr(comparison, "measured_apart", lambda arguments: asked.append(list(arguments)) or measure)
+    exits = [checkpoint(tmp_path / name / "step-000004", held_out, layers) for name, held_out, layers in EXITS]
+    assert calibrate.main(["--compare", *exits, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["drafter"], row["layers"]) for row in rows] == [("one/step-000004", 1), ("two/step-000004", 2)]
+    assert rows[0]["speedup"] > 1.2 > rows[1]["speedup"]
+    assert rows[0]["passes_ms"] == pytest.approx(rows[0]["depth"] * 1.0)
+    assert "--batch" in asked[0] and asked[0][asked[0].index("--batch") + 1] == "1"
+    assert calibrate.main(["--compare", *exits]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if "*" in line] == ["one/step-000004"]
+
+
+EXITS = (("one", 1.75, 1), ("two", 1.9, 2))
+
+
+def test_a_draft_that_was_never_checked_cannot_be_compared(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no provenance\.json with a held-out check"):
+        calibrate.main(["--compare", str(tmp_path)])
+
+
+@pytest.mark.slow  # two processes with engines
+def test_comparing_tiny_exits(tmp_path: Path) -> None:
+    from tests.exactness.engines import target_of
+    from tests.tiny.exits import build_exit
+
+    folder = tmp_path / "exit-1"
+    shutil.copytree(build_exit("llava"), folder)
+    told = {"held_out": {"chain": "1.5"}, "recipe": {"check": {"chain": 5}}}
+    (folder / "provenance.json").write_text(json.dumps(told))
+    line = ["calibrate", "--target", str(target_of("llava")), "--compare", str(folder), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vllm_specvlm.cli", *line], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    (row,) = json.loads(done.stdout)["rows"]
+    assert row["layers"] == 1 and row["held_out"] == 1.5
+    assert min(row[name] for name in ("plain_ms", "check_ms", "passes_ms", "level_ms", "overhead_ms", "speedup")) > 0
 
 
 def test_sizes_end_at_the_batch_asked_for() -> None:

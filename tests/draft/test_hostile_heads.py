@@ -1,4 +1,4 @@
-"""Files of a head that somebody made to do harm: refused in one line, nothing run, nothing large allocated."""
+"""Files of a drafter that somebody made to do harm: refused in one line, nothing run, nothing large allocated."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vllm_specvlm.compress.compressor import CompressorConfig
-from vllm_specvlm.draft import exit_checkpoint, exit_config, head_checkpoint, head_config
+from vllm_specvlm.compress.compressor import CompressorConfig, build
+from vllm_specvlm.draft import exit_checkpoint, exit_config, head_checkpoint, head_config, picture_compressor
 from vllm_specvlm.draft.early_exit import EarlyExit
 from vllm_specvlm.draft.exit_config import ExitConfig
 from vllm_specvlm.draft.feature_head import FeatureHead
@@ -239,3 +239,48 @@ def test_early_exits_are_read_with_the_same_mistrust(tmp_path: Path) -> None:
         with pytest.raises(ValueError):
             exit_checkpoint.load(folder)
         assert not exit_config.is_exit(folder)
+
+
+@pytest.fixture
+def compressed(tmp_path: Path) -> Path:
+    """A draft VLM, 32 wide, of which there is nothing but its compressor."""
+    picture_compressor.save(tmp_path / "draft", build(CompressorConfig(kind="resampler"), 32), 32)
+    return tmp_path / "draft"
+
+
+def refused(draft: Path) -> bool:
+    """Whether its compressor is; anything but a ValueError of one line fails."""
+    try:
+        picture_compressor.load(draft, 32)
+    except ValueError as error:
+        assert "\n" not in str(error) and str(error)
+        return True
+    return False
+
+
+def test_compressors_of_draft_vlms_are_read_with_the_same_mistrust(compressed: Path) -> None:
+    assert not refused(compressed)
+    path = compressed / picture_compressor.FOLDER / "config.json"
+    sound = json.loads(path.read_text())
+    names = [("hidden_size", None), *(("compressor", field.name) for field in fields(CompressorConfig))]
+    count = 0
+    for name, inner in names:
+        for value in HOSTILE:
+            changed = value if inner is None else {**sound["network"]["compressor"], inner: value}
+            path.write_text(json.dumps({**sound, "network": {**sound["network"], name: changed}}))
+            count += refused(compressed)
+    assert count > len(names) * len(HOSTILE) // 2
+    for text in ("", "[]", "null", "[" * 200_000, " " * (1 << 21), '{"network": {}}'):
+        path.write_text(text)
+        assert refused(compressed)
+
+
+def test_pickles_in_the_place_of_compressors_are_not_opened(compressed: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    folder = compressed / picture_compressor.FOLDER
+    torch.save({"queries": _Bomb(mark)}, folder / "model.safetensors")
+    for other in ("pytorch_model.bin", "model.pt"):
+        shutil.copy(folder / "model.safetensors", folder / other)
+    assert refused(compressed) and not mark.exists()
+    (folder / "model.safetensors").unlink()
+    assert refused(compressed) and not mark.exists()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_WAITING = {
+WAITING = {
     "_local_scalar_dense",  # item, bool, int, float
     "nonzero",
     "masked_select",
@@ -33,7 +33,7 @@ class _Listening(TorchDispatchMode):
             name = func._schema.name.split("::")[1]
             masks = [a for a in torch.utils._pytree.tree_leaves(args) if isinstance(a, torch.Tensor)]
             by_mask = name in ("index", "index_put", "index_put_") and any(m.dtype == torch.bool for m in masks[1:])
-            if name in _WAITING or by_mask:
+            if name in WAITING or by_mask:
                 self._guard.waited.append(name)
             self._guard.calls += 1
         return func(*args, **(kwargs or {}))

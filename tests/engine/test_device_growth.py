@@ -215,12 +215,13 @@ def test_probabilities_of_being_accepted_are_the_planners() -> None:
     model = AcceptanceModel()
     sampled, picture = np.array([True, False, True]), np.array([False, False, True])
     for _ in range(2):
-        law = AcceptanceOnDevice(model, sampled, picture, CPU)
+        shares = np.log([1.0, 0.5, 0.1])
+        law = AcceptanceOnDevice(model, sampled, picture, CPU, shares)
         for depth in (1, 2, 7):
             values = np.sort(np.log(rng.dirichlet([0.3] * 5, size=12)).astype(np.float32), axis=1)[:, ::-1].copy()
             values[3, 2:], values[4], values[5, 0] = _NOTHING, _NOTHING, 0.0
             level = features(values.astype(np.float64), depth, sampled.repeat(4), picture.repeat(4))
-            expected = model.log_probs(level)
+            expected = model.log_probs(level) + shares.repeat(4)[:, None]
             found = law(torch.from_numpy(values), depth).numpy()
             assert (np.isinf(found) == np.isinf(expected)).all()
             seen = np.isfinite(expected)

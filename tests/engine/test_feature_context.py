@@ -99,3 +99,19 @@ def test_a_head_that_reads_ahead_leaves_the_slot_before_the_placeholders_alone()
     seen = FeatureContext((PICTURE,), np.zeros(64, dtype=bool), reads_ahead=True)
     whole = seen.missing(12, np.arange(0, 12), lambda span: Compressed.plain(torch.ones(8, 4), 8))
     assert whole.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]
+
+
+def test_a_picture_that_others_wrote_still_has_its_global_vector() -> None:
+    """All of its slots came with a shared prefix: nothing of it is fed, and the text behind it needs its vector."""
+    vector = torch.full((4,), 3.0)
+
+    def whole(span: Span) -> Compressed:
+        return Compressed.plain(torch.ones(8, 4), 8, vector)
+
+    seen = context(list(range(12)))
+    seen.has_vectors = True
+    assert seen.missing(14, np.arange(12, 14), whole).tolist() == [12, 13]
+    found = seen.global_vectors(np.asarray([12, 13]))
+    assert found is not None and found[0].all() and torch.equal(found[1], torch.stack([vector, vector]))
+    seen.advance(14)
+    assert not seen.compressed, "a picture that was never fed is still held"

@@ -98,13 +98,13 @@ def layer(**changes: Any) -> Attention:
 def test_layers_of_a_kind_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Any] = []
 
-    def choose(kind: Any, device: Any, ways: Any) -> Any:
+    def choose(kind: Any, device: Any, ways: Any, verdict: Any) -> Any:
         tried.append(kind)
         return GatheredAttention()
 
     monkeypatch.setattr(attention_choice, "choose", choose)
     layers = {"a": layer(), "b": layer(), "c": layer(head_size=128)}
-    adopt(layers, torch.device("cpu"))
+    adopt(layers, torch.device("cpu"), lambda trouble: trouble)
     assert {type(one.impl) for one in layers.values()} == {TreeFlashAttentionImpl}
     assert len(tried) == 2
     assert layers["a"].impl.tree_attention is layers["b"].impl.tree_attention
@@ -125,7 +125,7 @@ def test_layers_of_a_kind_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_layers_that_are_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match="cannot verify trees in layer 'a'") as caught:
-        adopt({"a": layer(**change)}, torch.device("cpu"))
+        adopt({"a": layer(**change)}, torch.device("cpu"), lambda trouble: trouble)
     assert says in str(caught.value)
 
 
@@ -136,7 +136,7 @@ def test_another_backend_is_refused() -> None:
     made = layer()
     made.impl.__class__ = OtherImpl
     with pytest.raises(ValueError, match="not vLLM's FlashAttention"):
-        attention_gpu.adopt({"a": made}, torch.device("cpu"))
+        attention_gpu.adopt({"a": made}, torch.device("cpu"), lambda trouble: trouble)
 
 
 _IMPORTS = """

@@ -78,6 +78,13 @@ def mixed(toy: Toy, *texts: list[int], traffic: float = 1.0) -> MixedDrafter:
     return made
 
 
+def begun(drafter: MixedDrafter, request_id: str, text: list[int]) -> None:
+    """Start a request (anew) in traffic where lookup gained a token per tree."""
+    drafter.merit.traffic = 1.0
+    drafter.finish(request_id)
+    drafter.begin(request_id, text)
+
+
 def grown(drafter: MixedDrafter, count: int = 1, deepest: int = 99) -> dict[int, Grown]:
     drafter.open([str(index) for index in range(count)])
     return grow_scored(drafter, SHAPE, [24] * count, range(count), gate=Gate(deepest))
@@ -224,8 +231,8 @@ def test_where_lookup_is_right_more_is_accepted() -> None:
 
 
 def test_a_request_that_is_left_out_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    drafter = mixed(Toy(2), TEXT, TEXT, traffic=0.0)
-    drafter._requests["1"].merit.gain = 1.0
+    drafter = mixed(Toy(2), TEXT, traffic=0.0)
+    begun(drafter, "1", TEXT)
     asked: list[str] = []
     stock = drafter._lookup.root
 
@@ -241,18 +248,79 @@ def test_a_request_that_is_left_out_is_not_looked_up(monkeypatch: pytest.MonkeyP
     assert found[1].tree != alone[1].tree
 
 
+def echoing(prompt: list[int], answer: list[int], step: int = 2) -> list[bool]:
+    """Whether lookup looks at each next tree of a request that is answered so, in traffic where it gained nothing."""
+    drafter = mixed(Toy(4), prompt, traffic=0.0)
+    looks = []
+    for at in range(0, len(answer), step):
+        looks.append(drafter.grower(["0"]) is drafter)
+        drafter.open(["0"])
+        drafter.advance("0", answer[at : at + step])
+    return looks
+
+
+def test_a_text_that_never_repeats_is_not_looked_at() -> None:
+    assert not any(echoing([*range(100, 160)], [*range(200, 300)]))
+
+
+def test_an_answer_that_copies_is_looked_at_at_once_and_then_one_tree_in_four() -> None:
+    looks = echoing([*range(100, 300)], [*range(110, 290)])
+    assert not any(looks[:2]), "nothing was foretold yet"
+    assert all(looks[3:10])
+    assert sum(looks[12:]) == len(looks[12:]) // 4
+
+
+def test_a_copy_that_ends_is_forgotten() -> None:
+    looks = echoing([*range(100, 130)], [*range(110, 130), *range(200, 300)])
+    assert any(looks[:12]) and not any(looks[30:])
+
+
+def test_a_placeholder_foretells_nothing() -> None:
+    text = [*range(10), *range(10), *range(10)]
+    drafter = LookupDrafter(barrier_tokens=range(10))
+    drafter.begin("0", text)
+    assert drafter.echoed("0") == 0
+    drafter = LookupDrafter()
+    drafter.begin("0", text)
+    assert drafter.echoed("0") == 18, "after the first ten and two more, all are what followed before"
+
+
+def test_answers_of_others_may_foretell_what_the_own_text_does_not() -> None:
+    drafter = MixedDrafter(Toy(4), LookupDrafter(shared_tokens=64))
+    drafter.begin("0", [1, 2, 3])
+    for _ in range(4):
+        drafter.advance("0", [5])
+    assert drafter.grower(["0"]) is drafter
+
+
+def test_the_drafter_itself_grows_trees_that_nobody_looks_at() -> None:
+    toy = Toy(6)
+    drafter = mixed(toy, TEXT, [*range(100, 120)], traffic=0.0)
+    assert drafter.grower(["0", "1"]) is toy
+    begun(drafter, "0", TEXT)
+    assert drafter.grower(["0", "1"]) is drafter and drafter.grower(["1"]) is toy
+    # Asked all the same, it passes everything on and keeps nothing.
+    drafter.open(["1"])
+    found = grow_scored(drafter, SHAPE, [24], [0])[0]
+    alone = Toy(6)
+    alone.open(["1"])
+    assert found.tree == grow_scored(alone, SHAPE, [24], [0])[0].tree
+    assert not drafter._levels
+    begun(drafter, "0", TEXT)
+    drafter.open(["0"])
+    drafter.finish("0")
+    assert drafter.grower(["1"]) is toy and not drafter._batch and not drafter._merged
+
+
 def test_what_followed_is_learned_and_what_never_follows_is_dropped() -> None:
     toy = Toy(0, knows=[7] * 8)
     drafter = mixed(toy, TEXT)
     before = probabilities(grown(drafter)[0])[(4,)]
     text = list(TEXT)
     for _ in range(200):  # lookup always says 4 after 1, 2, 3, and the target never does
-        drafter._requests["0"].merit.gain = 1.0
         grown(drafter)
         drafter.advance("0", [7])
-        drafter.finish("0")
-        drafter.begin("0", text)
-    drafter._requests["0"].merit.gain = 1.0
+        begun(drafter, "0", text)
     after = probabilities(grown(drafter)[0])
     assert after.get((4,), 0.0) < before / 2
     assert after[(7,)] > 0.7
@@ -262,12 +330,9 @@ def test_lookup_takes_nothing_from_what_the_drafter_believes() -> None:
     """However often it was wrong, a token that both suggest is as probable as the drafter says."""
     drafter = mixed(Toy(0, knows=[4, 5, 6, 7, 8, 9, 1, 2]), TEXT)
     for _ in range(200):
-        drafter._requests["0"].merit.gain = 1.0
         grown(drafter)
         drafter.advance("0", [7])
-        drafter.finish("0")
-        drafter.begin("0", TEXT)
-    drafter._requests["0"].merit.gain = 1.0
+        begun(drafter, "0", TEXT)
     tree = probabilities(grown(drafter)[0])
     assert drafter.confidence.probability(0.8, evidence(1.0, 3), 0.0) < 0.3
     assert tree[(4,)] == pytest.approx(0.8)

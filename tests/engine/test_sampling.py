@@ -83,9 +83,3 @@ def test_grammars_are_decoded_plainly_where_the_scheduler_knows_no_trees() -> No
     params = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+"))
     assert plain_reason(params, "raw_logprobs", grammars=True) is None
     assert "entry point" in (plain_reason(params, "raw_logprobs", grammars=False) or "")
-
-
-def test_watermarked_requests_are_decoded_plainly() -> None:
-    params = SamplingParams()
-    params.watermarking = {"algorithm": "any"}
-    assert plain_reason(params, "raw_logprobs", grammars=True) == "watermarking"

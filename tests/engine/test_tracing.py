@@ -11,6 +11,7 @@ import pytest
 from vllm import LLM, RequestOutput, SamplingParams
 
 from tests.exactness.engines import GREEDY, answers, engine, runner, tally, target_of, tokens
+from tests.exactness.grammars import grammar
 from tests.tiny.checkpoints import build
 from tests.tiny.exits import build_exit
 from tests.tiny.heads import build_head
@@ -102,6 +103,20 @@ def test_answers_are_plain_vllms_and_the_record_adds_up(config: dict[str, Any]) 
         assert after[name] - before[name] == recorded, name
     assert sum(len(step.path) for step in every) > 10, "nothing was accepted"
     assert after["drafter_failures"] == 0
+
+
+def test_what_a_grammar_dictates_is_written_down() -> None:
+    """Its nodes were drafted by nobody, and are certain."""
+    options = {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
+    llm = engine(target_of(FAMILY), speculative("lookup", lookup_min_match=16), **options)
+    params = SamplingParams(temperature=0.0, max_tokens=40, structured_outputs=grammar("json"))
+    before = tally(llm)
+    outputs, (noted,) = traced(llm, [ONE], params)
+    steps, answer = steps_of(noted), list(outputs[0].outputs[0].token_ids)
+    assert joined(steps)[: len(answer)] == answer
+    assert tally(llm)["trees"] - before["trees"] == sum(len(step.tree) > 0 for step in steps) > 2
+    assert all(log_prob == 0 for step in steps for log_prob in step.log_probs)
+    assert sum(len(step.path) for step in steps) > 3
 
 
 def test_control_a_record_of_other_rows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

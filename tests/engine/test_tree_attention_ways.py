@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from vllm_specvlm import ops
 from vllm_specvlm.engine import attention_choice, attention_gpu
 from vllm_specvlm.engine.attention_call import AttentionCall
 from vllm_specvlm.engine.gathered_attention import GatheredAttention
+from vllm_specvlm.engine.peers import Peers
 from vllm_specvlm.engine.prefix_attention import PrefixAttention
 from vllm_specvlm.engine.tree_attention import KernelAttention, TreeAttention
 from vllm_specvlm.engine.trial import DRAFTING, TOLERANCE, VERIFYING, LayerKind, Trial, commit_is_right
@@ -77,20 +79,36 @@ class _Wrong(GatheredAttention):
         super().attend(replace(call, step=replace(call.step, rows=tuple(rows))))
 
 
+def alone(trouble: str | None) -> str | None:
+    return trouble
+
+
+def test_ranks_take_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first that passes on all of them: where another's trial fails, what passed here is not used either."""
+    ways, others = all_ways(), iter([False, True])
+    peers = Peers.__new__(Peers)
+    peers._group = SimpleNamespace(world_size=2)
+    monkeypatch.setattr(Peers, "_vote", lambda self, well: well and next(others))
+    assert attention_choice.choose(KINDS[0], CPU, ways, peers.verdict) is ways[1]
+    assert peers.verdict("it fails here") == "it fails here"
+    peers._group = SimpleNamespace(world_size=1)
+    assert peers.verdict(None) is None
+
+
 def test_the_first_that_passes_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     ways = all_ways()
-    assert attention_choice.choose(KINDS[0], CPU, ways) is ways[0]
+    assert attention_choice.choose(KINDS[0], CPU, ways, alone) is ways[0]
     monkeypatch.setattr(attention_choice, "kernel_trouble", lambda kind, device: "there is none")
-    assert attention_choice.choose(KINDS[0], CPU, ways) is ways[1]
+    assert attention_choice.choose(KINDS[0], CPU, ways, alone) is ways[1]
     monkeypatch.setattr(flash_attn, "flash_attn_varlen_func", None)
     assert "TypeError" in str(attention_choice.trouble(ways[1], KINDS[0], CPU))
-    assert attention_choice.choose(KINDS[0], CPU, ways) is ways[2]
+    assert attention_choice.choose(KINDS[0], CPU, ways, alone) is ways[2]
 
 
 def test_wrong_results_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "wrong by" in str(attention_choice.trouble(_Wrong(), KINDS[0], CPU))
     with pytest.raises(RuntimeError, match="No way of attending tree rows"):
-        attention_choice.choose(KINDS[0], CPU, [_Wrong()])
+        attention_choice.choose(KINDS[0], CPU, [_Wrong()], alone)
     stock = ops.commit_rows
     monkeypatch.setattr(ops, "commit_rows", lambda caches, keys, values, slots: stock(caches, keys, values, slots - 1))
     assert not commit_is_right(KINDS[0], CPU)

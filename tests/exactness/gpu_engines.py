@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from vllm import LLM
 
-from tests.exactness import gpu_stand_ins, gpu_worker
+from tests.exactness import gpu_stand_ins, gpu_worker, recorded_graphs
 from tests.exactness.engines import engine, runner
 from vllm_specvlm.engine import configure
 from vllm_specvlm.engine.attention_gpu import TreeFlashAttentionImpl
@@ -21,7 +21,9 @@ def gpu_engine(model: Path, speculative: Mapping[str, Any], patch: pytest.Monkey
     """As `engines.engine`; `patch` has put operators and FlashAttention in their places, for as long as it is used."""
     patch.setattr(configure, "WORKER", WORKER)
     # An option that no other engine has: those that are kept for other tests took another road.
-    llm = engine(model, speculative, **options, max_logprobs=21)
+    with patch.context() as here:
+        recorded_graphs.install(here)
+        llm = engine(model, speculative, **options, max_logprobs=21)
     found = runner(llm)
     assert isinstance(found, gpu_worker.GPURunnerOnCPU)
     layers = found.compilation_config.static_forward_context.values()

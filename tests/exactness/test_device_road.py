@@ -12,6 +12,7 @@ from tests.engine.nobody_waits import NobodyWaits
 from tests.exactness.engines import answers, engine, runner, tally, tokens
 from tests.exactness.gpu_engines import flash_attention, gpu_engine
 from tests.exactness.gpu_stand_ins import Kernels
+from tests.exactness.recorded_graphs import RecordedGraph
 from tests.exactness.test_gpu_path import CHUNKS, SCENARIO, speculative
 from tests.tiny.checkpoints import build
 from tests.tiny.prompts import prompts
@@ -19,6 +20,8 @@ from tests.tiny.sizes import TARGET
 from vllm_specvlm import ops
 from vllm_specvlm.draft.calibration import Calibration
 from vllm_specvlm.engine import decision_trial, device_growth, tree_walks
+from vllm_specvlm.engine.feature_drafter import FeatureDrafter
+from vllm_specvlm.engine.mixed_drafter import MixedDrafter
 from vllm_specvlm.engine.model_drafter import ModelDrafter
 from vllm_specvlm.engine.runner_gpu import TreeGPUModelRunner
 from vllm_specvlm.schedule.cost_curve import CostCurve
@@ -90,6 +93,65 @@ def test_trees_and_answers(family: str, drafter: str, scenario: Any, monkeypatch
     assert tally(llm)["drafter_failures"] == 0
 
 
+@pytest.mark.parametrize(
+    ("family", "drafter"),
+    [
+        ("llava", "head"),
+        ("llava", "head with a global vector"),
+        ("llava", "exit"),
+        pytest.param("qwen2_5_vl", "exit", marks=pytest.mark.slow),
+    ],
+)
+def test_levels_in_graphs(family: str, drafter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step by step the trees that eager passes draft. A graph that is fed with nothing is noticed."""
+    batch = prompts(family)
+    params = [SAMPLED[i % len(SAMPLED)] for i in range(len(batch))]
+    Kernels().install(monkeypatch)
+    with flash_attention(monkeypatch):
+        llm = gpu_engine(build(family), speculative(drafter, family), monkeypatch, **SCENARIO.options)
+        graphs = runner(llm).drafter._model.graphs  # type: ignore[union-attr]
+        before, levels = RecordedGraph.replays, tally(llm)["levels"]
+        in_graphs = drafted(llm, batch, params, monkeypatch)
+        replays, levels = RecordedGraph.replays - before, tally(llm)["levels"] - levels
+        assert levels > 20
+        # Two of a level behind the roots, whose logits are of the pass that feeds.
+        assert replays > levels
+        with monkeypatch.context() as here:
+            here.setattr(graphs, "fitting", lambda rows: None)
+            assert llm.reset_prefix_cache()
+            before = RecordedGraph.replays
+            eager = drafted(llm, batch, params, monkeypatch)
+            assert RecordedGraph.replays == before
+        assert in_graphs == eager
+        with monkeypatch.context() as here:
+            # Inputs are not put in their places.
+            place = graphs.place
+            here.setattr(
+                graphs,
+                "place",
+                lambda name, values, *args, **more: place(name, torch.zeros_like(values), *args, **more),
+            )
+            assert llm.reset_prefix_cache()
+            answered, codes = drafted(llm, batch, params, monkeypatch)
+    assert answered == eager[0]
+    assert codes != eager[1]
+
+
+def test_lookup_leaves_the_road_to_the_device_until_it_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny target's answers are new at first, and run in circles later."""
+    target, batch = build("llava"), prompts("llava")
+    params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
+    plain = tokens(answers(engine(target, **SCENARIO.options), batch, params))
+    Kernels().install(monkeypatch)
+    with flash_attention(monkeypatch):
+        llm = gpu_engine(target, {**speculative("head"), "with_lookup": True}, monkeypatch, **SCENARIO.options)
+        grown = _count(monkeypatch, ModelDrafter, "propose_on_device")
+        looked = _count(monkeypatch, MixedDrafter, "open")
+        assert tokens(answers(llm, batch, params)) == plain
+    assert len(grown) > 5 and len(looked) > 5
+    assert tally(llm)["drafter_failures"] == 0
+
+
 def _count(patch: pytest.MonkeyPatch, where: Any, name: str) -> list[None]:
     stock, calls = getattr(where, name), []
 
@@ -101,9 +163,10 @@ def _count(patch: pytest.MonkeyPatch, where: Any, name: str) -> list[None]:
     return calls
 
 
-@pytest.mark.parametrize("drafter", ["draft", "head", "exit"])
+@pytest.mark.parametrize("drafter", ["draft", "head", "head with a global vector", "exit"])
 def test_nobody_waits_between_levels(drafter: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the first level to the one copy at the end nothing looks into a tensor, nor from the walks to theirs."""
+    """From the first level to the one copy at the end nothing looks into a tensor, nor from the walks to theirs, nor
+    while a head is fed."""
     kernels = Kernels()
     kernels.install(monkeypatch)
     batch = prompts("llava")
@@ -148,7 +211,12 @@ def _listen(patch: pytest.MonkeyPatch, guard: NobodyWaits, kernels: Kernels) -> 
 
         patch.setattr(module, "download_all", copied)
     opened, walked, attend = ModelDrafter.open_levels, ops.walk_trees, kernels.tree_attention
-    committed = kernels.commit_rows
+    committed, fed = kernels.commit_rows, FeatureDrafter._run_feeds
+
+    def run_feeds(self: Any, feeds: Any) -> None:
+        guard.begin()
+        fed(self, feeds)
+        guard.end()
 
     def open_levels(self: Any, widths: Any) -> None:
         guard.begin()
@@ -166,6 +234,7 @@ def _listen(patch: pytest.MonkeyPatch, guard: NobodyWaits, kernels: Kernels) -> 
         with guard.paused():
             committed(*args)
 
+    patch.setattr(FeatureDrafter, "_run_feeds", run_feeds)
     patch.setattr(ModelDrafter, "open_levels", open_levels)
     patch.setattr(ops, "walk_trees", walk_trees)
     patch.setattr(ops, "tree_attention", tree_attention)

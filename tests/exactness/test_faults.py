@@ -265,6 +265,24 @@ def test_tokens_that_do_not_exist(token: int, monkeypatch: pytest.MonkeyPatch) -
     assert tally(llm)["drafter_failures"] == before + 1
 
 
+def test_compiling_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first pass of a draft, before any request."""
+    llm = engine(target_of("llava"), speculative("vlm", planner=False))
+    found = runner(llm).drafter
+    drafter, before = found._drafter, tally(llm)["drafter_failures"]
+    assert drafter is not None and found._model is not None
+    for name in ("_drafter", "_model", "_planned", "_failure"):
+        monkeypatch.setattr(found, name, getattr(found, name))
+    fault = Fault(found._model.warm_up, after=0)
+    monkeypatch.setattr(found._model, "warm_up", fault)
+    found.warm_up()
+    assert fault.calls == 1 and found._drafter is None
+    check(llm)
+    monkeypatch.undo()
+    make_whole(found, drafter)
+    assert tally(llm)["drafter_failures"] == before + 1
+
+
 def test_the_drafter_works_when_nothing_is_broken() -> None:
     """A control: what is switched off above would have drafted."""
     for kind in KINDS:

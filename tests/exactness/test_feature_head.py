@@ -112,6 +112,7 @@ def test_engine_and_plain_pass_agree(family: str, scenario: Scenario, monkeypatc
         {"fusion": "linear", "feature_layers": (0, 1)},
         {"vocabulary": None},
         {"compressor": "global"},
+        {"compressor": "global", "queries": 40},  # more than a picture has tokens: it takes all of its slots
         {"compressor": "text"},
         slow({"compressor": "none"}),
         slow({"compressor": "select"}),
@@ -120,7 +121,7 @@ def test_engine_and_plain_pass_agree(family: str, scenario: Scenario, monkeypatc
 )
 def test_other_networks(network: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     scenario, more = SCENARIOS[1], dict(network)
-    compressor = CompressorConfig(kind=more.pop("compressor", "pool"))
+    compressor = CompressorConfig(kind=more.pop("compressor", "pool"), queries=more.pop("queries", 0))
     if compressor.kind == "text":
         more["text_only_draft"] = True
     llm = with_head("llava", compressor, scenario, tree="chain", num_speculative_tokens=4, **more)

@@ -9,19 +9,27 @@ from typing import Any
 
 import pytest
 import torch
+from vllm.forward_context import BatchDescriptor
 from vllm.v1.attention.backends import flash_attn
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from tests.exactness.engines import SCENARIOS, Scenario, answers, engine, runner, tally, tokens
 from tests.exactness.gpu_engines import flash_attention, gpu_engine, ways
 from tests.exactness.gpu_stand_ins import Kernels
 from tests.exactness.oracle import OracleDrafter
+from tests.exactness.recorded_graphs import RecordedGraph
 from tests.tiny.checkpoints import build
 from tests.tiny.exits import build_exit
 from tests.tiny.heads import build_head
 from tests.tiny.prompts import prompts
 from tests.tiny.sizes import DRAFT, TARGET
 from vllm_specvlm.compress.compressor import CompressorConfig
+from vllm_specvlm.engine.dense_store import DenseStore
+from vllm_specvlm.engine.draft_vlm import DraftVLM
+from vllm_specvlm.engine.model_drafter import ModelDrafter
+from vllm_specvlm.engine.runner import attending
 from vllm_specvlm.engine.runner_gpu import TreeGPUModelRunner
+from vllm_specvlm.engine.tree_step import TreeStep
 from vllm_specvlm.tree.tree_shape import TreeShape
 
 (CHUNKS,) = (scenario for scenario in SCENARIOS if scenario.name == "chunked prefill and prefix hits")
@@ -156,10 +164,81 @@ def test_memory_bounds_the_trees(plain: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert counted["accepted"] > 0
 
 
+@pytest.mark.parametrize("drafter", ["itself", "head"])
+def test_what_stays_is_there_before_passes_are_measured(drafter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM takes the peak of these passes for that of all later ones, beside which trees keep their memory."""
+    Kernels().install(monkeypatch)
+    order: list[str] = []
+
+    def noted(where: Any, name: str, event: str) -> None:
+        stock = getattr(where, name)
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            order.append(event)
+            return stock(*args, **kwargs)
+
+        monkeypatch.setattr(where, name, method)
+
+    noted(DenseStore, "allocate", "trees")
+    noted(TreeStep, "room", "tables")
+    noted(TreeGPUModelRunner, "_dummy_run", "pass")
+    noted(ModelDrafter, "profile_run", "draft's pass")
+    with flash_attention(monkeypatch):
+        options = {**SCENARIO.options, "num_gpu_blocks_override": 68}
+        gpu_engine(build("llava", size=TARGET), speculative(drafter), monkeypatch, **options)
+    first = order[: order.index("draft's pass") + 1]
+    assert first[:3] == ["trees", "trees", "tables"]
+    assert set(first[3:-1]) == {"pass"}
+    assert "trees" not in order[3:]
+
+
+@pytest.mark.parametrize("call", ["profile_run", "capture"])
+def test_a_draft_that_fails_at_start_is_switched_off(call: str, plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its widest pass may be more than the device has room for."""
+    Kernels().install(monkeypatch)
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError("injected")
+
+    with flash_attention(monkeypatch), monkeypatch.context() as here:
+        here.setattr(ModelDrafter if call == "profile_run" else DraftVLM, call, fails)
+        options = {**SCENARIO.options, "num_gpu_blocks_override": 69 + (call == "capture")}
+        llm = gpu_engine(build("llava", size=TARGET), speculative("itself"), here, **options)
+        assert tokens(answers(llm, prompts("llava"), SCENARIO.params())) == tokens(plain)
+    counted = tally(llm)
+    assert counted["drafter_failures"] == 1 and counted["trees"] == 0
+
+
+def test_graphs_that_were_only_measured_are_forgotten(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM throws them away; a pass before they are captured again is eager."""
+    Kernels().install(monkeypatch)
+    with flash_attention(monkeypatch):
+        llm = gpu_engine(build("llava", size=TARGET), speculative("exit"), monkeypatch, **SCENARIO.options)
+        found = runner(llm)
+        graphs = found.drafter._model.graphs
+        sizes = list(graphs._sizes)
+        monkeypatch.setattr(GPUModelRunner, "profile_cudagraph_memory", lambda self: 12345)
+        assert graphs.fitting(3) is not None
+        assert found.profile_cudagraph_memory() == 12345
+        assert graphs.fitting(3) is None
+        before = RecordedGraph.replays
+        check(llm, plain, monkeypatch, oracle=False)
+        assert RecordedGraph.replays == before
+        for size in sizes:
+            graphs.add(BatchDescriptor(num_tokens=size))
+        assert llm.reset_prefix_cache()
+        check(llm, plain, monkeypatch, oracle=False)
+        assert RecordedGraph.replays > before
+
+
+def test_only_layers_that_attend_are_ours() -> None:
+    """vLLM keeps mixtures of experts among them."""
+    assert attending({"experts": torch.nn.Linear(1, 1)}) == {}
+
+
 def test_graphs_are_those_of_plain_decoding() -> None:
     """FULL graphs hold one token a request; a step with trees is sent to PIECEWISE ones or to none."""
     from vllm.config import CUDAGraphMode
-    from vllm.forward_context import BatchDescriptor
 
     from vllm_specvlm.engine.tree_dispatcher import TreeDispatcher
 

@@ -16,6 +16,7 @@ from tests.exactness.engines import answers, engine, target_of, tokens
 from tests.exactness.grammars import KINDS, grammar
 from tests.exactness.test_grammars import BACKENDS, under
 from tests.tiny.prompts import prompts
+from vllm_specvlm.engine.dictated_text import DictatedText
 from vllm_specvlm.engine.tree_grammars import TreeGrammars
 from vllm_specvlm.tree.flat_code import FlatCode
 from vllm_specvlm.tree.token_tree import TokenTree
@@ -78,7 +79,8 @@ def test_each_row_has_the_mask_of_its_path(backend: str, kind: str) -> None:
             paths.append([*paths[parent + 1], token])
         wanted = [fed(path) for path in paths]
         kept = code.decode(manager.validate_tokens(walked, code.encode(tree)))
-        assert kept == tree.restricted([i for i in range(len(tree)) if wanted[i + 1][0]])
+        left = tree.restricted([i for i in range(len(tree)) if wanted[i + 1][0]])
+        assert kept.prefix(len(left)) == left and len(kept) <= len(tree), "what is dictated comes behind it"
         ids = {"a": walked, "b": beside}
         masks = manager.grammar_bitmask(ids, ["b", "a"], {"a": code.encode(tree)})
         assert masks is not None and len(masks) == len(tree) + 2
@@ -130,3 +132,66 @@ def test_blocks_of_equal_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert masks is not None and len(masks) == 26
     assert np.array_equal(masks[[0, 13, 14, 15]], compact)
     assert (masks[1:13] == -1).all() and (masks[16:] == -1).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_dictated(backend: str, kind: str) -> None:
+    """Along random answers: every other token allowed is a beginning of the dictated one, where one is; none is missed.
+
+    And the grammar stays where it was.
+    """
+    manager, draw = manager_of(backend), np.random.default_rng(3)
+    dictated = DictatedText(manager.tokenizer, manager.backend.allocate_token_bitmask(1))
+    row = manager.backend.allocate_token_bitmask(1)
+
+    def allowed(grammar: Any) -> list[int]:
+        row.fill_(-1)
+        grammar.fill_bitmask(row, 0)
+        return [t for t in range(512) if row[0].tolist()[t // 32] >> (t % 32) & 1]
+
+    found = 0
+    for _ in range(4):
+        grammar = request_for(manager, kind, backend).structured_output_request.grammar
+        for _ in range(25):
+            if grammar.is_terminated():
+                break
+            before = allowed(grammar)
+            chain = dictated.after(grammar, 6)
+            assert allowed(grammar) == before and not grammar.is_terminated()
+            known, fed = before, 0
+            for token in chain:
+                texts = {manager.tokenizer.convert_ids_to_tokens(t) for t in known}
+                assert token in known
+                assert all(manager.tokenizer.convert_ids_to_tokens(token).startswith(text) for text in texts)
+                assert grammar.accept_tokens("", [token])
+                fed += 1
+                known = [] if grammar.is_terminated() else allowed(grammar)
+            assert len(chain) == 6 or len(known) != 1, "it stopped before there was a choice"
+            found += len(chain)
+            grammar.rollback(fed)
+            assert allowed(grammar) == before
+            assert grammar.accept_tokens("", [int(draw.choice(before))])
+    assert found or kind in ("grammar", "json object", "open regex")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_room_for_what_is_dictated(backend: str) -> None:
+    """No more nodes than codes came, and no longer paths than the tree's or the placeholders allow."""
+    manager = manager_of(backend)
+    code = FlatCode(manager.vllm_config.model_config.get_vocab_size())
+    asked = request_for(manager, "json", backend)
+    before = manager.dictated
+    whole = code.decode(manager.validate_tokens(asked, [-1] * 12))
+    assert whole.is_chain and 2 < len(whole) <= 12 and manager.dictated == before + len(whole)
+    for room in range(1, 12):
+        assert code.decode(manager.validate_tokens(asked, [-1] * room)) == whole.prefix(room)
+    wrong = TokenTree((500, 501, 502, 503), (-1, 0, 0, -1))
+    assert code.decode(manager.validate_tokens(asked, code.encode(wrong))) == whole.prefix(2), (
+        "in place of what was cut"
+    )
+    assert code.decode(manager.validate_tokens(asked, [*code.encode(wrong), -1, -1, -1])) == whole.prefix(3)
+    right = whole.prefix(2)
+    assert code.decode(manager.validate_tokens(asked, [*code.encode(right), *[-1] * 10])) == whole.prefix(10)
+    free = request_for(manager, "open regex", backend)
+    assert manager.validate_tokens(free, [-1] * 12) == []

@@ -29,8 +29,10 @@ from tests.exactness.engines import (
 from tests.exactness.grammars import KINDS, grammar
 from tests.exactness.oracle import OracleDrafter
 from tests.exactness.test_identity import ORACLE_SHAPE
+from tests.exactness.test_plans import with_random_plans
 from tests.exactness.test_requests import same_logprobs
 from tests.tiny.prompts import prompts
+from vllm_specvlm.engine.dictated_text import DictatedText
 from vllm_specvlm.engine.tree_grammars import TreeGrammars
 
 BATCH = SCENARIOS[0]
@@ -144,7 +146,8 @@ def test_drafts_of_a_model(backend: str, kind: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_a_grammar_forbids_is_never_verified(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every drafted node is either forbidden, and counted, or verified; what is verified are the grammar's letters."""
+    """Every drafted node is either forbidden, and counted, or verified, and so is what was dictated; what is verified
+    are the grammar's letters."""
     target = target_of("llava")
     ours = engine(target, {"model": str(target), "num_speculative_tokens": 10}, **under(backend))
     manager: TreeGrammars = ours.llm_engine.engine_core.engine_core.structured_output_manager
@@ -153,7 +156,7 @@ def test_what_a_grammar_forbids_is_never_verified(backend: str, monkeypatch: pyt
 
     def drafts(*arguments: Any) -> dict[str, list[int]]:
         codes = draft(*arguments)
-        drafted[0] += sum(map(len, codes.values()))
+        drafted[0] += sum(code >= 0 for each in codes.values() for code in each)
         return codes
 
     def observed(places: Any, accepted: Any) -> None:
@@ -162,12 +165,84 @@ def test_what_a_grammar_forbids_is_never_verified(backend: str, monkeypatch: pyt
 
     monkeypatch.setattr(speculator, "draft", drafts)
     monkeypatch.setattr(speculator, "observe_accepted", observed)
-    before = manager.forbidden
+    before = manager.forbidden - manager.dictated
     params = SamplingParams(temperature=0.0, max_tokens=40, structured_outputs=grammar("open regex", backend))
     answers(ours, prompts("llava"), params)
-    forbidden = manager.forbidden - before
+    forbidden = manager.forbidden - manager.dictated - before
     assert forbidden > 50 and len(verified) > 50 and forbidden + len(verified) == drafted[0]
     assert set("".join(verified)) <= set("abcdefghijklmnopqrstuvwxyz ")
+
+
+def manager_of(llm: LLM) -> TreeGrammars:
+    manager: TreeGrammars = llm.llm_engine.engine_core.engine_core.structured_output_manager
+    return manager
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_random_plans_under_grammars(backend: str, scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trees for some, for all, for nobody: what grammars dictate is verified in any case, and answers are plain's."""
+    target, batch = target_of("llava"), prompts("llava") * scenario.copies
+    options = {**scenario.options, **under(backend)}
+
+    def play(llm: LLM) -> list[RequestOutput]:
+        params = mixed(backend, len(batch), max_tokens=scenario.max_tokens, ignore_eos=False)
+        return [output for _ in range(scenario.rounds) for output in answers(llm, batch, params)]
+
+    reference = play(engine(target, **options))
+    ours = engine(target, {"model": str(target), "num_speculative_tokens": 12, "planner": True}, **options)
+    planner = with_random_plans(ours, 5, monkeypatch)
+    before, dictated = tally(ours), manager_of(ours).dictated
+    outputs = play(ours)
+    after = tally(ours)
+    assert tokens(outputs) == tokens(reference)
+    assert [o.outputs[0].finish_reason for o in outputs] == [o.outputs[0].finish_reason for o in reference]
+    assert len(set(planner.plans)) > 2 and after["drafter_failures"] == 0
+    assert manager_of(ours).dictated > dictated + 20
+    assert after["accepted"] > before["accepted"] + 20
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_dictated_comes_at_once(backend: str) -> None:
+    """With a drafter that knows nothing, names and brackets of JSON still come several a step; sampled ones too."""
+    plain, options = engine(target_of("llava"), **under(backend)), {"lookup_min_match": 16, "planner": False}
+    ours = engine(target_of("llava"), {"num_speculative_tokens": 12, **options}, **under(backend))
+    batch = prompts("llava")
+
+    def params(**more: Any) -> SamplingParams:
+        return SamplingParams(
+            **{"temperature": 0.0, **more}, max_tokens=40, structured_outputs=grammar("json", backend)
+        )
+
+    before = tally(ours)
+    outputs = answers(ours, batch, params())
+    after = tally(ours)
+    assert tokens(outputs) == tokens(answers(plain, batch, params()))
+    assert after["accepted"] - before["accepted"] > 3 * len(batch)
+    sampled = tokens(answers(ours, batch, params(temperature=0.8, seed=3)))
+    assert tally(ours)["accepted"] > after["accepted"] + 3 * len(batch)
+    off = {"extra_args": {"specvlm": "off"}}
+    before = tally(ours)
+    assert sampled == tokens(answers(ours, batch, params(temperature=0.8, seed=3, **off)))
+    assert tally(ours)["trees"] == before["trees"], "who wants no tree gets none"
+
+
+def test_control_what_is_dictated_wrongly_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token too many at each place: the target decides, not the grammar's reader."""
+    options, batch = under("xgrammar"), prompts("llava")
+    ours = engine(target_of("llava"), {"num_speculative_tokens": 12, "lookup_min_match": 16}, **options)
+
+    def params() -> SamplingParams:
+        return SamplingParams(temperature=0.0, max_tokens=40, structured_outputs=grammar("open regex"))
+
+    reference = tokens(answers(engine(target_of("llava"), **options), batch, params()))
+    letters = [i for i in range(512) if (text := ours.get_tokenizer().decode([i])).isalpha() and text.islower()]
+    monkeypatch.setattr(DictatedText, "after", lambda self, grammar, most: letters[7 : 7 + most])
+    before = tally(ours)
+    assert tokens(answers(ours, batch, params())) == reference
+    after = tally(ours)
+    nodes = after["nodes"] - before["nodes"]
+    assert nodes > 100 and after["accepted"] - before["accepted"] < nodes / 20
 
 
 def test_a_backend_of_another_make(monkeypatch: pytest.MonkeyPatch) -> None:

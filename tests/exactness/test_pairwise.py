@@ -51,6 +51,7 @@ def test_every_two_values_meet() -> None:
 def speculative(family: str, drafter: str) -> dict[str, Any]:
     folders: dict[str, Callable[[], Path]] = {
         "draft VLM": lambda: build(family, seed=7, size=DRAFT, vocab_padding=64),
+        "the target, other vocabulary": lambda: build(family, tokenizer="renumbered"),
         "draft VLM, other vocabulary": lambda: build(family, seed=7, size=DRAFT, tokenizer="other"),
         "feature head": lambda: build_head(family, CompressorConfig(kind="pool", ratio=4)),
         "early exit": lambda: build_exit(family),
@@ -107,7 +108,7 @@ def texts(outputs: Sequence[RequestOutput]) -> list[list[tuple[int, ...]]]:
 def law(llm: LLM, prompt: Prompt) -> Counter[tuple[int, ...]]:
     """How often each three-token answer comes, in 400."""
     torch.manual_seed(0)  # plain vLLM draws from it
-    params = SamplingParams(temperature=1.2, top_k=3, max_tokens=3, ignore_eos=True)
+    params = SamplingParams(temperature=2.0, top_k=4, max_tokens=3, ignore_eos=True)
     return Counter(tokens(answers(llm, [prompt] * 400, params)))
 
 
@@ -133,6 +134,19 @@ def test_all_other_cases(family: str) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
+def watched(
+    llm: LLM, drafter: str, batch: Sequence[Prompt], sampling: str, scenario: str
+) -> tuple[list[RequestOutput], int]:
+    """All answers of a case, and how many drafted tokens were accepted; trees there must be."""
+    before = tally(llm)
+    said = play(llm, batch, scenario, parameters(sampling, scenario, len(batch)))
+    after = tally(llm)
+    assert after["drafter_failures"] == 0
+    if drafter != "lookup":  # which finds little to look up in sampled texts
+        assert after["trees"] - before["trees"] > 10
+    return said, after["accepted"] - before["accepted"]
+
+
 def compare(family: str, drafter: str, sampling: str, scenario: str) -> None:
     """One case."""
     videos = family.endswith(VIDEO)
@@ -146,14 +160,16 @@ def compare(family: str, drafter: str, sampling: str, scenario: str) -> None:
     plain = engine(target_of(family), **options)
     ours = engine(target_of(family), speculative(family, drafter), **options)
     batch = asked(family, videos, scenario)
-    before = tally(ours)
-    said = play(ours, batch, scenario, parameters(sampling, scenario, len(batch)))
-    after = tally(ours)
-    assert after["drafter_failures"] == 0
-    if drafter != "lookup":  # which finds little to look up in sampled texts
-        assert after["trees"] - before["trees"] > 10
-        # Under a grammar the draft guesses badly, and stops leave it little to guess.
-        assert after["accepted"] > before["accepted"] or sampling in ("grammar", "stops"), "no draft was accepted"
+    said, accepted = watched(ours, drafter, batch, sampling, scenario)
+    if drafter.endswith("other vocabulary") and not accepted:
+        # Random weights that lack tokens may never be right by chance; the target's own under other ids have to be.
+        drafter = "the target, other vocabulary"
+        ours = engine(target_of(family), speculative(family, drafter), **options)
+        again, accepted = watched(ours, drafter, batch, sampling, scenario)
+        assert texts(again) == texts(said)
+    # Under a grammar the draft guesses badly, and stops leave it little to guess; sampled texts hardly repeat.
+    spared = ("grammar", "stops", "sampled") if drafter == "lookup" else ("grammar", "stops")
+    assert accepted or sampling in spared, "no draft was accepted"
     if sampling == "sampled":
         assert ours.reset_prefix_cache()
         off = parameters(sampling, scenario, len(batch), extra_args={"specvlm": "off"})

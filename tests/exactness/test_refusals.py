@@ -77,6 +77,7 @@ def test_options(speculative: dict[str, Any], says: str) -> None:
         ({"runner": "pooling"}, "runner 'pooling'"),
         ({"skip_tokenizer_init": True}, "without a tokenizer"),
         ({"video_pruning_rate": 0.5}, "video pruning"),
+        ({"watermark_config": {"secret_key": "1"}}, "watermarks"),
         ({"prefill_context_parallel_size": 2}, "prefill context parallelism 2"),
         ({"worker_cls": "some.other.Worker"}, "worker class 'some.other.Worker'"),
     ],

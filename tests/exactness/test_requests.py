@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isclose
 from typing import Any
 
 import pytest
 from vllm import LLM, RequestOutput, SamplingParams
+from vllm.logprobs import Logprob
 from vllm.sampling_params import StructuredOutputsParams
 
 from tests.exactness.engines import GREEDY, answers, engine, runner, tally, target_of, tokens
@@ -41,8 +43,13 @@ def same_logprobs(ours: RequestOutput, reference: RequestOutput) -> None:
     found, wanted = ours.outputs[0].logprobs, reference.outputs[0].logprobs
     assert (found is None) == (wanted is None)
     for a, b in zip(found or (), wanted or (), strict=True):
-        assert a.keys() == b.keys()
-        assert all(a[k].rank == b[k].rank and isclose(a[k].logprob, b[k].logprob, rel_tol=0, abs_tol=1e-4) for k in a)
+        same_candidates(a, b)
+
+
+def same_candidates(a: Mapping[int, Logprob], b: Mapping[int, Logprob]) -> None:
+    """Of one place."""
+    assert a.keys() == b.keys()
+    assert all(a[k].rank == b[k].rank and isclose(a[k].logprob, b[k].logprob, rel_tol=0, abs_tol=1e-4) for k in a)
 
 
 @pytest.mark.parametrize("feature", PATH_FEATURES, ids=lambda f: " ".join(f))
@@ -101,12 +108,32 @@ def test_unsupported_features_are_decoded_plainly(feature: dict[str, Any], engin
     assert tally(ours)["accepted"] > before + 50
 
 
-def test_prompt_logprobs(engines: tuple[LLM, LLM]) -> None:
+@pytest.mark.parametrize("chunked", [False, True], ids=["whole prompts", "in chunks beside trees"])
+def test_prompt_logprobs(chunked: bool, engines: tuple[LLM, LLM]) -> None:
+    """Value for value; in chunks they come in steps in which neighbours' trees are verified."""
     plain, ours = engines
-    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True, prompt_logprobs=1)
-    reference, outputs = answers(plain, prompts("llava")[:2], params), answers(ours, prompts("llava")[:2], params)
+    batch = prompts("llava")
+    if chunked:
+        options = {"max_num_batched_tokens": 40, "max_num_seqs": 3, "enable_prefix_caching": False}
+        speculative = {"model": str(target_of("llava")), "num_speculative_tokens": 8}
+        plain, ours = engine(target_of("llava"), **options), engine(target_of("llava"), speculative, **options)
+    params = [
+        SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True, prompt_logprobs=2 if i % 2 else None)
+        for i in range(len(batch))
+    ]
+    before = tally(ours)
+    reference, outputs = answers(plain, batch, params), answers(ours, batch, params)
+    assert tally(ours)["accepted"] > before["accepted"] + 20
     assert tokens(outputs) == tokens(reference)
-    assert [len(o.prompt_logprobs or ()) for o in outputs] == [len(o.prompt_logprobs or ()) for o in reference]
+    asked = 0
+    for found, wanted in zip(outputs, reference, strict=True):
+        assert (found.prompt_logprobs is None) == (wanted.prompt_logprobs is None)
+        for a, b in zip(found.prompt_logprobs or (), wanted.prompt_logprobs or (), strict=True):
+            assert (a is None) == (b is None)
+            if a is not None and b is not None:
+                same_candidates(a, b)
+                asked += 1
+    assert asked > 50
 
 
 def test_seeded_requests_in_prompt_chunks() -> None:

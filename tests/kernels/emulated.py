@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from vllm_specvlm.ops.library import register_fakes
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 CXX = shutil.which(os.environ.get("CXX", "g++"))
+CMAKE = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
 KERNELS = ("launch", "attention_float", "attention_half", "attention_bfloat16", "wrappers")
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 
@@ -67,12 +69,15 @@ def schedule(seed: int) -> None:
     library().specvlm_simt_seed(ctypes.c_uint64(seed))
 
 
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0 and "warning:" not in done.stdout, done.stdout
+
+
 def _build() -> Path:
     found = importlib.util.find_spec("torch")
     assert found is not None and found.origin is not None
-    torch_folder = Path(found.origin).parent
-    binding = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-DSPECVLM_EMULATED"]
-    binding += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(torch_folder / "include")]
+    assert CMAKE is not None, "The emulated kernels are built by cmake: pip install cmake ninja."
     digest = hashlib.sha256(torch.__version__.encode() + Path(__file__).read_bytes())
     for file in sorted(CSRC.rglob("*")):
         if file.is_file():
@@ -82,15 +87,10 @@ def _build() -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        jobs = [
-            *kernel_jobs(CSRC, folder, ["-O2"]),
-            ([*binding, "-c", str(CSRC / "torch" / "gpu_ops.cpp")], folder / "gpu_ops.o"),
-        ]
-        compile_all(jobs)
-        objects = [str(made) for _, made in jobs]
-        linked = folder / "emulated.so"
-        compile_all([(["-shared", *objects, "-L", str(torch_folder / "lib"), "-ltorch_cpu"], linked)])
-        shutil.copy2(linked, target.with_suffix(f".{os.getpid()}"))
+        settings = ["-G", "Ninja"] if shutil.which("ninja") else []
+        settings += [f"-DCMAKE_CXX_COMPILER={CXX}", f"-DTORCH_FOLDER={Path(found.origin).parent}"]
+        _run([str(CMAKE), "-S", str(CSRC), "-B", name, *settings])
+        _run([str(CMAKE), "--build", name, "--target", "specvlm_emulated", "--parallel", str(os.cpu_count() or 1)])
+        shutil.copy2(Path(name) / "libspecvlm_emulated.so", target.with_suffix(f".{os.getpid()}"))
     target.with_suffix(f".{os.getpid()}").replace(target)
     return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import subprocess
@@ -10,7 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.kernels import emulated
+
+TORCH = Path(torch.__file__).parent
 ROOT = Path(__file__).parents[2]
 CXX = shutil.which(os.environ.get("CXX", "g++"))
 VARIANTS = {
@@ -91,6 +96,50 @@ def test_no_compiler_is_said_in_one_sentence(tmp_path: Path) -> None:
     done = build_command("-b", str(tmp_path / "lib"), "-t", str(tmp_path / "temp"), CXX="no-such-compiler")
     assert done.returncode != 0
     assert done.stderr.splitlines()[-1].startswith("vllm_specvlm: no C++ compiler no-such-compiler found, install g++")
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [({"cmake"}, "there is no cmake, run pip install cmake"), ({"ninja", "make"}, "neither ninja nor make is there")],
+)
+def test_no_cmake_is_said_in_one_sentence(missing: set[str], says: str, tmp_path: Path) -> None:
+    program = (
+        "import runpy, shutil, sys\n"
+        "found = shutil.which\n"
+        f"shutil.which = lambda name, **more: None if name in {missing} else found(name, **more)\n"
+        f"sys.argv = ['setup.py', 'build_ext', '-b', {str(tmp_path / 'lib')!r}, '-t', {str(tmp_path / 'temp')!r}]\n"
+        "runpy.run_path('setup.py', run_name='__main__')\n"
+    )
+    environment = os.environ | {"TORCH_CUDA_ARCH_LIST": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].startswith(f"vllm_specvlm: {says}")
+
+
+@needs_compiler
+@pytest.mark.skipif(emulated.CMAKE is None, reason="no cmake")
+def test_flags_are_the_projects_own(tmp_path: Path) -> None:
+    """Bits depend on them: neither the environment nor a type of build of CMake's adds any."""
+    command = [str(emulated.CMAKE), "-S", str(ROOT / "csrc"), "-B", str(tmp_path), f"-DTORCH_FOLDER={TORCH}"]
+    options = ["-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CXX_COMPILER={CXX}"]
+    flags = {"CXXFLAGS": "-ffast-math -march=native", "LDFLAGS": "-Wl,-z,now"}
+    subprocess.run([*command, *options], env=os.environ | flags, capture_output=True, check=True)
+    common = "-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-maybe-uninitialized"
+    kernel = "-ffp-contract=off -fno-math-errno -fno-exceptions -fno-rtti -Wno-uninitialized"
+    found = {}
+    for each in json.loads((tmp_path / "compile_commands.json").read_text()):
+        words = each["command"].split()
+        found[words[words.index("-o") + 1].split("/")[1].removesuffix(".dir")] = words[1 : words.index("-o")]
+    for name, machine in VARIANTS.items():
+        wanted = [*common.split(), *kernel.split(), *machine, f"-DSPECVLM_VARIANT={name}"]
+        assert found[f"tree_attention_{name}"] == wanted
+    assert found["plain"] == common.split()
+    assert [word for word in found["binding"] if word not in common.split()] == [
+        *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", f"{TORCH}/include")
+    ]
+    assert "-ffp-contract=off" in found["emulated_kernels"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ pytest.importorskip("ray", reason="the optional extra 'ray' is not installed")
 from tests.ray.batch_case import line, options, plain_tokens, read, tokens, write
 from tests.ray.local_cluster import kill, local_cluster, processes, wait_for
 from tests.ray.poison import PoisonedActor
+from tests.tiny.prompts import picture
 from vllm_specvlm.cluster import batch
 from vllm_specvlm.cluster import processor as processors
 from vllm_specvlm.cluster.processor import Processor
@@ -28,7 +29,7 @@ def cluster() -> Iterator[None]:
 
 
 def test_answers_errors_and_a_second_run(cluster: None, tmp_path: Path) -> None:
-    """The quick one. A picture that is not there, one outside the folder and a bad option fail alone.
+    """The quick one. A picture that is not there, two outside the folder and a bad option fail alone.
 
     The bad option comes first, and with a picture that good questions share.
     """
@@ -37,27 +38,34 @@ def test_answers_errors_and_a_second_run(cluster: None, tmp_path: Path) -> None:
         line(0, custom_id="option", temperature=-1),
         line(0, custom_id="missing", image="missing.png"),
         line(0, custom_id="outside", image="../outside.png"),
+        line(0, custom_id="link", image="link.png"),
     ]
-    file, output = write(tmp_path, [*bad, *good]), tmp_path / "answers.jsonl"
-    asked = batch.questions(file, tmp_path)
-    processor = Processor(options(tmp_path), batch_size=4, attempts=2)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    picture(0).save(tmp_path / "outside.png")
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    file, output = write(folder, [*bad, *good]), tmp_path / "answers.jsonl"
+    asked = batch.questions(file, folder)
+    processor = Processor(options(folder), batch_size=4, attempts=2)
     seen: list[int] = []
-    assert batch.run(asked, output, processor, seen.append) == batch.Outcome(0, 13, 3)
-    assert seen == sorted(seen) and seen[-1] == 13
+    assert batch.run(asked, output, processor, seen.append) == batch.Outcome(0, 14, 4)
+    assert seen == sorted(seen) and seen[-1] == 14
     answers = read(output)
-    plain = plain_tokens(tmp_path, good)
+    plain = plain_tokens(folder, good)
     assert {name: tokens(answers[name]) for name in plain} == plain
-    assert {name for name, entry in answers.items() if entry["error"]} == {"missing", "outside", "option"}
+    assert {name for name, entry in answers.items() if entry["error"]} == {"missing", "outside", "link", "option"}
     assert "temperature" in answers["option"]["error"]["message"]
+    for name in ("outside", "link"):
+        assert "allowed-local-media-path" in answers[name]["error"]["message"]
 
     # As after a crash: some answers are lost, and one is half written.
     kept = output.read_text().splitlines(keepends=True)[:7]
     output.write_text("".join(kept) + '{"id": "specvlm-x", "custom_id": "q')
-    assert batch.run(asked, output, processor) == batch.Outcome(7, 6, 3)
+    assert batch.run(asked, output, processor) == batch.Outcome(7, 7, 4)
     assert output.read_text().startswith("".join(kept))
     again = read(output)
     assert {name: tokens(again[name]) for name in plain} == plain
-    assert len(again) == 13
+    assert len(again) == 14
 
 
 @pytest.mark.slow  # three starts of an engine

@@ -168,3 +168,31 @@ def test_half_a_character_in_an_answer_is_written(tmp_path: Path) -> None:
 def test_more_lines_that_are_none(tmp_path: Path, line: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Question.parse(line, tmp_path)
+
+
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    answer = {"custom_id": "a", "response": BODY, "error": None}
+    with AnswersFile(path) as answers:
+        with pytest.raises(ValueError, match=r"^Another run writes '.*answers.jsonl'; wait until it has ended, or"):
+            AnswersFile(path)
+        answers.write([answer])
+        whole = path.read_bytes()
+        path.write_bytes(whole + b'{"id": "specvlm-0123", "cust')  # as the first run writes its next line
+        with pytest.raises(ValueError, match="Another run"):
+            AnswersFile(path)
+        assert path.read_bytes() != whole, "what the other run was writing was cut"
+    with AnswersFile(path) as answers:
+        assert answers.done == {"a"} and path.read_bytes() == whole
+
+
+def test_a_last_line_without_an_end_is_ended(tmp_path: Path) -> None:
+    """Another program has written it, or an editor has saved it: the next answer is a line of its own."""
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"id":"batch_1","custom_id":"a","response":{},"error":null}')
+    with AnswersFile(path) as answers:
+        assert answers.done == {"a"}
+        answers.write([{"custom_id": "b", "response": BODY, "error": None}])
+    assert [json.loads(line)["custom_id"] for line in path.read_text().splitlines()] == ["a", "b"]
+    with AnswersFile(path) as answers:
+        assert answers.done == {"a", "b"}

@@ -46,6 +46,11 @@ def chat(rng: random.Random, name: str, usage: bool = True, choices: int = 2) ->
     return [event({**head, **chunk}) for chunk in chunks] + [DONE]
 
 
+def sent(stream: SplicedStream, *events: str) -> str:
+    """All that is to be sent of these."""
+    return "".join(piece for each in events for piece in stream.new(each))
+
+
 def received(events: str) -> dict[str, Any]:
     """What a client makes of a stream."""
     found: dict[str, Any] = {"choices": {}, "heads": set(), "usage": [], "done": 0}
@@ -81,13 +86,13 @@ def test_a_client_sees_one_answer() -> None:
     }
     for seed in range(200):
         rng = random.Random(seed)
-        stream, sent = SplicedStream(), ""
+        stream, told = SplicedStream(), ""
         for attempt in range(3):
             events = chat(rng, f"attempt {attempt}")
-            sent += "".join(stream.new(each) for each in events[: rng.randint(0, len(events))])
+            told += sent(stream, *events[: rng.randint(0, len(events))])
             stream.repeat()
-        sent += stream.new("".join(chat(rng, "the last")))
-        found = received(sent)
+        told += sent(stream, "".join(chat(rng, "the last")))
+        found = received(told)
         assert found["choices"] == {0: answer, 1: answer}
         assert len(found["heads"]) == 1 and found["done"] == 1
         assert found["usage"] == [{"completion_tokens": 2 * len(TOKENS)}]
@@ -96,8 +101,8 @@ def test_a_client_sees_one_answer() -> None:
 def test_an_unbroken_stream_stays_as_it_is() -> None:
     events = chat(random.Random(0), "a")
     stream = SplicedStream()
-    assert [json.loads(stream.new(each)[6:]) for each in events[:-1]] == [json.loads(each[6:]) for each in events[:-1]]
-    assert stream.new(DONE) == DONE
+    assert [json.loads(sent(stream, e)[6:]) for e in events[:-1]] == [json.loads(e[6:]) for e in events[:-1]]
+    assert sent(stream, DONE) == DONE
 
 
 def test_completions_are_continued_too() -> None:
@@ -106,10 +111,10 @@ def test_completions_are_continued_too() -> None:
         return event({"id": "c", "choices": [{"index": 0, "text": text, "logprobs": logprobs, "finish_reason": end}]})
 
     stream = SplicedStream()
-    stream.new(chunk("the red", ["the", " red"]))
+    sent(stream, chunk("the red", ["the", " red"]))
     stream.repeat()
-    assert stream.new(chunk("the", ["the"])) == ""
-    (entry,) = json.loads(stream.new(chunk(" red tree", [" red", " tree"], "stop"))[6:])["choices"]
+    assert sent(stream, chunk("the", ["the"])) == ""
+    (entry,) = json.loads(sent(stream, chunk(" red tree", [" red", " tree"], "stop"))[6:])["choices"]
     assert entry["text"] == " tree" and entry["logprobs"] == {"tokens": [" tree"], "text_offset": [0]}
 
 
@@ -119,22 +124,22 @@ def test_another_answer_is_not_mixed_in(text: str) -> None:
         return event({"id": "c", "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]})
 
     stream = SplicedStream()
-    stream.new(chunk("the red"))
+    sent(stream, chunk("the red"))
     stream.repeat()
     with pytest.raises(DifferentAnswerError, match="its content goes on with"):
-        stream.new(chunk(text))
+        sent(stream, chunk(text))
 
 
 def test_tool_calls_are_not_continued() -> None:
     stream = SplicedStream()
     call = {"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"name": "look"}}]}, "finish_reason": None}
-    assert "look" in stream.new(event({"id": "c", "choices": [call]}))
+    assert "look" in sent(stream, event({"id": "c", "choices": [call]}))
     with pytest.raises(DifferentAnswerError, match="tool calls"):
         stream.repeat()
 
 
 def test_errors_of_the_engine_and_of_the_client() -> None:
     stream = SplicedStream()
-    assert "too long" in stream.new(event({"error": {"message": "too long", "code": 400}}))
+    assert "too long" in sent(stream, event({"error": {"message": "too long", "code": 400}}))
     with pytest.raises(BrokenAnswerError, match="died"):
-        stream.new(event({"error": {"message": "died", "code": 500}}))
+        sent(stream, event({"error": {"message": "died", "code": 500}}))

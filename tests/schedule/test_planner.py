@@ -325,7 +325,7 @@ def test_levels_that_were_free_cost_no_passes() -> None:
                 for depth in sorted(set(passes))[:-1]:
                     planned.admit(depth, [-1e-3])
                 planned.cut([(scores, passes)], [True])
-        expected.append(planned._expect(1, 1))
+        expected.append(planned._expect(1, [1.0]))
     assert expected[1] > 1.2 * expected[0]
 
 

@@ -50,12 +50,39 @@ def test_the_openai_client(server: Server, reference: Reference) -> None:
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (expected.prompt_tokens, 40)
 
 
+def test_seeded_answers(server: Server) -> None:
+    """The same seed gives the same text alone and in a batch; other seeds give others."""
+    question = {**good()["picture"], "temperature": 1.0}
+    seeded = [{**question, "seed": seed} for seed in range(6)]
+    alone = [ask(server, each)[0] for each in seeded[:2]]
+    together = ask(server, *seeded)
+    assert together[:2] == alone
+    assert len({answer.choices for answer in together}) == 6
+
+
+def test_several_answers(server: Server) -> None:
+    question = {**good()["picture"], "temperature": 1.0, "n": 3, "seed": 5}
+    first, second = (ask(server, question)[0] for _ in range(2))
+    assert first == second
+    assert len(set(first.choices)) == 3 and first.completion_tokens == 120
+
+
+def test_completions_of_several_prompts(server: Server, reference: Reference) -> None:
+    """The older endpoint, with the chat's prompt written out as its template does."""
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    prompts = ["USER: hello thereASSISTANT:"] * 2
+    answer = client.completions.create(
+        model=NAME, prompt=prompts, temperature=0, max_tokens=40, extra_body={"ignore_eos": True}
+    )
+    assert [choice.text for choice in answer.choices] == [reference.good["text"].choices[0][0]] * 2
+
+
 @pytest.mark.parametrize("name", ["picture", "long", "turns"])
-def test_streaming(name: str, server: Server, reference: Reference) -> None:
+def test_streaming(name: str, always_server: Server, reference: Reference) -> None:
     """Pieces come in order and count right, though one step may bring several tokens."""
     expected = reference.good[name]
     text, tokens, ended = expected.choices[0]
-    pieces = list(_stream(server, good()[name]))
+    pieces = list(_stream(always_server, good()[name]))
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices) == text
     counted: list[int] = []
     sizes: list[int] = []
@@ -84,30 +111,3 @@ def _stream(server: Server, question: dict[str, Any]) -> Any:
         stream_options={"include_usage": True, "continuous_usage_stats": True},
         extra_body={"ignore_eos": True, "return_token_ids": True},
     )
-
-
-def test_seeded_answers(server: Server) -> None:
-    """The same seed gives the same text alone and in a batch; other seeds give others."""
-    question = {**good()["picture"], "temperature": 1.0}
-    seeded = [{**question, "seed": seed} for seed in range(6)]
-    alone = [ask(server, each)[0] for each in seeded[:2]]
-    together = ask(server, *seeded)
-    assert together[:2] == alone
-    assert len({answer.choices for answer in together}) == 6
-
-
-def test_several_answers(server: Server) -> None:
-    question = {**good()["picture"], "temperature": 1.0, "n": 3, "seed": 5}
-    first, second = (ask(server, question)[0] for _ in range(2))
-    assert first == second
-    assert len(set(first.choices)) == 3 and first.completion_tokens == 120
-
-
-def test_completions_of_several_prompts(server: Server, reference: Reference) -> None:
-    """The older endpoint, with the chat's prompt written out as its template does."""
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-    prompts = ["USER: hello thereASSISTANT:"] * 2
-    answer = client.completions.create(
-        model=NAME, prompt=prompts, temperature=0, max_tokens=40, extra_body={"ignore_eos": True}
-    )
-    assert [choice.text for choice in answer.choices] == [reference.good["text"].choices[0][0]] * 2

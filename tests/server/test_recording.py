@@ -56,8 +56,8 @@ def test_a_server_records(tmp_path: Path) -> None:
         assert len(names) == len(bodies)
         said = {(answer.choices[0][0],) for answer in answers}
         found = [log.read(name) for name in names]
-        assert {tuple(part["text"] for part in messages[-1]["content"]) for _, messages in found} == said
-        assert all(not (target := target_id.of_folder(build("llava"))).differs(theirs) for theirs, _ in found), target
+        assert {tuple(part["text"] for part in messages[-1]["content"]) for _, messages, _ in found} == said
+        assert all(not (target := target_id.of_folder(build("llava"))).differs(theirs) for theirs, *_ in found), target
         source = TrafficSource(log.folder)
         assert source.damaged == 0
 

@@ -35,7 +35,7 @@ def refused(speculative: dict[str, Any], *options: str) -> subprocess.CompletedP
     ("speculative", "options", "says"),
     [
         ({"num_speculative_tokens": 0}, (), "Option 'num_speculative_tokens' is 0; write a whole number from 1 to 127"),
-        ({"model": "/no/such/draft"}, (), "The draft '/no/such/draft' cannot be read"),
+        ({"model": "/no/such/draft"}, (), "There is no draft at '/no/such/draft'; give the"),
         ({}, ("--pipeline-parallel-size", "2"), "does not run with pipeline parallelism 2; use tensor parallelism"),
     ],
     ids=["option", "draft", "feature"],

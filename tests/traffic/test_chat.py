@@ -30,6 +30,18 @@ def test_a_stream() -> None:
     assert found is not None and found.messages[-1] == Message("assistant", ("A small cat.",))
 
 
+def test_an_answer_that_got_too_long_is_cut() -> None:
+    for body, response in (
+        (asked(), answered("A long")),
+        (asked(stream=True), streamed("A ", "long", reason="length")),
+    ):
+        response = response.replace(b'"stop"', b'"length"')
+        found = read(body, response)
+        assert found is not None and found.cut
+    found = read(asked(), answered("A cat."))
+    assert found is not None and not found.cut
+
+
 def test_earlier_turns_and_a_system_message() -> None:
     body = asked()
     body["messages"] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -30,11 +31,20 @@ def only(log: LogFolder) -> Path:
 def test_what_was_written_is_read(log: LogFolder) -> None:
     written = log.add(exchange(picture=png()), TARGET)
     assert written == log.size() > len(png())
-    target, messages = log.read(only(log).name)
-    assert target == TARGET
+    target, messages, cut = log.read(only(log).name)
+    assert target == TARGET and not cut
     assert [part.keys() for part in messages[0]["content"]] == [{"picture"}, {"text"}]
     assert log.picture(messages[0]["content"][0]["picture"]).read_bytes() == png()
     assert messages[1] == {"role": "assistant", "content": [{"text": "A cat."}]}
+
+
+def test_an_answer_that_broke_off_is_known_as_such(log: LogFolder) -> None:
+    log.add(dataclasses.replace(exchange(), cut=True), TARGET)
+    assert log.read(only(log).name)[2]
+    old = json.loads(only(log).read_text())
+    del old["cut"]
+    only(log).write_text(json.dumps(old))
+    assert not log.read(only(log).name)[2], "logs from before there was this"
 
 
 def test_a_picture_is_kept_once(log: LogFolder) -> None:

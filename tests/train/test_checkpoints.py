@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,29 @@ def test_a_missing_file_is_damage_too(tmp_path: Path) -> None:
     (tmp_path / "step-000001" / STATE).unlink()
     saved, damaged = Checkpoints(tmp_path, 3, HeadStudent()).last()
     assert saved is None and "No such file" in damaged[0]
+
+
+class _Bomb:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self._mark),)
+
+
+def test_a_state_that_would_run_something(tmp_path: Path) -> None:
+    """It is damage like any other: nothing of it runs."""
+    mark = tmp_path / "mark"
+    run = tmp_path / "run"
+    save(run, 1)
+    torch.save({"step": 2, "optimizer": _Bomb(mark)}, save(run, 2) / STATE)
+    saved, damaged = Checkpoints(run, 3, HeadStudent()).last()
+    assert saved is not None and saved.step == 1 and "step-000002 is damaged" in damaged[0]
+    assert not mark.exists()
+    torch.load(run / "step-000002" / STATE, weights_only=False)  # a control: it would have worked
+    assert mark.exists()
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:

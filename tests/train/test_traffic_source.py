@@ -158,6 +158,31 @@ def test_another_targets_answers_are_left_out_or_refused(log: LogFolder) -> None
     assert TrafficSource(log.folder).keep_only(renamed, ()) is None
 
 
+def test_a_log_whose_chats_all_begin_alike_is_told_of(log: LogFolder) -> None:
+    """A hash of the first question decides who is held out: here all or none."""
+    for number in range(30):
+        log.add(exchange("Hello.", f"Answer {number}"), TARGET)
+    sources = Sources([DataRecipe(str(log.folder))], log.folder)
+    (told,) = sources.keep_only(TARGET, ())
+    assert "what is held out of it is what is trained on" in told
+    for number in range(60):
+        log.add(exchange(f"Question {number}", "Answer"), TARGET)
+    assert not Sources([DataRecipe(str(log.folder))], log.folder).keep_only(TARGET, ())
+
+
+def test_an_answer_that_broke_off_gets_no_end(log: LogFolder) -> None:
+    target = Target(str(build("llava")), torch.float32, torch.device("cpu"))
+    ends = []
+    for cut in (False, True):
+        log.add(dataclasses.replace(exchange(f"Is it {cut}?", "A long"), cut=cut), TARGET)
+    for conversation in {repr(each): each for each in drawn(TrafficSource(log.folder), "train")}.values():
+        encoded = target.encoder.encode(conversation)
+        assert encoded.spoken[-1]
+        ends.append((conversation.cut, encoded.ids[-1] in target.end_ids))
+        assert not conversation.asked(0).cut
+    assert sorted(ends) == [(False, True), (True, False)]
+
+
 def test_the_digest_changes_with_the_log(log: LogFolder) -> None:
     log.add(exchange("one"), TARGET)
     first = TrafficSource(log.folder).digest()

@@ -13,7 +13,7 @@ import torch
 from tests.tiny.checkpoints import build
 from tests.train.test_checkpoints import fill_disk
 from vllm_specvlm.draft.feature_head import FeatureHead
-from vllm_specvlm.train import learning
+from vllm_specvlm.train import learning, lesson_round
 from vllm_specvlm.train.errors import RecipeError, TrainingError
 from vllm_specvlm.train.head_student import HeadStudent
 from vllm_specvlm.train.lesson import Lesson
@@ -218,3 +218,30 @@ def test_it_learns_and_less_from_shuffled_features(tmp_path: Path, monkeypatch: 
     _, blind = learned(tmp_path / "shuffled", monkeypatch, shuffled=True)
     assert last < 0.7 * first
     assert last < 0.8 * blind
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_every_lesson_has_something_to_draft(always: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are drawn for answers of one token, so no process and no part of a batch is without a gradient."""
+    target, made, short = tiny(), 0, 0
+    for name in ("read", "answer"):
+        stock = getattr(target, name)
+
+        def cut(*given: Any, stock: Any = stock) -> list[Lesson]:
+            nonlocal made, short
+            lessons: list[Lesson] = stock(*given)
+            for lesson in lessons:
+                made += 1
+                if always or made % 2:
+                    lesson.drafted, short = lesson.drafted[:0], short + 1
+            return lessons
+
+        monkeypatch.setattr(target, name, cut)
+    answers = AnswersRecipe(own=0.5, sampled=0.0, longest=4, batch=4)
+    sources = Sources(SMALL.data, Path())
+    if always:
+        with pytest.raises(RecipeError, match="2 of 2 conversations have an answer of fewer than two tokens"):
+            lesson_round.prepare(target, sources, answers, 2, "key")
+        return
+    lessons = lesson_round.prepare(target, sources, answers, 8, "key")
+    assert short > 3 and len(lessons) == 8 and all(lesson.tokens for lesson in lessons)

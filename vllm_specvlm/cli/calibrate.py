@@ -1,4 +1,4 @@
-"""`specvlm calibrate`: measure what steps cost with a pair of models on this machine; or simulate traffic with it."""
+"""`specvlm calibrate`: what steps cost with a pair of models on this machine; drafts compared; traffic simulated."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import itertools
 import json
 import os
+import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_specvlm.cli.console import UserError, bold, say
 from vllm_specvlm.cli.model_names import resolve
+from vllm_specvlm.cli.precision import DTYPE_HELP, default_dtype
 from vllm_specvlm.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -42,7 +44,16 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--draft", metavar="MODEL", default=REFERENCE_DRAFT, help="folder or name of the draft, or lookup"
     )
-    result.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="float32")
+    result.add_argument(
+        "--compare",
+        metavar="CHECKPOINT",
+        nargs="+",
+        help="in the place of one draft: checkpoints of `specvlm train`, such as exits behind one, two and three"
+        " layers. Prints what each is expected to give with one request at a time; writes nothing",
+    )
+    result.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default=default_dtype(), help=DTYPE_HELP
+    )
     result.add_argument(
         "--compiled", action="store_true", help="compile the models, as a server does unless told not to"
     )
@@ -230,13 +241,29 @@ def prediction_table(found: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _compared(options: argparse.Namespace) -> int:
+    from vllm_specvlm.cli import comparison
+
+    contexts = options.contexts or [256]
+    with tempfile.TemporaryDirectory() as scratch:
+        profile = Path(scratch) / "profile.json"
+        arguments = ["--target", options.target, "--dtype", options.dtype, "--kv-gib", str(options.kv_gib)]
+        arguments += ["--batch", "1", "--contexts", *map(str, contexts), "--json"]
+        arguments += ["--out", str(profile), *(["--compiled"] if options.compiled else [])]
+        rows = comparison.compare(options.compare, comparison.measured_apart(arguments), statistics.mean(contexts))
+    print(json.dumps({"rows": rows}) if options.json else comparison.table(rows))
+    return 0
+
+
 def main(argv: Sequence[str]) -> int:
-    """Measure and write the profile, or simulate; print a table."""
+    """Measure and write the profile, or compare, or simulate; print a table."""
     options = parser().parse_args(argv)
     if options.simulate is not None:
         found = predictions(options)
         print(json.dumps({"predictions": found}) if options.json else prediction_table(found))
         return 0
+    if options.compare is not None:
+        return _compared(options)
     check_writable(options.out)
     try:
         profile = measure(options)

@@ -20,6 +20,7 @@ from typing import Any
 from vllm_specvlm.cli.console import UserError, bold, say
 from vllm_specvlm.cli.measurement import Measurement, Request
 from vllm_specvlm.cli.model_names import resolve
+from vllm_specvlm.cli.precision import DTYPE_HELP, default_dtype
 
 REFERENCE_TARGET = "specvlm/reference-target"
 REFERENCE_DRAFT = "specvlm/reference-draft"
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--image", metavar="FILE", help="the picture (default: one that comes with the plugin)")
     result.add_argument("--prompt", metavar="TEXT", help="the question (default: one that fits that picture)")
-    result.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    result.add_argument("--dtype", choices=("float32", "bfloat16"), default=default_dtype(), help=DTYPE_HELP)
     result.add_argument("--target", metavar="NAME", default=REFERENCE_TARGET, help="the model that answers")
     result.add_argument(
         "--draft",

@@ -13,6 +13,7 @@ from vllm_specvlm.cli.calibrate import check_writable
 from vllm_specvlm.cli.console import UserError, say
 from vllm_specvlm.cli.demo import MAX_NODES, REFERENCE_DRAFT, REFERENCE_TARGET, check_picture
 from vllm_specvlm.cli.model_names import resolve
+from vllm_specvlm.cli.precision import DTYPE_HELP, default_dtype
 
 if TYPE_CHECKING:
     from vllm_specvlm.timeline.timeline import Timeline
@@ -67,7 +68,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--temperature", metavar="T", type=_temperature, default=0.0, help="default: 0, greedy")
     result.add_argument("--seed", metavar="N", type=_count(0, 2**31 - 1), default=0, help="of the draws (default: 0)")
     result.add_argument("--max-tokens", metavar="N", type=_count(2, 2048), default=96, help="longest answer")
-    result.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="float32")
+    result.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default=default_dtype(), help=DTYPE_HELP
+    )
     result.add_argument("--json", action="store_true", help="print the record as one JSON object on stdout as well")
     result.add_argument(
         "--replay", metavar="FILE", type=Path, help="make the page from such a JSON object, without models"
@@ -121,7 +124,6 @@ def answer(options: argparse.Namespace) -> Timeline:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     config = speculative(options, draft)
     say("starting the engine")
-    import torch
     import vllm
     from PIL import Image
 
@@ -168,11 +170,21 @@ def answer(options: argparse.Namespace) -> Timeline:
         raise UserError(
             f"{options.target} cannot be asked this ({_said(error)}): try another picture or a shorter prompt."
         ) from error
-    threads = torch.get_num_threads()
     dtype = str(llm.llm_engine.model_config.dtype).removeprefix("torch.")
-    engine = f"vLLM {vllm.__version__}, {dtype}, eager, CPU, {threads} thread{'s' * (threads > 1)}"
+    engine = f"vLLM {vllm.__version__}, {dtype}, eager, {_device()}"
     names = recording.Names(options.target, options.draft, words, engine)
     return recording.record(llm, ask, names, question, picture, params)
+
+
+def _device() -> str:
+    """What the engine of this process computed on."""
+    import torch
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cuda():
+        return str(torch.cuda.get_device_name())
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads > 1)}"
 
 
 def main(argv: Sequence[str]) -> int:

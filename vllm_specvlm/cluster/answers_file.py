@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import uuid
@@ -20,23 +21,36 @@ class AnswersFile:
         """Open or make the file. A last line that was cut off in the middle of writing is removed.
 
         Raises:
-            ValueError: the file is something else.
-            OSError: it cannot be read or written.
+            ValueError: the file is something else, or another run writes it.
+            OSError: it cannot be read, locked or written.
         """
         self.done: set[str] = set()
         """Names of the questions in the file."""
         self.failed = 0
         """How many of them have an error for an answer."""
-        whole = 0
-        with path.open("a+b") as file:
-            file.seek(0)
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n") and _BEGINNING.startswith(line[: len(_BEGINNING)]):
-                    break
-                self._note(path, number, line)  # also a last line without an end that is none of ours
-                whole += len(line)
-            file.truncate(whole)
-        self._file = path.open("ab")
+        self._file = path.open("a+b")
+        try:
+            self._continue(path)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _continue(self, path: Path) -> None:
+        """Take the file for this run alone, and note what is in it."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"Another run writes '{path}'; wait until it has ended, or name another file.") from error
+        whole, line = 0, b"\n"
+        self._file.seek(0)
+        for number, line in enumerate(self._file, 1):
+            if not line.endswith(b"\n") and _BEGINNING.startswith(line[: len(_BEGINNING)]):
+                self._file.truncate(whole)
+                return
+            self._note(path, number, line)  # also a last line without an end that is none of ours
+            whole += len(line)
+        if not line.endswith(b"\n"):
+            self._file.write(b"\n")
 
     def _note(self, path: Path, number: int, line: bytes) -> None:
         try:

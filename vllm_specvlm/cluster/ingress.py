@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -61,17 +61,18 @@ class Ingress(OpenAiIngress):
             yield _failure(f"A replica was lost and its answer cannot be continued ({reason}); ask again.")
 
 
-def _pieces(response: Any, stream: SplicedStream) -> list[Any]:
-    """What of a replica's response is to be sent: events of a stream, alone or several, or a whole answer."""
-    items = response if isinstance(response, list) else [response]
-    pieces: list[Any] = []
-    for item in items:
+def _pieces(response: Any, stream: SplicedStream) -> Iterator[Any]:
+    """What of a replica's response is to be sent: events of a stream, alone or several, or a whole answer.
+
+    Raises BrokenAnswerError where the response says so, behind what comes before that: it is sent already.
+    """
+    for item in response if isinstance(response, list) else [response]:
         if isinstance(item, ErrorResponse) and int(item.error.code or 500) in _OF_REPLICAS:
             raise BrokenAnswerError(item.error.message)
-        piece = stream.new(item) if isinstance(item, str) else item
-        if piece:
-            pieces.append(piece)
-    return pieces
+        if isinstance(item, str):
+            yield from stream.new(item)
+        else:
+            yield item
 
 
 def _failure(message: str) -> str:

@@ -8,6 +8,9 @@ import os
 from ray.serve.llm.deployment import LLMServer
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from vllm_specvlm.engine.log import logger_for
+
+logger = logger_for(__name__)
 _PERIOD = 1.0  # seconds
 
 
@@ -30,3 +33,5 @@ class Replica(LLMServer):
                 await self.engine.check_health()
             except EngineDeadError:
                 os._exit(1)
+            except Exception:  # Ray's own checks decide what that means; this one looks again
+                logger.exception("The engine's health could not be asked.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,28 +82,27 @@ class SplicedStream:
         for choice in self._choices.values():
             choice.seen.clear()
 
-    def new(self, events: str) -> str:
-        """Server-sent events as the engine made them: what of them is to be sent.
+    def new(self, events: str) -> Iterator[str]:
+        """Server-sent events as the engine made them: what of each is to be sent, and counts as sent once it is taken.
 
         Raises:
             DifferentAnswerError: the repetition differs from what was sent.
-            BrokenAnswerError: the engine reports an error of its own.
+            BrokenAnswerError: the engine reports an error of its own, behind what is yielded first.
         """
-        sent = ""
         for event in events.split("\n\n"):
             if not event.strip():
                 continue
             if event.strip() == DONE.strip():
-                sent += "" if self._done else DONE
-                self._done = True
+                if not self._done:
+                    self._done = True
+                    yield DONE
                 continue
             chunk = json.loads(event.removeprefix("data:"))
             error = chunk.get("error")
             if error is not None and int(error.get("code") or 500) >= 500:
                 raise BrokenAnswerError(error.get("message"))
             if error is not None or self._is_new(chunk):
-                sent += f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
-        return sent
+                yield f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
 
     def _is_new(self, chunk: dict[str, Any]) -> bool:
         """Cut what was sent from the chunk; whether anything is left."""

@@ -86,6 +86,11 @@ class CompressorConfig:
         elif self.branches:
             raise ValueError(f"A compressor of kind '{self.kind}' has no 'branches'; leave them out.")
 
+    @property
+    def gives_vectors(self) -> bool:
+        """Whether a compressed picture may have a global vector."""
+        return self.kind in ("global", "adaptor") or any(branch.gives_vectors for branch in self.branches)
+
     def _check_numbers(self) -> None:
         if "ratio" in _DEFAULTS[self.kind] and not 1.0 <= self.ratio < float("inf"):
             raise ValueError(f"'ratio' of a compressor is {self.ratio}; write a number from 1 up.")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from vllm_specvlm.draft.gram import RollingGram
+from vllm_specvlm.draft.gram import BARRIER, RollingGram
 
 
 class IndexedText:
     """A growing text. O(1) per token: the index is, per n-gram, its latest place, and per place, the one before it.
 
-    A place is the position after the n-gram. `tokens` may be read; BARRIER in it is matched by nothing.
+    A place is the position after the n-gram. `tokens` may be read; BARRIER in it is matched by nothing. `echoed` counts
+    the tokens that were what had followed when the n-gram before them last occurred.
     """
 
-    __slots__ = ("_before", "_gram", "_key", "_latest", "_n", "tokens")
+    __slots__ = ("_before", "_gram", "_key", "_latest", "_n", "echoed", "tokens")
 
     def __init__(self, n: int) -> None:
         self.tokens: list[int] = []
+        self.echoed = 0
         self._n = n
         self._gram = RollingGram(n)
         self._key = -1
@@ -29,8 +31,9 @@ class IndexedText:
         for token in tokens:
             # Now that a token follows the last gram, its place is worth finding.
             if key >= 0:
-                place = len(self.tokens)
-                before.append(latest.get(key, -1))
+                place, last = len(self.tokens), latest.get(key, -1)
+                self.echoed += last >= 0 and self.tokens[last] == token != BARRIER
+                before.append(last)
                 latest[key] = place
             elif self.tokens:
                 before.append(-1)

@@ -119,6 +119,13 @@ class LookupDrafter:
         with np.errstate(divide="ignore"):
             return LevelProposal(tokens, np.log(probs).astype(np.float32))
 
+    def echoed(self, request_id: str) -> int | None:
+        """How many tokens of a request were what had followed when its text last ran like that.
+
+        None if other requests' answers are asked, too. Raises KeyError for a request that never began.
+        """
+        return self._text(request_id).echoed if self._ring is None else None
+
     def root(self, request_id: str) -> LookupNode:
         """The root of a request's tree. Raises KeyError for a request that never began."""
         text = self._text(request_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -16,6 +16,8 @@ logger = logger_for(__name__)
 HEAD_SIZES = (64, 80, 96, 128, 256)
 """That the kernels were compiled for."""
 _LEAST_CAPABILITY = (8, 0)
+Verdict = Callable[[str | None], str | None]
+"""Makes of what is the matter on this rank what is the matter on any (`Peers.verdict`)."""
 
 
 def kernel_trouble(kind: LayerKind, device: torch.device) -> str | None:
@@ -48,14 +50,14 @@ def trouble(way: TreeAttention, kind: LayerKind, device: torch.device) -> str | 
     return None
 
 
-def choose(kind: LayerKind, device: torch.device, ways: Sequence[TreeAttention]) -> TreeAttention:
-    """The first way that passes.
+def choose(kind: LayerKind, device: torch.device, ways: Sequence[TreeAttention], verdict: Verdict) -> TreeAttention:
+    """The first way that passes on all ranks.
 
     Raises:
         RuntimeError: none does.
     """
     for way in ways:
-        reason = trouble(way, kind, device)
+        reason = verdict(trouble(way, kind, device))
         if reason is None:
             logger.info("Tree rows of layers with %s: %s.", kind, way.name)
             return way

@@ -13,6 +13,7 @@ from vllm.v1.attention.backends.flash_attn import FlashAttentionImpl
 
 from vllm_specvlm.engine import attention_choice
 from vllm_specvlm.engine.attention_call import AttentionCall
+from vllm_specvlm.engine.attention_choice import Verdict
 from vllm_specvlm.engine.gathered_attention import GatheredAttention
 from vllm_specvlm.engine.prefix_attention import Flash, Prefix, PrefixAttention
 from vllm_specvlm.engine.tree_attention import KernelAttention, TreeAttention
@@ -44,8 +45,8 @@ class TreeFlashAttentionImpl(FlashAttentionImpl):
         return output
 
 
-def adopt(layers: Mapping[str, Any], device: torch.device) -> None:
-    """Give the loaded attention layers our implementation, and each kind of them the way that passes on `device`.
+def adopt(layers: Mapping[str, Any], device: torch.device, verdict: Verdict) -> None:
+    """Give the loaded attention layers our implementation, and each kind of them the way that passes, on all ranks.
 
     As on CPUs, the layers themselves are changed and not vLLM's registry of backends.
 
@@ -66,7 +67,7 @@ def adopt(layers: Mapping[str, Any], device: torch.device) -> None:
         version: int | None = impl.vllm_flash_attn_version
         if (kind, version) not in ways:
             candidates: list[TreeAttention] = [KernelAttention(), PrefixAttention(_flash(version)), GatheredAttention()]
-            ways[kind, version] = attention_choice.choose(kind, device, candidates)
+            ways[kind, version] = attention_choice.choose(kind, device, candidates, verdict)
         impl.__class__ = TreeFlashAttentionImpl
         impl.tree_attention = ways[kind, version]
 

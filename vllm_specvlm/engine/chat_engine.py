@@ -61,9 +61,9 @@ class ChatEngine:
             return ChatAnswer(None, chat_error("'stream' is true in a batch; leave it out.", 400))
         try:
             response = await self._chat.create_chat_completion(ChatCompletionRequest(**body))
+            text: str = response.model_dump_json()  # which half a character in a quotation keeps it from
         except Exception as error:
             return ChatAnswer(None, chat_error(f"{type(error).__name__}: {error}", 500))
-        text: str = response.model_dump_json()
         return ChatAnswer(None, text) if hasattr(response, "error") else ChatAnswer(text, None)
 
     @property

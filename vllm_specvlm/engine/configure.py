@@ -224,6 +224,7 @@ def refuse_unsupported(args: EngineArgs, target: ModelConfig, parallel: Parallel
             "with video pruning",
             "leave --video-pruning-rate out",
         ),
+        (args.watermark_config is not None, "with watermarks", "leave --watermark-config out"),
         (target.runner_type != "generate", f"with runner '{target.runner_type}'", "serve the model for generation"),
         (target.skip_tokenizer_init, "without a tokenizer", "leave --skip-tokenizer-init out"),
         (

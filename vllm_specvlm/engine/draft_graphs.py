@@ -12,9 +12,10 @@ import torch
 class DraftGraphs:
     """The sizes there are graphs of, and the memory that graphs read their inputs from.
 
-    An eager pass of many layers costs more in launches than in arithmetic. vLLM's compiled pieces of the draft are
-    captured and replayed by its own wrappers, between them attention is called as ever; what they need from us is
-    inputs that always lie at the same place, and a number of rows that was captured.
+    An eager pass of many layers costs more in launches than in arithmetic. What lies between two calls of attention is
+    captured and replayed by vLLM's own wrappers (a draft VLM's compiled pieces; for others see `attention_break`), and
+    attention is called as ever; what they need from us is inputs that always lie at the same place, and a number of
+    rows that was captured.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,11 @@ class DraftGraphs:
         """A pass of so many rows is captured under vLLM's `BatchDescriptor`."""
         self._descriptors[descriptor.num_tokens] = descriptor
         self._sizes = sorted(self._descriptors)
+
+    def forget(self) -> None:
+        """vLLM has thrown its graphs away: those that it captured to see what they take."""
+        self._descriptors.clear()
+        self._sizes.clear()
 
     def fitting(self, rows: int) -> Any | None:
         """The descriptor of the smallest graph for so many rows; None when there is none."""

@@ -56,7 +56,7 @@ class DraftNetwork:
         compressor = picture_compressor.load(model_config.model, model_config.get_hidden_size())
         device = vllm_config.device_config.device
         self.compressor = None if compressor is None else compressor.to(device=device, dtype=model_config.dtype)
-        self._graphs = DraftGraphs()
+        self.graphs = DraftGraphs()
 
     def encode(self, **pixels: Any) -> Sequence[torch.Tensor]:
         """Visual tokens of pictures, [tokens, hidden] each: the model's own vision tower and projector."""
@@ -95,7 +95,7 @@ class DraftNetwork:
         Returns:
             [rows, hidden].
         """
-        graph = self._graphs.fitting(len(ids))
+        graph = self.graphs.fitting(len(ids))
         return self._pass(ids, positions, step, block_table, slots, pictures, is_picture, graph)[: len(ids)]
 
     def capture(self, descriptor: Any, mrope: int | None, device: torch.device) -> None:
@@ -107,7 +107,7 @@ class DraftNetwork:
             device: of the model.
         """
         rows = descriptor.num_tokens
-        self._graphs.add(descriptor)
+        self.graphs.add(descriptor)
         ids = torch.zeros(rows, dtype=torch.int32, device=device)
         positions = torch.zeros((mrope, rows) if mrope else rows, dtype=torch.int64, device=device)
         slots = torch.full((rows,), -1, dtype=torch.int64, device=device)
@@ -136,13 +136,13 @@ class DraftNetwork:
                 embeds = self._model.embed_input_ids(ids)
             if graph is not None:
                 rows = graph.num_tokens
-                positions = self._graphs.place("positions", positions, positions.dim() - 1, rows)
+                positions = self.graphs.place("positions", positions, positions.dim() - 1, rows)
                 if embeds is None:
-                    ids = self._graphs.place("ids", ids, 0, rows)
+                    ids = self.graphs.place("ids", ids, 0, rows)
                 else:
-                    embeds = self._graphs.place("embeds", embeds, 0, rows)
+                    embeds = self.graphs.place("embeds", embeds, 0, rows)
                 if slots is not None:
-                    slots = self._graphs.place("slots", slots, 0, rows, padding=-1)
+                    slots = self.graphs.place("slots", slots, 0, rows, padding=-1)
         with draft_pass(self._config, self.layers, rows, step, block_table, slots, graph):
             if embeds is None:
                 hidden = self._model(input_ids=ids, positions=positions)

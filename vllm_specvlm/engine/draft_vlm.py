@@ -15,6 +15,7 @@ from vllm_specvlm.compress.origins import origins
 from vllm_specvlm.engine.draft_cache import DraftCache
 from vllm_specvlm.engine.draft_choice import DraftChoice
 from vllm_specvlm.engine.draft_feed import Feed, complement, feed_rows
+from vllm_specvlm.engine.draft_graphs import DraftGraphs
 from vllm_specvlm.engine.draft_network import DraftNetwork
 from vllm_specvlm.engine.draft_vision import DraftVision, left_out, place
 from vllm_specvlm.engine.options import SpecVLMOptions
@@ -65,6 +66,11 @@ class DraftVLM(TokenDrafter[Feed]):
     def kept_bytes(self) -> int:
         """Encoded pictures."""
         return self._options.vision_cache_mib << 20 if self._network.sees else 0
+
+    @property
+    def graphs(self) -> DraftGraphs:
+        """As described there."""
+        return self._network.graphs
 
     def capture(self, descriptor: Any) -> None:
         """As described there."""

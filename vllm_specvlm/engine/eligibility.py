@@ -78,7 +78,9 @@ class Eligibility:
                 sampling = state.sampling_params.temperature >= GREEDY_BELOW
                 left = most - len(state.output_token_ids)
                 bounded = wish.nodes < self._shape.nodes or wish.depth < self._shape.depth
-                found.append(Growable(request_id, nodes, depth, sampling, bool(state.mm_features), left, bounded))
+                grammar = state.sampling_params.structured_outputs is not None
+                picture = bool(state.mm_features)
+                found.append(Growable(request_id, nodes, depth, sampling, picture, left, bounded, grammar))
         return found
 
     def forget(self, request_id: str) -> None:

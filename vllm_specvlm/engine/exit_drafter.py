@@ -12,6 +12,7 @@ from vllm.config import VllmConfig
 
 from vllm_specvlm.engine.draft_cache import BlockTables
 from vllm_specvlm.engine.draft_choice import DraftChoice
+from vllm_specvlm.engine.draft_graphs import DraftGraphs
 from vllm_specvlm.engine.exit_network import ExitNetwork
 from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.tally import Tally
@@ -65,6 +66,16 @@ class ExitDrafter(TokenDrafter[ExitFeed]):
     def kept_bytes(self) -> int:
         """Nothing."""
         return 0
+
+    @property
+    def graphs(self) -> DraftGraphs:
+        """As described there."""
+        return self._network.graphs
+
+    def capture(self, descriptor: Any) -> None:
+        """As described there."""
+        mrope = self._model_config.mrope_num_dims if self._model_config.uses_mrope else None
+        self._network.capture(descriptor, mrope)
 
     def cache_allocated(self) -> None:
         """The KV cache exists."""

@@ -9,6 +9,8 @@ from torch import nn
 from vllm.config import VllmConfig, set_current_vllm_config
 
 from vllm_specvlm.draft import exit_checkpoint
+from vllm_specvlm.engine.attention_break import broken_at_attention, graphed
+from vllm_specvlm.engine.draft_graphs import DraftGraphs
 from vllm_specvlm.engine.draft_pass import draft_pass
 from vllm_specvlm.engine.head_fit import check_loaded
 from vllm_specvlm.engine.served_linear import served
@@ -18,7 +20,7 @@ from vllm_specvlm.engine.tree_step import TreeStep
 class ExitNetwork:
     """Runs the layers where they stand, in the loaded target; the imitation network is whole on every rank.
 
-    The layers are called one by one, outside the graph that a compiled target runs in.
+    The layers are called one by one, outside the compiled code and the graphs that a target runs in.
     """
 
     def __init__(self, vllm_config: VllmConfig, folder: str, target: Any) -> None:
@@ -48,6 +50,8 @@ class ExitNetwork:
             )
         self._layers: list[Any] = list(decoder.layers[: network.config.layers])
         self.layers: list[str] = [layer.self_attn.attn.layer_name for layer in self._layers]
+        self.graphs = DraftGraphs()
+        self._body = graphed(self._first_layers, vllm_config)
 
     @property
     def vocabulary(self) -> torch.Tensor:
@@ -74,12 +78,56 @@ class ExitNetwork:
         Returns:
             [rows, hidden].
         """
-        with draft_pass(self._config, self.layers, len(ids), step, block_table, slots):
-            hidden = self._target.embed_input_ids(ids)
-            residual = None
-            for layer in self._layers:
-                hidden, residual = layer(positions, hidden, residual)
-            found: torch.Tensor = self.network(hidden + residual)
+        rows = len(ids)
+        graph = self.graphs.fitting(rows)
+        if graph is None:
+            with draft_pass(self._config, self.layers, rows, step, block_table, slots):
+                return self._first_layers(ids, positions)
+        return self._in_graph(graph, ids, positions, step, block_table, slots)[:rows]
+
+    def capture(self, descriptor: Any, mrope: int | None) -> None:
+        """Capture a CUDA graph of a pass; to be called while vLLM captures its own.
+
+        Args:
+            descriptor: vLLM's `BatchDescriptor`.
+            mrope: axes of positions, None for one.
+        """
+        rows, device = descriptor.num_tokens, self._config.device_config.device
+        self.graphs.add(descriptor)
+        ids = torch.zeros(rows, dtype=torch.int32, device=device)
+        positions = torch.zeros((mrope, rows) if mrope else rows, dtype=torch.int64, device=device)
+        slots = torch.full((rows,), -1, dtype=torch.int64, device=device)
+        # What is captured must have run before: libraries set themselves up then.
+        for _ in range(2):
+            with draft_pass(self._config, self.layers, rows, None, None, slots):
+                self._first_layers(ids, positions)
+        # Only now: the target's compiled code and its own graphs expect its layers as they are.
+        with broken_at_attention([layer.self_attn for layer in self._layers]):
+            self._in_graph(descriptor, ids, positions, None, None, slots)
+
+    def _in_graph(
+        self,
+        graph: Any,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        step: TreeStep | None,
+        block_table: torch.Tensor | None,
+        slots: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """As `forward`; rows behind the inputs' mean nothing, and the result is overwritten by the next pass."""
+        rows, place = graph.num_tokens, self.graphs.place
+        with torch.inference_mode():
+            ids, positions = place("ids", ids, 0, rows), place("positions", positions, positions.dim() - 1, rows)
+            if slots is not None:
+                slots = place("slots", slots, 0, rows, padding=-1)
+        with draft_pass(self._config, self.layers, rows, step, block_table, slots, graph):
+            return self._body(ids, positions)
+
+    def _first_layers(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        hidden, residual = self._target.embed_input_ids(ids), None
+        for layer in self._layers:
+            hidden, residual = layer(positions, hidden, residual)
+        found: torch.Tensor = self.network(hidden + residual)
         return found
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

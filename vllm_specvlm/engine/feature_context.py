@@ -46,6 +46,8 @@ class FeatureContext:
     """Global vectors [hidden] of compressed pictures, by the end of their slots."""
     reads_ahead: bool = False
     """As the head does: where pictures' slots are, and which of them hold tokens."""
+    has_vectors: bool = False
+    """Whether the compressor may make global vectors, which no slot holds: text needs them behind any picture."""
 
     def in_picture(self, positions: np.ndarray) -> np.ndarray:
         """bool: which positions are pictures' slots."""
@@ -70,14 +72,16 @@ class FeatureContext:
         Args:
             root: position of the last confirmed token.
             features: int64, ascending: positions whose features are kept.
-            compress: called for pictures with missing slots; None for one that is gone.
+            compress: called for pictures with missing slots or a missing vector; None for one that is gone.
         """
         slots = self.upto + np.flatnonzero(~self.visible[self.upto : root])
         text = slots[~self.in_picture(slots)]
         fed = [text[np.isin(text, features, assume_unique=True)]]
         for span in self.pictures:
             mine = slots[(slots >= span.start) & (slots < span.stop)]
-            if not len(mine):
+            # Slots written for another request bring no vector with them.
+            wanted = self.has_vectors and span.stop > self.upto and span.stop not in self.vectors
+            if not len(mine) and not wanted:
                 continue
             if span.start not in self.compressed:
                 found = compress(span)

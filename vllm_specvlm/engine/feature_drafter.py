@@ -11,13 +11,16 @@ from vllm.config import VllmConfig
 
 from vllm_specvlm.compress.compressor import Compressed
 from vllm_specvlm.draft.head_config import read_config
+from vllm_specvlm.engine import global_vectors
 from vllm_specvlm.engine.device_trees import DeviceLevel
-from vllm_specvlm.engine.draft_cache import DraftCache
 from vllm_specvlm.engine.draft_choice import DraftChoice
+from vllm_specvlm.engine.draft_graphs import DraftGraphs
+from vllm_specvlm.engine.feature_cache import FeatureCache
 from vllm_specvlm.engine.feature_context import FeatureContext, Span, in_spans
 from vllm_specvlm.engine.feature_feed import FeatureFeed, spread
 from vllm_specvlm.engine.feature_network import FeatureNetwork
 from vllm_specvlm.engine.feature_store import FeatureStore
+from vllm_specvlm.engine.growing_tree import GrowingTree
 from vllm_specvlm.engine.model_drafter import ModelDrafter
 from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.tally import Tally
@@ -29,8 +32,6 @@ from vllm_specvlm.tree.grow import Frontier
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
-
-_ANY = -1
 
 
 class FeatureDrafter(ModelDrafter[FeatureFeed]):
@@ -69,12 +70,19 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         pictures = self._options.vision_cache_mib if self._network.head.sees else 0
         return (self._options.feature_cache_mib + pictures) << 20
 
+    @property
+    def graphs(self) -> DraftGraphs:
+        """As described there."""
+        return self._network.graphs
+
+    def capture(self, descriptor: Any) -> None:
+        """As described there."""
+        self._network.capture(descriptor)
+
     def cache_allocated(self) -> None:
         """The KV cache exists: make the validity marks of its blocks."""
         self._choice = DraftChoice(self._runner, self._network.vocabulary)
-        self._cache = DraftCache(self._runner, self._network.layers)
-        # The last slot of a block depends on the first token of the next one, by which vLLM does not share blocks.
-        self._next_token = np.full(self._runner.kv_cache_config.num_blocks, _ANY, dtype=np.int64)
+        self._cache = FeatureCache(self._runner, self._network.layers)
 
     def warm_up(self) -> None:
         """Nothing is compiled."""
@@ -167,7 +175,7 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
             return None
         caught_up = not len(later) and slots[-1] == root - 1
         context = self._contexts[request_id]
-        self._mark(row, context, slots)
+        self._cache.mark(row, context, slots)
         return FeatureFeed(
             request_id, row, context, slots, int(later[0]) if len(later) else root, root if caught_up else None
         )
@@ -185,14 +193,14 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
 
     def _first_look(self, request_id: str, row: int, root: int) -> FeatureContext:
         """What the request's blocks held when it came."""
-        table, size = self._cache.table(row), self._cache.blocks.block_size
         visible = np.zeros(self._config.model_config.max_model_len, dtype=bool)
-        visible[:root] = self._cache.blocks.written(table, 0, root)
-        ends = np.arange(size - 1, root, size)
-        next_token = self._next_token[table[ends // size]]
-        other = (next_token != _ANY) & (next_token != self._runner.input_batch.token_ids_cpu[row, ends + 1])
-        visible[ends[other]] = False
-        return FeatureContext(self._pictures_of(request_id), visible, reads_ahead=self.head_config.reads_ahead)
+        visible[:root] = self._cache.trusted(row, root)
+        return FeatureContext(
+            self._pictures_of(request_id),
+            visible,
+            reads_ahead=self.head_config.reads_ahead,
+            has_vectors=self.head_config.compressor.gives_vectors,
+        )
 
     def _compress(self, row: int, context: FeatureContext, span: Span) -> Compressed | None:
         """A picture's few visual tokens; they depend on it and on the text before it, as its blocks do."""
@@ -236,7 +244,7 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         for feed in feeds:
             rows.append(feed.tree_rows(first_row))
             inputs.append(self._inputs(feed))
-            vectors.append(self._vectors(feed.context, feed.slots))
+            vectors.append(global_vectors.of_slots(feed.context, feed.slots))
             slots.append(self._cache.blocks.slots(self._cache.table(feed.row), feed.slots))
             first_row += len(feed.slots)
             if feed.root is not None:
@@ -250,7 +258,7 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
             np.concatenate(slots),
             torch.cat(visual),
             torch.cat(is_visual),
-            _together(vectors, state),
+            global_vectors.together(vectors, state),
         )
         for feed in feeds:
             feed.context.advance(feed.upto)
@@ -274,7 +282,7 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         is_visual = self._tensor(pictured)
         if not pictured.any():
             return state, embeddings, state[:0], is_visual
-        return spread(state, is_visual), spread(embeddings, is_visual), torch.cat(visual), is_visual
+        return spread(state, pictured), spread(embeddings, pictured), torch.cat(visual), is_visual
 
     def _embed(self, row: int, context: FeatureContext, slots: np.ndarray) -> torch.Tensor:
         """[slots, hidden]: embeddings of the tokens behind text slots, zeros for placeholders."""
@@ -285,28 +293,6 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         if pictured.any():
             embeddings = embeddings.masked_fill(self._tensor(pictured)[:, None], 0.0)
         return embeddings
-
-    def _vectors(self, context: FeatureContext, slots: np.ndarray) -> torch.Tensor | None:
-        """[slots, hidden]: of each slot the global vector of the last picture before it, zeros where there is none."""
-        extra = context.global_vectors(slots)
-        if extra is None:
-            return None
-        after, vectors = extra
-        spaced = vectors.new_zeros((len(slots), vectors.shape[-1]))
-        spaced[self._tensor(after)] = vectors
-        return spaced
-
-    def _mark(self, row: int, context: FeatureContext, slots: np.ndarray) -> None:
-        """These slots are written in the pass to come.
-
-        Marked beforehand, since requests of the same pass may share them: a layer writes all K/V before it reads any.
-        """
-        context.visible[slots] = True
-        table, size = self._cache.table(row), self._cache.blocks.block_size
-        self._cache.blocks.mark(table, slots)
-        ends = slots[slots % size == size - 1]
-        tokens = self._runner.input_batch.token_ids_cpu[row, ends + 1]
-        self._next_token[table[ends // size]] = np.where(context.in_picture(ends), _ANY, tokens)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._network.logits(hidden)
@@ -332,7 +318,7 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         # The node that follows the root by d tokens stands in the slot before its position.
         positions = np.asarray([tree.root for tree in trees], dtype=np.int64) + frontier.depth[taken] - 1
         embeddings = self._embed_tokens(frontier.token[taken])
-        vectors = self._latest_vectors([self._runner.input_batch.req_ids[tree.row] for tree in trees])
+        vectors = global_vectors.of_nodes([self._context_of(tree) for tree in trees])
         slots = np.full(len(taken), -1, dtype=np.int64)
         self._states = self._forward(
             rows, self._states[self._tensor(parents[taken])], embeddings, positions, slots, None, None, vectors
@@ -349,9 +335,7 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         trees = [self._trees[index] for index in self._trees.indexes]
         self._roots_at = self._tensor(np.asarray([[tree.root] for tree in trees], dtype=np.int64))
         self._lines = torch.arange(len(trees), device=self._device)[:, None]
-        latest = [self._latest_vector(self._runner.input_batch.req_ids[tree.row]) for tree in trees]
-        known = next((vector for vector in latest if vector is not None), None)
-        self._latest = None if known is None else _together(latest, [known] * len(latest))
+        self._latest = global_vectors.of_nodes([self._context_of(tree) for tree in trees])
 
     def _level_on_device(self, level: DeviceLevel, step: TreeStep) -> torch.Tensor:
         """As `_level`: the rows' states replace their parents'."""
@@ -366,27 +350,13 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
         self._states = self._run(step, states, embeddings, positions, slots, None, None, vectors)
         return self._states
 
-    def _latest_vector(self, request_id: str) -> torch.Tensor | None:
-        """[1, hidden]: the global vector of a request's latest picture, if there is one."""
-        context = self._contexts[request_id]
-        extra = context.global_vectors(np.asarray([len(context.visible) - 1]))
-        return None if extra is None or not extra[0].any() else extra[1]
+    def _context_of(self, tree: GrowingTree) -> FeatureContext:
+        return self._contexts[self._runner.input_batch.req_ids[tree.row]]
 
     def _settle(self, rows: int, taken: np.ndarray) -> None:
         """Note which of `_states` each row of the frontier has."""
         self._state_of = np.full(rows, -1, dtype=np.int64)
         self._state_of[taken] = np.arange(len(taken))
-
-    def _latest_vectors(self, request_ids: Sequence[str]) -> torch.Tensor | None:
-        """[rows, hidden]: the global vector of each row's request's latest picture, where the compressor makes them."""
-        latest = {
-            request_id: self._vectors(context, np.asarray([len(context.visible) - 1]))
-            for request_id in dict.fromkeys(request_ids)
-            if (context := self._contexts[request_id]).vectors
-        }
-        rows = [latest.get(request_id) for request_id in request_ids]
-        known = next((row for row in rows if row is not None), None)
-        return None if known is None else _together(rows, [known] * len(rows))
 
     def _forward(
         self,
@@ -434,11 +404,3 @@ class FeatureDrafter(ModelDrafter[FeatureFeed]):
 def _within(slots: np.ndarray, span: Span) -> np.ndarray:
     """Those of the slots that are the picture's."""
     return slots[(slots >= span.start) & (slots < span.stop)]
-
-
-def _together(parts: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """[rows, hidden] of several requests, zeros of the shape of `like` where one has none; None if none has any."""
-    if all(part is None for part in parts):
-        return None
-    pairs = zip(parts, like, strict=True)
-    return torch.cat([torch.zeros_like(shape) if part is None else part for part, shape in pairs])

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from vllm_specvlm.engine.feature_context import FeatureContext
+from vllm_specvlm.engine.transfer import upload
 from vllm_specvlm.engine.tree_step import TreeRows
 
 
@@ -51,8 +52,12 @@ class FeatureFeed:
         )
 
 
-def spread(rows: torch.Tensor, is_visual: torch.Tensor) -> torch.Tensor:
+def spread(rows: torch.Tensor, pictured: np.ndarray) -> torch.Tensor:
     """[slots, hidden]: text rows [n, hidden] at their places among visual slots (bool [slots]), which are zeros."""
-    spaced = rows.new_zeros((len(is_visual), rows.shape[-1]))
-    spaced[~is_visual] = rows
-    return spaced
+    return placed(rows, np.flatnonzero(~pictured), len(pictured))
+
+
+def placed(rows: torch.Tensor, places: np.ndarray, slots: int) -> torch.Tensor:
+    """[slots, hidden]: `rows` [n, hidden] at these places (int64 [n], known to the host), zeros elsewhere."""
+    spaced = rows.new_zeros((slots, rows.shape[-1]))
+    return spaced.index_copy_(0, upload(places, rows.device), rows)

@@ -14,6 +14,8 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from vllm_specvlm.compress.compressor import Compressed
 from vllm_specvlm.compress.origins import origins
 from vllm_specvlm.draft import head_checkpoint
+from vllm_specvlm.engine.attention_break import AttentionBreak, graphed
+from vllm_specvlm.engine.draft_graphs import DraftGraphs
 from vllm_specvlm.engine.draft_pass import draft_pass
 from vllm_specvlm.engine.head_fit import check_loaded
 from vllm_specvlm.engine.served_linear import served
@@ -44,7 +46,7 @@ class FeatureNetwork:
             for name, layer in list(self.head.named_children()):
                 if isinstance(layer, nn.Linear):
                     setattr(self.head, name, served(layer))
-            self._attention = Attention(
+            attention = Attention(
                 head.config.num_attention_heads,
                 head.config.head_dim,
                 head.config.head_dim**-0.5,
@@ -52,8 +54,11 @@ class FeatureNetwork:
                 cache_config=vllm_config.cache_config,
                 prefix=LAYER,
             )
-        self._attention.process_weights_after_loading(model.dtype)
+        attention.process_weights_after_loading(model.dtype)
+        self._attention = AttentionBreak(attention)
         self.layers = [LAYER]
+        self.graphs = DraftGraphs()
+        self._text_layer = graphed(self._without_pictures, vllm_config)
 
     @property
     def vocabulary(self) -> torch.Tensor | None:
@@ -123,8 +128,60 @@ class FeatureNetwork:
         Returns:
             [rows, hidden].
         """
-        with draft_pass(self._config, self.layers, len(positions), step, block_table, slots):
-            hidden: torch.Tensor = self.head(state, embeddings, positions, self._attend, visual, is_visual, vectors)
+        rows = len(positions)
+        graph = None if visual is not None else self.graphs.fitting(rows)
+        if graph is None:
+            with draft_pass(self._config, self.layers, rows, step, block_table, slots):
+                hidden: torch.Tensor = self.head(state, embeddings, positions, self._attend, visual, is_visual, vectors)
+            return hidden
+        return self._in_graph(graph, state, embeddings, positions, step, block_table, slots, vectors)[:rows]
+
+    def capture(self, descriptor: Any) -> None:
+        """Capture a CUDA graph of a pass without pictures; to be called while vLLM captures its own.
+
+        Args:
+            descriptor: vLLM's `BatchDescriptor`.
+        """
+        rows, device = descriptor.num_tokens, self._config.device_config.device
+        self.graphs.add(descriptor)
+        state = torch.zeros((rows, self.config.hidden_size), dtype=self._config.model_config.dtype, device=device)
+        positions = torch.zeros(rows, dtype=torch.int64, device=device)
+        slots = torch.full((rows,), -1, dtype=torch.int64, device=device)
+        # What is captured must have run before: libraries set themselves up then.
+        for _ in range(2):
+            with draft_pass(self._config, self.layers, rows, None, None, slots):
+                self._without_pictures(state, state, positions, state if self.config.compressor.gives_vectors else None)
+        self._in_graph(descriptor, state, state, positions, None, None, slots, None)
+
+    def _in_graph(
+        self,
+        graph: Any,
+        state: torch.Tensor,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        step: TreeStep | None,
+        block_table: torch.Tensor | None,
+        slots: torch.Tensor | None,
+        vectors: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """As `forward`; rows behind the inputs' mean nothing, and the result is overwritten by the next pass."""
+        rows, place = graph.num_tokens, self.graphs.place
+        with torch.inference_mode():
+            if self.config.compressor.gives_vectors and vectors is None:
+                vectors = torch.zeros_like(embeddings)
+            state, embeddings = place("state", state, 0, rows), place("embeddings", embeddings, 0, rows)
+            positions = place("positions", positions, 0, rows)
+            if vectors is not None:
+                vectors = place("vectors", vectors, 0, rows)
+            if slots is not None:
+                slots = place("slots", slots, 0, rows, padding=-1)
+        with draft_pass(self._config, self.layers, rows, step, block_table, slots, graph):
+            return self._text_layer(state, embeddings, positions, vectors)
+
+    def _without_pictures(
+        self, state: torch.Tensor, embeddings: torch.Tensor, positions: torch.Tensor, vectors: torch.Tensor | None
+    ) -> torch.Tensor:
+        hidden: torch.Tensor = self.head(state, embeddings, positions, self._attend, vectors=vectors)
         return hidden
 
     def logits(self, state: torch.Tensor) -> torch.Tensor:

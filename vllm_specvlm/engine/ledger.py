@@ -30,6 +30,8 @@ _FLASH = "vllm.v1.attention.backends.flash_attn:"
 _GRAMMARS = "vllm.v1.structured_output:StructuredOutputManager."
 _GRAMMAR = "vllm.v1.structured_output.backend_types:StructuredOutputGrammar."
 _THOUGHTS = "vllm.v1.sample.thinking_budget_state:ThinkingBudgetStateHolder."
+_GRAPHS = "vllm.compilation.breakable_cudagraph:"
+_WRAPPED = ("runnable", "vllm_config", "runtime_mode")
 _REGISTRY = "a proposer registry in vLLM that may own verification"
 
 LEDGER: tuple[Symbol, ...] = (
@@ -59,6 +61,16 @@ LEDGER: tuple[Symbol, ...] = (
         "captures the draft's graphs with the target's",
         ("desc", "cudagraph_runtime_mode"),
     ),
+    Symbol(
+        _RUNNER + "profile_cudagraph_memory",
+        "overridden",
+        "graphs captured for measuring are gone afterwards, the draft's too",
+    ),
+    Symbol(_GRAPHS + "BreakableCUDAGraphWrapper", "called", "graphs of a head's and an exit's passes", _WRAPPED),
+    Symbol(_GRAPHS + "BreakableCUDAGraphCapture.current", "called", "whether a pass is being captured"),
+    Symbol(_GRAPHS + "BreakableCUDAGraphCapture.add_eager", "called", "attention between two graphs", ("fn",)),
+    Symbol("vllm.utils.torch_utils:weak_ref_tensors", "called", "graphs share memory", ("tensors",)),
+    Symbol("vllm.platforms.interface:Platform.support_static_graph_mode", "called", "whether there are graphs"),
     Symbol(
         _RUNNER + "_determine_batch_execution_and_padding",
         "overridden",
@@ -155,6 +167,9 @@ LEDGER: tuple[Symbol, ...] = (
         ("q", "k", "v", "max_seqlen_q", "cu_seqlens_q", "max_seqlen_k", "cu_seqlens_k", "seqused_k"),
     ),
     Symbol("vllm.v1.attention.backends.fa_utils:get_flash_attn_version", "relied on", "on GPUs, which version runs"),
+    Symbol(
+        "vllm.model_executor.layers.attention_layer_base:AttentionLayerBase", "called", "what attends among the layers"
+    ),
     Symbol("vllm.model_executor.layers.attention:Attention", "called", "finds the layers that attend"),
     Symbol("vllm.model_executor.model_loader:get_model", "called", "loads the draft"),
     Symbol("vllm.compilation.backends:set_model_tag", "called", "keeps the draft's compiled graphs apart", ("tag",)),
@@ -285,7 +300,7 @@ LEDGER: tuple[Symbol, ...] = (
     Symbol(
         _GRAMMARS + "validate_tokens",
         "overridden",
-        "cuts drafted trees where the grammar does",
+        "cuts drafted trees where the grammar does, and adds what it dictates",
         ("request", "spec_tokens"),
         "trees in vLLM's scheduler",
     ),
@@ -305,6 +320,13 @@ LEDGER: tuple[Symbol, ...] = (
     Symbol(_GRAMMAR + "accept_tokens", "called", "goes down to a node", ("request_id", "tokens")),
     Symbol(_GRAMMAR + "rollback", "called", "goes up again", ("num_tokens",)),
     Symbol(_GRAMMAR + "is_terminated", "called", "what follows a grammar's end is free"),
+    Symbol(_GRAMMAR + "fill_bitmask", "called", "whether a grammar leaves a choice", ("bitmask",)),
+    Symbol(
+        "vllm.v1.structured_output.backend_types:StructuredOutputBackend.allocate_token_bitmask",
+        "called",
+        "a mask to ask grammars with",
+        ("max_num_seqs",),
+    ),
     Symbol(
         "vllm.v1.structured_output.request:StructuredOutputRequest",
         "called",

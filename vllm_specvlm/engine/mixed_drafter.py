@@ -51,6 +51,8 @@ class _Request:
     """What is known of lookup in a request, and of its latest tree."""
 
     merit: Merit
+    compared: bool
+    """Whether what lookup says of the next tree is compared with what follows."""
     habit: Habit = field(default_factory=Habit)
     levels: list[_Level] = field(default_factory=list)
     row: int = 0
@@ -66,8 +68,9 @@ class MixedDrafter:
     of say so (`LevelProposal.foreseen`), and rows that are marked `free` are answered by lookup alone: a stretch of
     text that is known needs no forward passes.
 
-    Elsewhere (see `LookupMerit`) the drafter's levels pass through as they are, and of a few trees lookup's
-    suggestions are compared with the confirmed tokens afterwards.
+    Elsewhere (see `LookupMerit`) the drafter's levels pass through as they are. Where the text at least echoes itself,
+    lookup's suggestions to a few trees are compared with the confirmed tokens afterwards; where it does not, only the
+    text is kept up to date, and the drafter may grow its trees by itself (`grower`).
 
     Only tokens and tokens' probabilities are mixed, so answers are as exact as the drafter's own.
     """
@@ -80,6 +83,7 @@ class MixedDrafter:
         self.merit = LookupMerit()
         self._requests: dict[str, _Request] = {}
         self._batch: Sequence[str] = ()
+        self._watching = False
         self._merged: dict[int, _Request] = {}
         self._levels: list[_Level] = []
         self._nodes: list[LookupNode | None] = []
@@ -87,19 +91,23 @@ class MixedDrafter:
 
     def begin(self, request_id: str, tokens: Sequence[int]) -> None:
         """As both."""
-        self._requests[request_id] = _Request(self.merit.begin())
+        merit = self.merit.begin()
+        self._requests[request_id] = _Request(merit, self.merit.due(merit))
         self._drafter.begin(request_id, tokens)
         self._lookup.begin(request_id, tokens)
 
     def advance(self, request_id: str, tokens: Sequence[int]) -> None:
         """As both; what lookup says of these tokens is compared with them, now and then."""
-        request = self._requests.get(request_id)
-        if request is not None and request.levels:
-            if self.merit.due(request.merit):
-                self._learn(request_id, request, tokens)
+        request = self._requests[request_id]
+        if request.levels:
+            self._learn(request_id, request, tokens)
             request.levels = []
         self._drafter.advance(request_id, tokens)
+        before = self._lookup.echoed(request_id)
         self._lookup.advance(request_id, tokens)
+        after = self._lookup.echoed(request_id)
+        self.merit.heard(request.merit, len(tokens), None if before is None or after is None else after - before)
+        request.compared = self.merit.due(request.merit)
 
     def finish(self, request_id: str) -> None:
         """As both."""
@@ -115,13 +123,26 @@ class MixedDrafter:
         """As the drafter: looking up costs next to nothing."""
         self._drafter.rehearse(rows, scored)
 
+    def grower(self, request_ids: Sequence[str]) -> Drafter:
+        """Who is to grow the next trees of these requests: the drafter itself if lookup will not look at them."""
+        if any(self._requests[request_id].compared for request_id in request_ids):
+            return self
+        self._begin_batch(())  # of the one before nothing is kept
+        return self._drafter
+
+    def _begin_batch(self, request_ids: Sequence[str]) -> None:
+        self._batch, self._levels, self._nodes, self._merged = list(request_ids), [], [], {}
+        self._watching = False
+
     def open(self, request_ids: Sequence[str]) -> Opening:
         """As the drafter."""
         opening = self._drafter.open(request_ids)
-        self._batch, self._levels, self._nodes, self._merged = list(request_ids), [], [], {}
+        self._begin_batch(request_ids)
         for index, request_id in enumerate(request_ids):
-            if index not in opening.behind:  # those get no tree, so the drafter knows none of their nodes
-                request = self._requests[request_id]
+            request = self._requests[request_id]
+            # Those that are behind get no tree, so the drafter knows none of their nodes.
+            if request.compared and index not in opening.behind:
+                self._watching = True
                 request.levels, request.row = self._levels, index
                 if request.merit.pays:
                     self._merged[index] = request
@@ -130,6 +151,8 @@ class MixedDrafter:
     def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
         """The drafter's children and, where it pays, lookup's, at most top_k together, likeliest first."""
         proposal = self._drafted(frontier, top_k)
+        if not self._watching:
+            return proposal
         level = _Level(frontier, proposal)
         self._levels.append(level)
         if not self._merged:

@@ -14,6 +14,7 @@ from vllm_specvlm.draft.drafter import Opening
 from vllm_specvlm.engine.batch import Batch
 from vllm_specvlm.engine.device_trees import DeviceLevel, DeviceTrees
 from vllm_specvlm.engine.draft_choice import DraftChoice, Place
+from vllm_specvlm.engine.draft_graphs import DraftGraphs
 from vllm_specvlm.engine.growing_trees import GrowingTrees
 from vllm_specvlm.engine.options import SpecVLMOptions
 from vllm_specvlm.engine.peers import Peers
@@ -91,22 +92,28 @@ class ModelDrafter(ABC, Generic[AFeed]):
         """Keep K/V of trees in so many rows; returns how many requests can then be drafted for at once."""
         return self._trees.bound(rows, requests)
 
-    def profile_run(self, pictures: Mapping[str, Any] | None) -> None:
-        """The widest pass there will be, and the memory of the trees, which is kept from now on.
-
-        `pictures` are the pixels of as many as are encoded at once, the largest.
-        """
-        self.rehearse(self._config.scheduler_config.max_num_batched_tokens, 1)
+    def allocate_trees(self) -> None:
+        """The memory of the trees, which is kept from now on."""
         memory = TreeMemory(self._config.compilation_config.static_forward_context, 0)
         memory.allocate(self._trees.store, self.layers, self._device)
+
+    def profile_run(self, pictures: Mapping[str, Any] | None) -> None:
+        """The widest pass there will be; `pictures` are the pixels of as many as are encoded at once, the largest."""
+        self.rehearse(self._config.scheduler_config.max_num_batched_tokens, 1)
 
     @property
     @abstractmethod
     def kept_bytes(self) -> int:
         """What it keeps on the device at most, beside K/V."""
 
+    @property
+    @abstractmethod
+    def graphs(self) -> DraftGraphs:
+        """The CUDA graphs of its passes."""
+
+    @abstractmethod
     def capture(self, descriptor: Any) -> None:
-        """Capture a CUDA graph of a pass of so many rows, where passes go through vLLM's compiled code."""
+        """Capture a CUDA graph of a pass of so many rows, while vLLM captures the target's (`BatchDescriptor`)."""
 
     def bind(self, runner: Batch, peers: Peers) -> None:
         """The runner whose batch, block tables and positions are used, and the other ranks."""

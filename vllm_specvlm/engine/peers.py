@@ -42,6 +42,12 @@ class Peers:
         if not self.alone and not self._vote(True):
             raise PeerFailedError("The drafter failed on another tensor-parallel rank.")
 
+    def verdict(self, trouble: str | None) -> str | None:
+        """What is in the way of a road that ranks take together: here, or else on another rank; None if nothing is."""
+        if self.alone or self._vote(trouble is None):
+            return trouble
+        return trouble or "it fails on another tensor-parallel rank"
+
     def tell_failure(self) -> None:
         """Vote that the drafter failed here."""
         if not self.alone:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,15 @@ from vllm_specvlm.engine.device_growth import DeviceProposer, grow_on_device, le
 from vllm_specvlm.engine.pass_times import PassTimes
 from vllm_specvlm.engine.step_clock import StepClock
 from vllm_specvlm.schedule.acceptance import FEATURES, AcceptanceModel, features
+from vllm_specvlm.schedule.grammar_share import GrammarShare
 from vllm_specvlm.schedule.logistic import Floats
 from vllm_specvlm.schedule.planner import Planner
 from vllm_specvlm.tree.accept import Accepted
 from vllm_specvlm.tree.grow import Frontier, Grown, LevelProposal, grow_scored
 from vllm_specvlm.tree.token_tree import TokenTree
 from vllm_specvlm.tree.tree_shape import TreeShape
+
+_NOTHING = TokenTree((), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,13 @@ class Growable:
     """Tokens its answer may still get."""
     bounded: bool
     """It asked for smaller trees than the engine's: they say nothing about others'."""
+    grammar: bool = False
+    """A grammar takes nodes out of its tree, and puts others in, before they are verified."""
+
+    @property
+    def typical(self) -> bool:
+        """Whether its tree tells what others will be worth."""
+        return not self.bounded and not self.grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +69,14 @@ class PlannedGrowth:
         self.acceptance = AcceptanceModel()
         self._clock = clock
         self._sent: dict[str, _Sent] = {}
+        self._shares: dict[str, GrammarShare] = {}
+        self.dictated = 0
+        """Nodes verified in the last step that grammars had put into trees (see `TreeGrammars`)."""
         self._drafter: Drafter | None = None
         self._batch: Sequence[Growable] = ()
         self._levels: list[npt.NDArray[np.float64]] = []
         self._sampled = self._picture = np.zeros(0, dtype=bool)
+        self._log_share = np.zeros(0)
         self._opened: float | None = None
         self._fed_rows = 0
 
@@ -81,6 +96,7 @@ class PlannedGrowth:
         self._levels = []
         self._sampled = np.array([g.sampled for g in batch])
         self._picture = np.array([g.picture for g in batch])
+        self._log_share = np.log([self.share(g.request_id) for g in batch])
         self._opened = time.perf_counter()
         bounds = levels(shape, [g.nodes for g in batch], [g.depth for g in batch])
         widths = self.planner.layout(len(batch), len(bounds), bounds[-1]) if device is not None else None
@@ -88,7 +104,7 @@ class PlannedGrowth:
             grown = self._grow_on_device(drafter, device, shape, widths)
         else:
             grown = self._grow_level_by_level(drafter, shape)
-        tell = [not batch[i].bounded for i in grown]
+        tell = [batch[i].typical for i in grown]
         kept = self.planner.cut([(g.log_probs, g.passes) for g in grown.values()], tell)
         if not any(kept):
             return {}
@@ -132,7 +148,7 @@ class PlannedGrowth:
             [growable.nodes for growable in batch],
             [growable.depth for growable in batch],
             widths,
-            AcceptanceOnDevice(self.acceptance, sampled, picture, device.device),
+            AcceptanceOnDevice(self.acceptance, sampled, picture, device.device, self._log_share[rooted]),
             times.mark,
         )
         for depth, log_probs in enumerate(found.proposed):
@@ -165,31 +181,69 @@ class PlannedGrowth:
         if proposal.settled is not None and proposal.settled.any():
             calibrated, level = _with_settled(calibrated, proposal.log_probs, proposal.settled, level)
         self._levels.append(level)
+        shares = self._log_share[frontier.request].astype(np.float32)
+        calibrated = LevelProposal(calibrated.tokens, calibrated.log_probs + shares[:, None], calibrated.foreseen)
         if rows:
             self._clock.passed(rows, started, first=first)
         return calibrated
 
+    def share(self, request_id: str) -> float:
+        """What a node of its tree is worth, given its parent, for each that others' are."""
+        return self._shares[request_id].value if request_id in self._shares else 1.0
+
+    def observe_step(self, batch: Sequence[Growable]) -> None:
+        """Drafting begins for `batch`: of trees of which a grammar left nothing nobody has heard yet."""
+        self.dictated = 0
+        for request_id in (growable.request_id for growable in batch if growable.grammar):
+            share = self._shares.setdefault(request_id, GrammarShare())
+            share.rest()
+            if (sent := self._sent.pop(request_id, None)) is not None:
+                self._learn_share(share, sent, set())
+
     def observe_accepted(self, trees: Mapping[str, tuple[TokenTree, Accepted]]) -> None:
-        """What was accepted of the last step's trees: children of accepted nodes had their chance, others had none."""
+        """What was accepted of the last step's trees: children of accepted nodes had their chance, others had none.
+
+        A request's grammar decides with the target; what came of its trees says nothing about other requests' drafts.
+        """
         outcomes: list[bool] = []
         children: list[Floats] = []
         for request_id, (tree, accepted) in trees.items():
             sent = self._sent.pop(request_id, None)
-            nodes = None if sent is None else _found_again(tree, sent.tree)
-            if sent is None or nodes is None:
+            nodes = _found_again(tree, _NOTHING if sent is None else sent.tree)
+            share = self._shares.get(request_id)
+            if share is not None:
+                self.dictated += nodes.count(None)
+            if sent is None:
                 continue
-            path = set(accepted.path)
-            tried = [i for i, parent in enumerate(tree.parents) if parent < 0 or parent in path]
-            # Of what was settled (see `_with_settled`) there is nothing to learn here.
-            tried = [i for i in tried if not np.isnan(sent.features[nodes[i], 0])]
-            children.append(sent.features[[nodes[i] for i in tried]])
-            outcomes += [i in path for i in tried]
+            path = {node for i in accepted.path if (node := nodes[i]) is not None}
+            if share is not None:
+                self._learn_share(share, sent, path)
+            elif None not in nodes:
+                tried = [node for node in _tried(sent, path) if node in nodes]
+                children.append(sent.features[tried])
+                outcomes += [node in path for node in tried]
         if outcomes:
             self.acceptance.observe(np.concatenate(children), outcomes)
+
+    def _learn_share(self, share: GrammarShare, sent: _Sent, path: AbstractSet[int]) -> None:
+        """Of a tree of which these nodes were accepted, whatever the grammar had left of it."""
+        tried = _tried(sent, path)
+        expected = np.exp(self.acceptance.log_probs(sent.features[tried][:, None]))
+        share.observe(expected.ravel().tolist(), sum(node in path for node in tried))
 
     def forget(self, request_id: str) -> None:
         """The request is over or starts anew."""
         self._sent.pop(request_id, None)
+        self._shares.pop(request_id, None)
+
+
+def _tried(sent: _Sent, path: AbstractSet[int]) -> list[int]:
+    """Nodes whose parent was accepted, and so had their chance.
+
+    Of what was settled (see `_with_settled`) there is nothing to learn.
+    """
+    parents = enumerate(sent.tree.parents)
+    return [i for i, parent in parents if (parent < 0 or parent in path) and not np.isnan(sent.features[i, 0])]
 
 
 def _with_settled(
@@ -213,13 +267,11 @@ def _with_settled(
     )
 
 
-def _found_again(tree: TokenTree, sent: TokenTree) -> list[int] | None:
-    """The node of `sent` that each node of `tree` is, None if there are others: scheduler and grammars cut trees."""
+def _found_again(tree: TokenTree, sent: TokenTree) -> list[int | None]:
+    """The node of `sent` that each node of `tree` is; None of one that a grammar added. Trees may have been cut."""
     at = {key: node for node, key in enumerate(zip(sent.parents, sent.tokens, strict=True))}
-    nodes: list[int] = []
+    nodes: list[int | None] = []
     for token, parent in zip(tree.tokens, tree.parents, strict=True):
-        node = at.get((nodes[parent] if parent >= 0 else -1, token))
-        if node is None:
-            return None
-        nodes.append(node)
+        above = nodes[parent] if parent >= 0 else -1
+        nodes.append(None if above is None else at.get((above, token)))
     return nodes

@@ -25,12 +25,12 @@ class RecordingDrafter:
         self._log_probs: dict[str, dict[tuple[int, ...], float]] = {}
 
     def log_probs(self, request_id: str, tree: TokenTree) -> tuple[float, ...]:
-        """Of each node given its parent, as proposed since the last `open`. Raises KeyError for a node that was not."""
-        proposed = self._log_probs[request_id]
+        """Of each node given its parent, as proposed since the last `open`; 0 of one that a grammar dictated."""
+        proposed = self._log_probs.get(request_id, {})
         paths: list[tuple[int, ...]] = []
         for token, parent in zip(tree.tokens, tree.parents, strict=True):
             paths.append((*(paths[parent] if parent >= 0 else ()), token))
-        return tuple(proposed[path] for path in paths)
+        return tuple(proposed.get(path, 0.0) for path in paths)
 
     def open(self, request_ids: Sequence[str]) -> Opening:
         """As the drafter; what was noted before is forgotten."""

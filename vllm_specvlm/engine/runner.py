@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.v1.outputs import DraftTokenIds, SamplerOutput
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -68,7 +69,7 @@ class TreeModelRunner(GPUModelRunner):
             target.set_aux_hidden_state_layers(self.drafter.feature_layers)
             self.use_aux_hidden_state_outputs = True
         layers = self.compilation_config.static_forward_context
-        self.adopt_attention(layers)
+        self.adopt_attention(attending(layers))
         memory = TreeMemory(layers, self.drafter.options.tree_memory_mib << 20)
         self.tree_store.limit = self.drafter.bound_trees(memory, self.max_num_reqs)
 
@@ -251,3 +252,8 @@ class TreeModelRunner(GPUModelRunner):
             return None
         codes = self.drafter.draft([bool(tokens) for tokens in sampled], self.tree_code)
         return DraftTokenIds(list(codes), list(codes.values()))
+
+
+def attending(layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of vLLM's static forward context that attend; mixtures of experts stand there too."""
+    return {name: layer for name, layer in layers.items() if isinstance(layer, AttentionLayerBase)}

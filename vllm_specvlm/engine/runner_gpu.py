@@ -11,7 +11,8 @@ from vllm.config import CUDAGraphMode
 from vllm_specvlm import ops
 from vllm_specvlm.engine import attention_gpu, decision_trial
 from vllm_specvlm.engine.log import logger_for
-from vllm_specvlm.engine.runner import TreeModelRunner
+from vllm_specvlm.engine.peers import Peers
+from vllm_specvlm.engine.runner import TreeModelRunner, attending
 from vllm_specvlm.engine.sampling import greedy_tokens, sampled_at_once
 from vllm_specvlm.engine.tree_attention import KernelAttention
 from vllm_specvlm.engine.tree_dispatcher import TreeDispatcher
@@ -37,8 +38,10 @@ class TreeGPUModelRunner(TreeModelRunner):
 
     def adopt_attention(self, layers: Mapping[str, Any]) -> None:
         """As described there; each kind of layer is tried on the device."""
-        attention_gpu.adopt(layers, self.device)
-        reason = decision_trial.trouble(self.device)
+        peers = Peers()
+        attention_gpu.adopt(layers, self.device, peers.verdict)
+        # A rank that drew tokens in another way than its peers would go on from another text.
+        reason = peers.verdict(decision_trial.trouble(self.device))
         self.decides_on_device = reason is None
         if reason is not None:
             self.race = race
@@ -56,22 +59,26 @@ class TreeGPUModelRunner(TreeModelRunner):
 
     def attention_ways(self) -> list[str]:
         """As described there."""
-        layers = self.compilation_config.static_forward_context.values()
+        layers = attending(self.compilation_config.static_forward_context).values()
         return sorted({layer.impl.tree_attention.name for layer in layers})
 
     @torch.inference_mode()
     def profile_run(self, *args: Any, **kwargs: Any) -> None:
-        """vLLM measures what this takes: beside the stock pass the draft, what it keeps, and the trees' memory."""
+        """vLLM measures what this takes: what is kept, and beside it the widest passes of target and draft.
+
+        What stays comes first: passes run beside it later, and vLLM reads the peak.
+        """
+        memory = TreeMemory(self.compilation_config.static_forward_context, 0)
+        memory.allocate(self.tree_store, memory.target(), self.device)
+        self.drafter.allocate_trees()
+        # Also of trees that are not verified: placeholders, and what finds no room.
+        listed = min(self.max_num_tokens, self.max_num_reqs * (1 + self.drafter.shape.nodes))
+        self.tree_tables = TreeStep.room(self.max_num_reqs, max(listed, self.max_num_reqs), self.device)
         kept = torch.empty(self.drafter.kept_bytes, dtype=torch.uint8, device=self.device)
         super().profile_run(*args, **kwargs)
         self._profile_verification()
         self.drafter.profile_run(self._largest_pictures())
         del kept
-        memory = TreeMemory(self.compilation_config.static_forward_context, 0)
-        memory.allocate(self.tree_store, memory.target(), self.device)
-        # Also of trees that are not verified: placeholders, and what finds no room.
-        listed = min(self.max_num_tokens, self.max_num_reqs * (1 + self.drafter.shape.nodes))
-        self.tree_tables = TreeStep.room(self.max_num_reqs, max(listed, self.max_num_reqs), self.device)
 
     def _profile_verification(self) -> None:
         """The logits of as many rows as a step of trees has, as the sampler takes them."""
@@ -108,6 +115,12 @@ class TreeGPUModelRunner(TreeModelRunner):
         super()._warmup_and_capture(desc, cudagraph_runtime_mode, *args, **kwargs)
         if cudagraph_runtime_mode == CUDAGraphMode.PIECEWISE and not desc.num_active_loras:
             self.drafter.capture(desc)
+
+    def profile_cudagraph_memory(self) -> int:
+        """As vLLM's, which counts the draft's graphs too and throws all away."""
+        estimate: int = super().profile_cudagraph_memory()
+        self.drafter.forget_graphs()
+        return estimate
 
     def _determine_batch_execution_and_padding(self, *args: Any, **kwargs: Any) -> Any:
         """A step with trees takes PIECEWISE graphs; others take what vLLM would take without speculation."""

@@ -39,7 +39,6 @@ def plain_reason(params: SamplingParams, logprobs_mode: str, *, grammars: bool) 
         f"logprobs with --logprobs-mode {logprobs_mode}": params.logprobs is not None
         and logprobs_mode != "raw_logprobs",
         "trace_decode_token_ids": params.trace_decode_token_ids is not None,
-        "watermarking": bool(params.watermarking),
     }
     used = [name for name, on in features.items() if on]
     return ", ".join(used) if used else None

@@ -19,6 +19,7 @@ from vllm_specvlm.engine.eligibility import Eligibility
 from vllm_specvlm.engine.feature_drafter import FeatureDrafter
 from vllm_specvlm.engine.log import logger_for
 from vllm_specvlm.engine.metrics import Metrics
+from vllm_specvlm.engine.mixed_drafter import MixedDrafter
 from vllm_specvlm.engine.model_drafter import ModelDrafter
 from vllm_specvlm.engine.options import METHOD, SpecVLMOptions
 from vllm_specvlm.engine.peers import PeerFailedError, Peers
@@ -108,10 +109,17 @@ class Speculator:
         self._bounds = TreeBounds.of(memory, self.shape.nodes, self._model, requests)
         return self._bounds.nodes
 
+    def allocate_trees(self) -> None:
+        """See `ModelDrafter.allocate_trees`."""
+        if self._model is not None:
+            self._model.allocate_trees()
+
     def profile_run(self, pictures: Mapping[str, Any] | None) -> None:
         """For vLLM's measuring of memory: see `ModelDrafter.profile_run`."""
         if self._model is not None:
-            self._model.profile_run(pictures)
+            with self._switching_off():
+                self._model.profile_run(pictures)
+                self._peers.agree()
 
     @property
     def kept_bytes(self) -> int:
@@ -125,6 +133,11 @@ class Speculator:
                 self._model.capture(descriptor)
                 self._peers.agree()
 
+    def forget_graphs(self) -> None:
+        """vLLM captured some only to see what they take, and has thrown them away."""
+        if self._model is not None:
+            self._model.graphs.forget()
+
     def cache_allocated(self) -> None:
         """vLLM's KV cache exists."""
         if self._model is not None:
@@ -133,7 +146,9 @@ class Speculator:
     def warm_up(self) -> None:
         """Compile the draft before the first request pays for it."""
         if self._model is not None:
-            self._model.warm_up()
+            with self._switching_off():
+                self._model.warm_up()
+                self._peers.agree()
 
     def start_planning(self, target: Callable[[int], object], most_rows: int) -> None:
         """Measure what passes cost, and plan from now on; `target` is a pass of the target over so many rows."""
@@ -322,6 +337,8 @@ class Speculator:
         else:
             trees = {}
         codes = {request_id: code.encode(tree) for request_id, tree in trees.items() if len(tree)}
+        if not isinstance(self._planned, RecordingGrowth):
+            codes |= _with_room(batch, codes)
         if self._clock is not None:
             self._clock.end_drafting()
         self._peers.agree()
@@ -331,6 +348,7 @@ class Speculator:
         """Trees of the options' own size."""
         for growable in batch:
             self._tell(drafter, growable.request_id)
+        drafter = _grower(drafter, batch)
         drafter.open([growable.request_id for growable in batch])
         budgets, depths = [growable.nodes for growable in batch], [growable.depth for growable in batch]
         device = self._device_proposer(drafter)
@@ -343,7 +361,7 @@ class Speculator:
     def _device_proposer(self, drafter: Drafter) -> DeviceProposer | None:
         """The drafter, if its trees can grow with nobody waiting for its device.
 
-        Not while lookup's continuations are merged into its trees or a trace is recorded: both want to see every level.
+        Not while lookup looks at its trees or a trace is recorded: both want to see every level.
         """
         model = self._model
         return model if model is drafter and model.grows_on_device and can_grow(self.shape) else None
@@ -360,16 +378,17 @@ class Speculator:
         assert self._clock is not None
         planner = planned.planner
         planner.overhead = self._clock.overhead
-        if elapsed.cycle is not None:
+        if elapsed.cycle is not None and not planned.dictated:  # what grammars dictate, no draft has achieved
             planner.achieved(elapsed.requests, elapsed.requests + self._accepted, elapsed.cycle)
         self._accepted = 0
+        planned.observe_step(batch)
         if self._model is None:
             # The lookup drafter reads as answers are written, and learns from those that it did not draft for.
             for growable in batch:
                 self._tell(drafter, growable.request_id)
         backlogs = [(growable, drafter.backlog(growable.request_id)) for growable in batch]
         able = [(growable, backlog) for growable, backlog in backlogs if backlog is not None]
-        plan = planner.plan(requests, [self._candidate(growable, backlog) for growable, backlog in able])
+        plan = planner.plan(requests, [self._candidate(planned, growable, backlog) for growable, backlog in able])
         if able:
             self.tally.plans[plan.mode.value] += 1
             self.metrics.plan(plan.mode.value)
@@ -378,12 +397,13 @@ class Speculator:
         chosen = [able[i][0] for i in plan.chosen]
         for growable in chosen:
             self._tell(drafter, growable.request_id)
+        drafter = _grower(drafter, chosen)
         return planned.grow(drafter, chosen, self.shape, self._device_proposer(drafter))
 
-    def _candidate(self, growable: Growable, backlog: int) -> Candidate:
+    def _candidate(self, planned: PlannedGrowth, growable: Growable, backlog: int) -> Candidate:
         state = self._runner.requests[growable.request_id]
         remaining = self._lengths.remaining(len(state.output_token_ids), growable.left)
-        return Candidate(backlog, remaining, not growable.bounded)
+        return Candidate(backlog, remaining, growable.typical, planned.share(growable.request_id))
 
     def _tell(self, drafter: Drafter, request_id: str) -> None:
         """Bring the drafter's idea of a request up to the confirmed tokens."""
@@ -424,3 +444,18 @@ class Speculator:
         self.tally.drafter_failures += 1
         self.metrics.switched_off()
         self._drafter = self._model = self._planned = self._failure = None
+
+
+def _with_room(batch: Sequence[Growable], codes: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Codes of requests with a grammar, and placeholders where it may say what comes next (see `TreeGrammars`)."""
+    found = {}
+    for growable in batch:
+        if growable.grammar:
+            drafted = codes.get(growable.request_id, [])
+            found[growable.request_id] = [*drafted, *[-1] * min(growable.nodes - len(drafted), growable.depth)]
+    return found
+
+
+def _grower(drafter: Drafter, batch: Sequence[Growable]) -> Drafter:
+    """Who grows the batch's trees: the drafter, or the one inside it while lookup has no part in them."""
+    return drafter.grower([each.request_id for each in batch]) if isinstance(drafter, MixedDrafter) else drafter

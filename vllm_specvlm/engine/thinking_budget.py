@@ -69,8 +69,13 @@ class ThinkingBudgets:
         return self._follower._state[0]
 
     def _told(self, state: Thoughts, answer: Sequence[int]) -> Thoughts:
-        """A new state, behind one token more than `state`."""
-        self._follower._state = {0: dict(state)}
+        """A new state, behind one token more than `state`.
+
+        Marks that ended before this token are known. vLLM would look for them in the whole answer again.
+        """
+        mark = max(len(self._follower.think_start_token_ids), len(self._follower.think_end_token_ids))
+        offset = max(state["scan_offset"], len(answer) - mark)
+        self._follower._state = {0: {**state, "scan_offset": offset}}
         self._follower.update_state([list(answer)], None)
         return self._follower._state[0]
 

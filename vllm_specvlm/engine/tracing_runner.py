@@ -65,8 +65,10 @@ class TracingRunner(TreeModelRunner):
         """As ever, timed."""
         began, plans = time.perf_counter(), dict(self.drafter.tally.plans)
         drafts = super().take_draft_token_ids()
-        self.recorder.drafting(began, plans, drafts is not None and bool(drafts.req_ids))
-        for request_id in drafts.req_ids if drafts is not None else ():
+        codes = {} if drafts is None else dict(zip(drafts.req_ids, drafts.draft_token_ids, strict=True))
+        drafted = [request_id for request_id, code in codes.items() if code[0] >= 0]  # else there is room for a grammar
+        self.recorder.drafting(began, plans, bool(drafted))
+        for request_id in drafted:
             request = self.recorder.requests.get(request_id)
             if request is not None and request.sights is None:
                 began = time.perf_counter()

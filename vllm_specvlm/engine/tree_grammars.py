@@ -15,6 +15,7 @@ import numpy as np
 from vllm.v1.structured_output import StructuredOutputManager
 
 from vllm_specvlm.engine import exporter
+from vllm_specvlm.engine.dictated_text import DictatedText
 from vllm_specvlm.engine.options import METHOD
 from vllm_specvlm.tree.flat_code import FlatCode
 from vllm_specvlm.tree.token_tree import TokenTree
@@ -63,22 +64,70 @@ class TreeGrammars(StructuredOutputManager):
 
     forbidden: int
     """Drafted nodes that were taken out of trees, and so never verified."""
+    dictated: int
+    """Nodes that were put into trees because the grammar leaves no choice."""
+    _dictated_text: DictatedText | None
 
     def adopt(self) -> None:
         """Finish the construction of a stock manager whose class has just become this one."""
         self._code = FlatCode(self.vllm_config.model_config.get_vocab_size())
         self._metrics = exporter.metrics()
-        self.forbidden = 0
+        self.forbidden = self.dictated = 0
+        self._dictated_text = None
 
     def validate_tokens(self, request: Request, spec_tokens: list[int]) -> list[int]:
-        """The code of what the grammar leaves of a drafted tree: a node it rejects goes with all that follows it."""
+        """The code of what the grammar leaves of a drafted tree, and of what it dictates.
+
+        A node it rejects goes with all that follows it. Where it leaves no choice, and nobody drafted what has to come,
+        that follows as a chain. The target decides about both as about any draft.
+
+        Args:
+            request: with its grammar where its text ends.
+            spec_tokens: a tree's code, and behind it placeholders (-1): there may be as many nodes as there are codes,
+                and no path longer than the tree's longest or the number of placeholders.
+        """
         if not request.use_structured_output:
             return spec_tokens
-        tree = self._code.decode(spec_tokens)
-        kept = [row - 1 for row, _ in self._visit(request, tree) if row]
+        given = self._code.decode(spec_tokens)
+        tree = given.prefix(next((node for node, token in enumerate(given.tokens) if token < 0), len(given)))
+        deepest = max(len(given) - len(tree), *tree.depths, 0)
+        drafted: list[list[int]] = [[] for _ in range(len(tree) + 1)]
+        for token, parent in zip(tree.tokens, tree.parents, strict=True):
+            drafted[parent + 1].append(token)
+        kept: list[int] = []
+        dictated: dict[int, list[int]] = {}
+        for row, text in self._visit(request, tree):
+            if row:
+                kept.append(row - 1)
+                validate = text.structured_output_request.grammar.validate_tokens
+                if any(validate([token]) for token in drafted[row]):
+                    continue  # to ask everywhere would take as long as the masks do
+            chain = self._dictated(text, deepest - (tree.depths[row - 1] if row else 0))
+            if chain and chain[0] not in drafted[row]:
+                dictated[row] = chain
+        kept.sort()
+        left = tree.restricted(kept)
+        tokens, parents = list(left.tokens), list(left.parents)
+        for row, chain in sorted(dictated.items()):  # likeliest first, as the drafter's nodes are
+            parent = kept.index(row - 1) if row else -1
+            for token in chain[: len(given) - len(tokens)]:
+                tokens.append(token)
+                parents.append(parent)
+                parent = len(tokens) - 1
         self.forbidden += len(tree) - len(kept)
+        self.dictated += len(tokens) - len(kept)
         self._metrics.forbidden(len(tree) - len(kept))
-        return self._code.encode(tree.restricted(sorted(kept)))
+        return self._code.encode(TokenTree(tuple(tokens), tuple(parents)))
+
+    def _dictated(self, text: _Text, most: int) -> list[int]:
+        """At most so many tokens that have to follow a text, with the grammar in its state there."""
+        grammar = text.structured_output_request.grammar
+        if most < 1 or grammar.is_terminated() or self._get_constraint_bounds(text, ()).constraint_start:
+            return []
+        if self._dictated_text is None:
+            assert self.backend is not None
+            self._dictated_text = DictatedText(self.tokenizer, self.backend.allocate_token_bitmask(1))
+        return self._dictated_text.after(grammar, most)
 
     def grammar_bitmask(
         self,

@@ -11,8 +11,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -140,6 +142,6 @@ def _configure(lib: ctypes.CDLL, variant: str, arithmetic: str, half_l2: int) ->
 
 
 def _half_l2() -> int:
-    """Half the second-level cache in bytes, from where vLLM takes it: torch's own CPU description."""
-    size = torch.cpu.get_capabilities().get("l2_cache_size", 0)
-    return int(size) // 2 or 128 * 1024
+    """Half the second-level cache in bytes, from where vLLM takes it: torch's own CPU description (2.10 has none)."""
+    describe: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    return int(describe().get("l2_cache_size", 0)) // 2 or 128 * 1024

@@ -10,8 +10,14 @@ costs a few hundredths of a step."""
 _REQUEST = 1 / 8
 _TRAFFIC = 1 / 64
 """Weights of one tree in a request's running mean and in that of all requests."""
+_PROBE_FIRST = 8
 _PROBE_EVERY = 4
-"""Trees of a request of which one is compared while lookup is left out."""
+"""Trees that are compared while lookup is left out and the text echoes itself: the first eight, then one in four."""
+_ECHOES = 1 / 8
+"""Share of the latest tokens that the text had to foretell before anything is compared: below it there is not so much
+to gain that it pays."""
+_TOKEN = 1 / 16
+"""Weight of one token in that share."""
 
 
 @dataclass(slots=True)
@@ -20,8 +26,10 @@ class Merit:
 
     gain: float
     """Running mean, tokens per tree."""
-    trees: int
-    """That were compared or passed over."""
+    trees: int = 0
+    """Of text that echoes itself."""
+    echo: float = 0.0
+    """Running mean, share of the answer's tokens that were what had followed when the text last ran like that."""
 
     @property
     def pays(self) -> bool:
@@ -35,23 +43,28 @@ class LookupMerit:
     A suggestion that is not the drafter's first choice anyway takes the place of another node, at best as good as the
     drafter's next choice there. So the gain of a tree is counted at the nodes on the target's path: how often lookup's
     suggestion was right, less how often the drafter's next choice was. A request begins with what lookup gained in
-    others; it is merged while the gain pays, and probed otherwise.
+    others; it is merged while the gain pays. Otherwise it is probed, while its own text foretells some of it.
     """
 
     def __init__(self) -> None:
         """Nothing was gained yet."""
         self.traffic = 0.0
-        self._begun = 0
 
     def begin(self) -> Merit:
-        """A request's; requests that run together are not probed together."""
-        self._begun += 1
-        return Merit(self.traffic, self._begun % _PROBE_EVERY)
+        """A request's."""
+        return Merit(self.traffic)
+
+    def heard(self, merit: Merit, tokens: int, echoed: int | None) -> None:
+        """So many tokens were confirmed; the text had foretold `echoed` of them, None: nobody knows, it may be all."""
+        share = 1.0 if echoed is None else echoed / max(tokens, 1)
+        merit.echo += (1.0 - (1.0 - _TOKEN) ** tokens) * (share - merit.echo)
 
     def due(self, merit: Merit) -> bool:
-        """Whether to compare this tree."""
+        """Whether to compare the next tree."""
+        if not merit.pays and merit.echo < _ECHOES:
+            return False
         merit.trees += 1
-        return merit.pays or merit.trees % _PROBE_EVERY == 0
+        return merit.pays or merit.trees <= _PROBE_FIRST or merit.trees % _PROBE_EVERY == 0
 
     def learn(self, merit: Merit, gain: int) -> None:
         """What lookup gained at the nodes of one tree."""

@@ -23,7 +23,9 @@ class Candidate:
     remaining: float
     """Tokens the answer is expected to go on for."""
     typical: bool = True
-    """Whether its tree tells what others will be worth; not if it asked for a small one."""
+    """Whether its tree tells what others will be worth; not if it asked for a small one, or has a grammar."""
+    share: float = 1.0
+    """What a node of its tree is worth, given its parent, for each that others' are (see `GrammarShare`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class Planner:
         self._speculating = False
         self._promised = 0.0
         self._trust: dict[int, float] = {}
-        self._expected: dict[tuple[int, int], tuple[float, int]] = {}
+        self._expected: dict[tuple[int, tuple[float, ...]], tuple[float, int]] = {}
         self._ratio = np.full(128, _RATIO)
         self._requests = self._looks = self._steps = 0
         self._goal = 0.0
@@ -108,7 +108,7 @@ class Planner:
             return self._nothing()
         plain = requests / self.costs.plain.at(requests)
         chosen = self._worth_feeding(requests, candidates, plain)
-        promised = self._expect(requests, len(chosen)) if chosen else 0.0
+        promised = self._expect(requests, [candidates[i].share for i in chosen]) if chosen else 0.0
         expected = promised * self._trust_at(requests)
         self._speculating = bool(chosen) and expected > plain * (1.0 if self._speculating else _MARGIN)
         if self._speculating:
@@ -133,19 +133,26 @@ class Planner:
         return Plan(mode, tuple(chosen))
 
     def _worth_feeding(self, requests: int, candidates: Sequence[Candidate], plain: float) -> list[int]:
-        """Candidates whose answer is expected to repay what the drafter must compute first."""
+        """Candidates whose answer is expected to repay what the drafter must compute first.
+
+        Of those whose trees are worth a share of others' only the ones with which the batch would do better than plain
+        if all trees were worth that little.
+        """
         if len(self._memory) < _LEARNING:
             return []
-        expected = self._expect(requests, len(candidates)) * self._trust_at(requests)
-        saved = requests / plain - requests / max(expected, 1e-9)
+        trust = self._trust_at(requests)
+        worth = {c.share: self._expect(requests, [c.share] * len(candidates)) * trust for c in candidates}
         rows = sum(c.backlog for c in candidates)
         row = self.costs.feed.at(rows) / rows if rows else 0.0
-        # `saved` is seconds per token of every request; one request's share of the batch's time is 1 / requests.
-        return [
-            i
-            for i, c in enumerate(candidates)
-            if c.backlog <= _CAUGHT_UP or c.remaining * saved / requests > row * c.backlog
-        ]
+
+        def repays(candidate: Candidate) -> bool:
+            expected = worth[candidate.share]
+            saved = requests / plain - requests / max(expected, 1e-9)
+            # `saved` is seconds per token of every request; one request's share of the batch's time is 1 / requests.
+            fed = candidate.backlog <= _CAUGHT_UP or candidate.remaining * saved / requests > row * candidate.backlog
+            return fed and (candidate.share == 1.0 or expected > plain)
+
+        return [i for i, candidate in enumerate(candidates) if repays(candidate)]
 
     def _probe(self, requests: int, candidates: Sequence[Candidate], plain: float) -> Plan:
         """Look at one request's tree, unless what earlier looks lost has not been earned since."""
@@ -168,14 +175,23 @@ class Planner:
         self._mode, self._goal, self._rows, self._usual = Mode.PLAIN, 0.0, [], 0
         return Plan(Mode.PLAIN, ())
 
-    def _expect(self, requests: int, trees: int) -> float:
-        """Best goodput of a step of `requests`, `trees` of which have trees like those remembered."""
-        known = self._expected.get((requests, trees))
+    def _expect(self, requests: int, shares: Sequence[float]) -> float:
+        """Best goodput of a step of `requests`, some of which have trees like those remembered.
+
+        A node's probability is that of all conditions on its path, and so `shares`, one for each tree (see
+        `Candidate`), count once for each level.
+        """
+        asked = requests, tuple(sorted(round(share, 1) for share in shares))
+        known = self._expected.get(asked)
         if known is not None and self._steps < known[1]:
             return known[0]
+        trees = len(shares)
         scale = trees / len(self._memory)
         probabilities = np.concatenate([tree.probabilities for tree in self._memory])
         depths = np.concatenate([tree.depths for tree in self._memory])
+        if min(asked[1]) < 1.0:
+            levels = np.arange(int(depths.max(initial=0)) + 1)
+            probabilities = probabilities * np.mean([share**levels for share in asked[1]], axis=0)[depths]
         order = np.argsort(-probabilities, kind="stable")
         probabilities, depths = probabilities[order], depths[order]
         deepest = max(len(tree.rows) for tree in self._memory)
@@ -196,7 +212,7 @@ class Planner:
             best = max(best, float(goodput.max(initial=0.0)))
         if len(self._expected) > 256:
             self._expected.clear()
-        self._expected[requests, trees] = (best, self._steps + _REMEMBER_FOR)
+        self._expected[asked] = (best, self._steps + _REMEMBER_FOR)
         return best
 
     # -- while drafting ------------------------------------------------------------------------------------------
@@ -271,7 +287,7 @@ class Planner:
         Args:
             trees: per tree its nodes' log-probabilities of being accepted, descending, and the draft passes that each
                 needed, which is its depth where nothing was known without.
-            typical: per tree whether it tells what others will be worth; not if its request asked for a small one.
+            typical: per tree whether it tells what others will be worth (see `Candidate`).
         """
         probabilities = [np.exp(np.asarray(scores, dtype=np.float64)) for scores, _ in trees]
         depths = [np.asarray(levels, dtype=np.int64) for _, levels in trees]

@@ -43,11 +43,11 @@ def exchange(request: bytes, response: bytes, models: Collection[str]) -> Exchan
             asked.get(key) is False for key in _UNLESS_FALSE
         ):
             return None
-        answer = _streamed(response) if asked.get("stream") else _whole(json.loads(response))
-        if not answer:
+        answer, reason = _streamed(response) if asked.get("stream") else _whole(json.loads(response))
+        if not answer or reason not in ("stop", "length"):
             return None
         messages = tuple(_message(each) for each in asked["messages"])
-        return Exchange((*messages, Message("assistant", (answer,))))
+        return Exchange((*messages, Message("assistant", (answer,))), cut=reason == "length")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return None
 
@@ -59,28 +59,29 @@ def _says(field: str, value: Any) -> bool:
     return value not in _NOTHING or (value == 0 and value is not False)
 
 
-def _whole(given: Mapping[str, Any]) -> str | None:
+def _whole(given: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The text, and why it ended; None for an answer that is no text."""
     (choice,) = given["choices"]
     message = choice["message"]
-    if message.get("tool_calls") or message.get("reasoning") or choice["finish_reason"] not in ("stop", "length"):
-        return None
-    content: str | None = message["content"]
-    return content
+    if message.get("tool_calls") or message.get("reasoning"):
+        return None, None
+    return message["content"], choice["finish_reason"]
 
 
-def _streamed(given: bytes) -> str | None:
-    """The text of a stream that ended as it should."""
-    text, ended = [], False
+def _streamed(given: bytes) -> tuple[str | None, str | None]:
+    """The same of a stream; of one that broke off there is no text."""
+    text: list[str] = []
+    reason: str | None = None
     for line in given.split(b"\n"):
         if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
             continue
         for choice in json.loads(line[len(b"data: ") :])["choices"]:
             delta = choice["delta"]
             if choice["index"] or delta.get("tool_calls") or delta.get("reasoning"):
-                return None
+                return None, None
             text.append(delta.get("content") or "")
-            ended |= choice.get("finish_reason") in ("stop", "length")
-    return "".join(text) if ended and given.rstrip().endswith(b"data: [DONE]") else None
+            reason = choice.get("finish_reason") or reason
+    return "".join(text) if given.rstrip().endswith(b"data: [DONE]") else None, reason
 
 
 def _message(given: Mapping[str, Any]) -> Message:

@@ -28,6 +28,8 @@ class Exchange:
     """
 
     messages: tuple[Message, ...]
+    cut: bool = False
+    """The answer broke off where it got too long: what the target would have said next is not known."""
 
     def __post_init__(self) -> None:
         turns = self.messages[1:] if self.messages and self.messages[0].role == "system" else self.messages

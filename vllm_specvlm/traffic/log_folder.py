@@ -1,6 +1,6 @@
 """A folder of recorded exchanges: one JSON file each, their pictures beside them, named by their content.
 
-    DIR/exchanges/20261122-140501-4f1c09ab7e21.json   {"format": 1, "target": {...}, "messages": [...]}
+    DIR/exchanges/20261122-140501-4f1c09ab7e21.json   {"format": 1, "target": {...}, "messages": [...], "cut": false}
     DIR/pictures/9f86d081884c7d65...                  SHA-256 (hexadecimal) of the file
 
 A file is complete once it has its name. What a message shows is `{"picture": "9f86..."}`.
@@ -69,7 +69,12 @@ class LogFolder:
         messages = [
             {"role": message.role, "content": [named(part) for part in message.parts]} for message in exchange.messages
         ]
-        content = {"format": FORMAT, "target": dataclasses.asdict(target), "messages": messages}
+        content = {
+            "format": FORMAT,
+            "target": dataclasses.asdict(target),
+            "messages": messages,
+            "cut": exchange.cut,
+        }
         data = json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
         if max(map(len, (data, *pictures.values()))) > _MOST_BYTES:
             return 0
@@ -85,8 +90,8 @@ class LogFolder:
         with os.scandir(self._exchanges) as entries:
             return sorted(entry.name for entry in entries if entry.name.endswith(".json"))
 
-    def read(self, name: str) -> tuple[TargetId, list[dict[str, Any]]]:
-        """Target and messages of an exchange; the pictures they name are checked to be there whole.
+    def read(self, name: str) -> tuple[TargetId, list[dict[str, Any]], bool]:
+        """Target and messages of an exchange, and `Exchange.cut`; the pictures it names are checked to be there whole.
 
         Raises:
             ValueError: the file is no such exchange, or a picture is missing or not what it was.
@@ -96,6 +101,7 @@ class LogFolder:
             if content["format"] != FORMAT:
                 raise ValueError(f"its format is {content['format']!r}, not {FORMAT}")
             target, messages = TargetId(**content["target"]), content["messages"]
+            cut = content.get("cut", False) is True  # which older logs do not say
             seen: dict[str, bytes] = {}
             whole = {
                 "messages": [
@@ -106,7 +112,7 @@ class LogFolder:
             Exchange.from_dict(whole)
         except (OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"it cannot be read ({type(error).__name__}: {error})") from error
-        return target, messages
+        return target, messages, cut
 
     def picture(self, name: str) -> Path:
         """Where a picture is. Raises ValueError for a name that is not the digest of a file."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class TrafficRecorder:
                 found = exchange(b"".join(asked), b"".join(answered), recording.models)
                 if found is not None and hook is not None:
                     kept = hook(found.as_dict())
-                    found = None if kept is None else Exchange.from_dict(kept)
+                    found = None if kept is None else replace(Exchange.from_dict(kept), cut=found.cut)
                 if found is not None:
                     size += log.add(found, recording.target)
             finally:

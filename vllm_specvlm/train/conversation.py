@@ -35,6 +35,9 @@ class Conversation:
     recorded: bool = False
     """Whether it is anybody's, and not the recipe's author's: if it cannot be encoded, another is taken."""
 
+    cut: bool = False
+    """The last answer broke off: no end follows it."""
+
     @property
     def asks(self) -> bool:
         """Whether the target must answer the last turn."""
@@ -45,7 +48,7 @@ class Conversation:
         turns = (*self.turns[:turn], replace(self.turns[turn], answer=None))
         shown = sum(part is None for each in turns for part in each.question)
         expected = len(self.turns[turn].answer or "")
-        return replace(self, pictures=self.pictures[:shown], turns=turns, expected=expected)
+        return replace(self, pictures=self.pictures[:shown], turns=turns, expected=expected, cut=False)
 
 
 class Source(Protocol):

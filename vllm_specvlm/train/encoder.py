@@ -19,7 +19,8 @@ _NOT_VISION = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_i
 
 @dataclass(slots=True)
 class Encoded:
-    """One conversation, up to its last answer's end token, or up to where the target is to answer."""
+    """One conversation, up to its last answer's end token (of one that was cut there is none), or to where the target
+    is to answer."""
 
     ids: list[int] = field(default_factory=list)
     spoken: list[bool] = field(default_factory=list)
@@ -86,6 +87,8 @@ class Encoder:
                 raise RecipeError("The target's chat template changes answers; use answers.own = 1 with single turns.")
             behind = at + len(turn.answer)
             made.add(self._ids(rendered[len(prompt) : behind]), spoken=True)
+            if conversation.cut and index == len(conversation.turns) - 1:
+                break
             tail = self._ids(rendered[behind:])
             if tail and tail[0] in self._end_ids:
                 made.add(tail[:1], spoken=True)

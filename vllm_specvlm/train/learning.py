@@ -69,7 +69,7 @@ def learn(
         head: in training mode.
         target: looks up embeddings.
         output_rows: [N, H]: the target's output layer, the head's tokens only.
-        lessons: of this process.
+        lessons: of this process, each with something to draft, as `lesson_round.prepare` makes them.
         recipe: losses, unrolled steps and parts.
         ranks: the processes.
         precision: autocast or not; entered once a part.

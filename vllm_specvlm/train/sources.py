@@ -50,6 +50,11 @@ class Sources:
                         f"Of the log '{name}' {source.damaged} files are damaged, {source.foreign} exchanges are of "
                         f"another target, and {source.special} have special tokens in their text; they are left out."
                     )
+                if source.split_missing is not None:
+                    told.append(
+                        f"All chats of the log '{name}' fall on one side of the split by first questions: what is held "
+                        "out of it is what is trained on, so held-out figures will look better than they are."
+                    )
         return told
 
     def digests(self) -> dict[str, str]:

@@ -46,8 +46,8 @@ class TrafficSource:
             ) from error
         for name in names:
             try:
-                target, messages = self._log.read(name)
-                self._entries.append((target, name, self._conversation(messages)))
+                target, messages, cut = self._log.read(name)
+                self._entries.append((target, name, self._conversation(messages, cut)))
             except ValueError as error:
                 self.damaged += 1
                 reason = f"of {self.damaged} files none is a whole exchange; in '{name}' {error}"
@@ -85,8 +85,14 @@ class TrafficSource:
         return f"{len(self._entries)} exchanges, sha256 {hashlib.sha256(names.encode()).hexdigest()[:16]}"
 
     def draw(self, rng: random.Random, split: Split) -> Conversation:
-        """See `Source`. A log too short to have held-out exchanges gives those it has."""
+        """See `Source`. A log whose chats all belong to one split gives those; `split_missing` says so."""
         return rng.choice(self._splits[split] or self._splits["train" if split == "test" else "test"])
+
+    @property
+    def split_missing(self) -> Split | None:
+        """The split that no exchange belongs to, as in short logs and where all chats begin alike."""
+        empty: list[Split] = [split for split, found in self._splits.items() if not found]
+        return empty[0] if empty else None
 
     def _sort(self) -> None:
         self._splits: dict[Split, list[Conversation]] = {"train": [], "test": []}
@@ -97,7 +103,7 @@ class TrafficSource:
             split: Split = "test" if zlib.crc32(asked.encode()) % _HELD_OUT == 0 else "train"
             self._splits[split].append(conversation)
 
-    def _conversation(self, messages: list[dict[str, Any]]) -> Conversation:
+    def _conversation(self, messages: list[dict[str, Any]], cut: bool) -> Conversation:
         system = ""
         if messages[0]["role"] == "system":
             system, messages = messages[0]["content"][0]["text"], messages[1:]
@@ -107,7 +113,7 @@ class TrafficSource:
             pictures += [self._log.picture(part["picture"]) for part in asked["content"] if "picture" in part]
             question = tuple(part.get("text") for part in asked["content"])
             turns.append(Turn(question, answered["content"][0]["text"]))
-        return Conversation(tuple(pictures), tuple(turns), system=system, recorded=True)
+        return Conversation(tuple(pictures), tuple(turns), system=system, recorded=True, cut=cut)
 
 
 def _holds(conversation: Conversation, special: Collection[str]) -> bool:
