@@ -166,6 +166,15 @@ def compressors(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def gate_oracle(report: dict[str, Any]) -> str:
+    """A row per branch forced on all questions, then what choosing per question would give."""
+    lines = ["| all questions through | loss | first drafts that are right | the gate's choice |", "|---|---|---|---|"]
+    for row in report["rows"]:
+        chosen = "" if row["chosen"] is None else f"{row['chosen']} of {report['mode']['questions']}"
+        lines.append(f"| {row['choice']} | {row['loss']:.3f} | {row['agreement']:.1%} | {chosen} |")
+    return "\n".join(lines)
+
+
 def server(report: dict[str, Any]) -> str:
     """A row per method: what a streaming client sees."""
     lines = ["| | time to first token | time per token | whole answers | same text |", "|---|---|---|---|---|"]
@@ -342,6 +351,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sights": _placed(drafters, "scenes-sights-float32"),
     "traffic": _placed(traffic, "traffic-float32"),
     "compressors": _placed(compressors, "compressors-float32"),
+    "gate_oracle": _placed(gate_oracle, "gate-oracle-float32"),
     "compressors_576": _placed(compressors, "compressors-576-float32"),
     "server": _placed(server, "server-float32"),
     "features": _placed(features, "features"),

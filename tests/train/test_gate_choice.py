@@ -92,7 +92,7 @@ class GatedStudent(HeadStudent):
 
 
 def chosen(
-    monkeypatch: pytest.MonkeyPatch, out: Path, told_by: ToldBy, seed: int = 1, steps: int = 300, **losses: float
+    monkeypatch: pytest.MonkeyPatch, out: Path, told_by: ToldBy, seed: int = 1, steps: int = 600, **losses: float
 ) -> dict[bool, list[int]]:
     """What the trained checkpoint's gate serves held-out pictures with, by whether they are needed."""
     target = GivenTarget()
