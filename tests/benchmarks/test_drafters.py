@@ -27,6 +27,7 @@ FILES = [
 @pytest.fixture
 def drafters(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.delitem(sys.modules, "engine", raising=False)  # the tests of that name
     before = set(sys.modules)
     import drafters as module
 
