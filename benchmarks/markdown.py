@@ -117,6 +117,8 @@ def stops(report: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, spent in report["profiles"].items():
+        if not spent["passes_s"]:
+            continue  # Nothing of it would change with the target.
         draft, python, together = (spent[part] / spent["plain_s"] for part in ("passes_s", "python_s", "own_s"))
         target = together - draft - python
         larger, more = _turning(target + draft, python), _turning(target, draft + python)
@@ -347,7 +349,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "load": _placed(load, "load-float32"),
     "scenes": _placed(by_task, "scenes-float32"),
     "again": _placed(by_task, "scenes-again-float32"),
-    "stops": _placed(stops, "exits-float32"),
+    "stops": _placed(stops, "scenes-float32"),
     "sights": _placed(drafters, "scenes-sights-float32"),
     "traffic": _placed(traffic, "traffic-float32"),
     "compressors": _placed(compressors, "compressors-float32"),
