@@ -142,6 +142,7 @@ def test_what_is_dictated(backend: str, kind: str) -> None:
     And the grammar stays where it was.
     """
     manager, draw = manager_of(backend), np.random.default_rng(3)
+    request_for(manager, kind, backend)  # the first one makes the backend
     dictated = DictatedText(manager.tokenizer, manager.backend.allocate_token_bitmask(1))
     row = manager.backend.allocate_token_bitmask(1)
 
@@ -204,8 +205,8 @@ def test_how_the_target_spells_what_is_dictated_is_learned() -> None:
     """
     backend = "xgrammar"
     manager = manager_of(backend)
-    dictated = DictatedText(manager.tokenizer, manager.backend.allocate_token_bitmask(1))
     grammar = request_for(manager, "choice", backend).structured_output_request.grammar
+    dictated = DictatedText(manager.tokenizer, manager.backend.allocate_token_bitmask(1))
     for token in manager.tokenizer.encode("the", add_special_tokens=False):
         assert grammar.accept_tokens("", [token])
     rest, text = dictated.after(grammar, 30), " tale of the red tree"
