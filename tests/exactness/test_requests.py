@@ -15,12 +15,14 @@ from tests.exactness.engines import GREEDY, answers, engine, runner, tally, targ
 from tests.tiny.checkpoints import build
 from tests.tiny.prompts import prompts
 from tests.tiny.sizes import DRAFT
+from vllm_specvlm.engine.tree_sampler import TreeSampler
 
 PATH_FEATURES: tuple[dict[str, Any], ...] = (
     {"repetition_penalty": 1.3},
     {"frequency_penalty": 0.8},
     {"presence_penalty": 0.8},
     {"bad_words": ["replaced by words of the answers"]},
+    {"bad_words": ["replaced by stretches of the answers"], "presence_penalty": 0.0},
     {"min_tokens": 12, "stop_token_ids": list(range(100, 400))},
     {"logprobs": 2},
     {"logprobs": 0},
@@ -59,8 +61,10 @@ def test_features_of_the_path(feature: dict[str, Any], engines: tuple[LLM, LLM])
     batch = prompts("llava")
     free = tokens(answers(plain, batch))
     if "bad_words" in feature:
-        words = [plain.get_tokenizer().decode([token]) for answer in free for token in answer[:12]]
-        feature = {"bad_words": [word for word in words if word.isalpha()]}
+        # Of a stretch the last token is forbidden behind the others, which lie on the path.
+        long = 3 if "stretches" in feature["bad_words"][0] else 1
+        words = [plain.get_tokenizer().decode(list(a[i : i + long])) for a in free for i in range(0, 12 * long, long)]
+        feature = {"bad_words": [word for word in words if long > 1 or word.isalpha()]}
     params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, **feature)
     before = tally(ours)["accepted"]
     reference, outputs = answers(plain, batch, params), answers(ours, batch, params)
@@ -72,13 +76,27 @@ def test_features_of_the_path(feature: dict[str, Any], engines: tuple[LLM, LLM])
         assert tokens(reference) != free, "the feature changed nothing"
 
 
+HISTORIES: tuple[dict[str, Any], ...] = ({"repetition_penalty": 1.3}, {"bad_words": ["stretches"]})
+
+
+@pytest.mark.parametrize("feature", HISTORIES, ids=lambda f: " ".join(f))
+def test_nodes_that_see_the_root_s_history_are_noticed(
+    feature: dict[str, Any], engines: tuple[LLM, LLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the test above."""
+    stock = TreeSampler._paths
+    monkeypatch.setattr(TreeSampler, "_paths", lambda *given: (found := stock(*given))[:1] * len(found))
+    with pytest.raises(AssertionError, match="=="):
+        test_features_of_the_path(feature, engines)
+
+
 def test_features_beside_each_other(engines: tuple[LLM, LLM]) -> None:
     """One batch, every request with another feature or none."""
     plain, ours = engines
-    batch = prompts("llava") * 2
     grammar = {"structured_outputs": StructuredOutputsParams(regex="[a-z ]{4,20}"), "logprobs": 1}
     features = [*PATH_FEATURES, grammar, {"min_p": 0.1}, {}]
     params = [SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, **feature) for feature in features]
+    batch = (prompts("llava") * 3)[: len(params)]
     reference, outputs = answers(plain, batch, params), answers(ours, batch, params)
     assert tokens(outputs) == tokens(reference)
     for a, b in zip(outputs, reference, strict=True):

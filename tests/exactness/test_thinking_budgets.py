@@ -80,6 +80,28 @@ def test_sampled_answers_do_not_depend_on_the_tree(monkeypatch: pytest.MonkeyPat
     assert tokens(answers(drafted, batch, budgeted(len(batch), **sampled))) == tokens(without)
 
 
+@pytest.mark.parametrize("drafter", ["itself", "off", "lookup"])
+def test_a_budget_ends_with_its_request(drafter: str) -> None:
+    """vLLM keeps it for whoever moves into the request's row; what that one says must not depend on what is drafted."""
+    batch, target = prompts("llava")[3:5], target_of("llava")
+    extra = {"extra_args": {"specvlm": "off"}} if drafter == "off" else {}
+
+    def params() -> list[SamplingParams]:
+        first = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, thinking_token_budget=30)
+        return [first, SamplingParams(temperature=0.0, max_tokens=45, ignore_eos=True, **extra)]
+
+    own = answers(engine(target), batch[1:], params()[1:])
+    lookup = {"num_speculative_tokens": 4, "lookup_min_match": 3}
+    llm = engine(
+        target,
+        lookup if drafter == "lookup" else {"model": str(target), "num_speculative_tokens": 8},
+        **thinking(),
+    )
+    outputs = answers(llm, batch, params())
+    assert tokens(outputs)[1:] == tokens(own)
+    assert not ends(llm, outputs[1])
+
+
 def test_a_request_without_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is decoded plainly for another reason keeps its budget beside trees, which vLLM's own way would misplace."""
     batch = prompts("llava")

@@ -180,6 +180,8 @@ class TreeModelRunner(GPUModelRunner):
         self.drafter.observe_step(verification is not None)
         self._kept_rows = {}
         if verification is None and (metadata.all_greedy or not any(ours)) and not self.tree_sampler.has_budgets:
+            # vLLM keeps the budget of a request that ended for whoever moves into its row.
+            self.input_batch.sampling_metadata = replace(metadata, thinking_budget_state_holder=None)
             return super()._sample(logits, None)
 
         output, accepted = self.tree_sampler.sample(logits, verification, ours, self._commit)
