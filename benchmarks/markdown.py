@@ -43,9 +43,9 @@ def speedup(report: dict[str, Any], temperature: float) -> str:
     return "\n".join(lines)
 
 
-def load(report: dict[str, Any]) -> str:
-    """Rows by policy, columns by concurrency: tokens per second against plain vLLM, greedy / sampled; then mixed."""
-    rows = report["rows"]
+def load(report: dict[str, Any], bursts: dict[str, Any]) -> str:
+    """Rows by policy, columns by concurrency: tokens per second against plain vLLM, greedy / sampled; then bursts."""
+    rows, mixed = report["rows"], bursts["rows"]
     sizes = sorted({row["concurrency"] for row in rows if row["traffic"] == "closed"})
     lines = [
         "| policy | " + " | ".join(f"{n} at once" for n in sizes) + " | mixed bursts |",
@@ -59,7 +59,7 @@ def load(report: dict[str, Any]) -> str:
                 r["temperature"]: r["ratio_to_plain"] for r in mine if (r["traffic"], r["concurrency"]) == ("closed", n)
             }
             cells.append(f"{ratios[0.0]:.2f}x / {ratios[1.0]:.2f}x")
-        cells += [f"{row['ratio_to_plain']:.2f}x" for row in mine if row["traffic"] == "mixed"]
+        cells += [f"{row['ratio_to_plain']:.2f}x" for row in mixed if row["policy"] == policy]
         lines.append(f"| {policy} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -346,7 +346,7 @@ def _placed(table: Callable[[dict[str, Any]], str], name: str) -> Callable[[], s
 BLOCKS: dict[str, Callable[[], str]] = {
     "speedup": _speedups,
     "drafters": _placed(drafters, "drafters-float32"),
-    "load": _placed(load, "load-float32"),
+    "load": lambda: load(_read("load-float32"), _read("load-mixed-float32")) + "\n\n" + place(_read("load-float32")),
     "scenes": _placed(by_task, "scenes-float32"),
     "again": _placed(by_task, "scenes-again-float32"),
     "stops": _placed(stops, "scenes-float32"),
