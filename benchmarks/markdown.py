@@ -135,6 +135,11 @@ def _turning(grows: float, stays: float) -> str:
     return f"{stays / left:.2f}" if left > 0 else "none"
 
 
+def primitives(report: dict[str, Any]) -> str:
+    """As `compressors`, of those that are none of several: the gate of that report's `select` was another's."""
+    return compressors({**report, "rows": [row for row in report["rows"] if row["compressor"] != "select"]})
+
+
 def compressors(report: dict[str, Any]) -> str:
     """A row per head: what its compressor leaves of a picture, what that costs in acceptance, what it saves.
 
@@ -352,7 +357,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "stops": _placed(stops, "scenes-float32"),
     "sights": _placed(drafters, "scenes-sights-float32"),
     "traffic": _placed(traffic, "traffic-float32"),
-    "compressors": _placed(compressors, "compressors-float32"),
+    "compressors": _placed(primitives, "compressors-float32"),
+    "compressors_of_several": _placed(compressors, "compressors-of-several-float32"),
     "gate_oracle": _placed(gate_oracle, "gate-oracle-float32"),
     "compressors_576": _placed(compressors, "compressors-576-float32"),
     "server": _placed(server, "server-float32"),
