@@ -141,7 +141,8 @@ class Planner:
         if len(self._memory) < _LEARNING:
             return []
         trust = self._trust_at(requests)
-        worth = {c.share: self._expect(requests, [c.share] * len(candidates)) * trust for c in candidates}
+        shares = {candidate.share for candidate in candidates}
+        worth = {share: self._expect(requests, [share] * len(candidates)) * trust for share in shares}
         rows = sum(c.backlog for c in candidates)
         row = self.costs.feed.at(rows) / rows if rows else 0.0
 
