@@ -28,7 +28,7 @@ class Logistic:
     ) -> None:
         """Weights to start from, the constant's last, and their bounds if any.
 
-        `window` outcomes are remembered. Weights are refitted after half of them, and at first after `every`.
+        `window` outcomes are remembered. Weights are refitted after a quarter of them, and at first after `every`.
         """
         self._prior = np.array(prior)
         self._least = np.full(len(prior), -np.inf) if least is None else np.array(least)
@@ -53,7 +53,7 @@ class Logistic:
         at = (self.observed + np.arange(len(came))) % window
         self._inputs[at, :-1], self._inputs[at, -1], self._outcomes[at] = inputs, 1.0, came
         self.observed += len(came)
-        if self.observed - self._fitted >= max(self._every, min(self.observed, window) // 2):
+        if self.observed - self._fitted >= max(self._every, min(self.observed, window) // 4):
             self._fit()
 
     def _fit(self) -> None:
