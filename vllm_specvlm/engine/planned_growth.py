@@ -223,7 +223,8 @@ class PlannedGrowth:
             if share is not None:
                 self._learn_share(share, sent, path)
             elif None not in nodes:
-                tried = [node for node in _tried(sent, path) if node in nodes]
+                verified = set(nodes)
+                tried = [node for node in _tried(sent, path) if node in verified]
                 children.append(sent.features[tried])
                 outcomes += [node in path for node in tried]
         if outcomes:
