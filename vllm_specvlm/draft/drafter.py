@@ -17,6 +17,8 @@ class Opening:
     """Rows it computed, the roots included."""
     behind: frozenset[int] = frozenset()
     """Indexes of requests that have not caught up, and get no tree this time."""
+    known: frozenset[int] = frozenset()
+    """Indexes of requests whose trees need no forward pass, their roots' children included."""
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from vllm_specvlm.draft.drafter import Drafter, Opening
 from vllm_specvlm.draft.lookup import LookupDrafter
 from vllm_specvlm.draft.lookup_node import Continuation, LookupNode
 from vllm_specvlm.schedule.lookup_confidence import Habit, LookupConfidence, evidence
-from vllm_specvlm.schedule.lookup_merit import LookupMerit, Merit
+from vllm_specvlm.schedule.lookup_merit import ALONE, FAR, LookupMerit, Merit
 from vllm_specvlm.tree.grow import Frontier, LevelProposal
 
 _MOST = 2
@@ -51,12 +51,17 @@ class _Request:
     """What is known of lookup in a request, and of its latest tree."""
 
     merit: Merit
-    compared: bool
-    """Whether what lookup says of the next tree is compared with what follows."""
+    compared: bool | None = None
+    """Whether what lookup says of the next tree is compared with what follows; None while nobody has asked for one since
+    the text last grew."""
     habit: Habit = field(default_factory=Habit)
     levels: list[_Level] = field(default_factory=list)
     row: int = 0
     """Of its root in the first of `levels`."""
+    alone: bool | None = None
+    """Whether the next tree is lookup's alone; None as above."""
+    root: LookupNode | None = None
+    """Its next tree's, if it was looked up already."""
 
 
 class MixedDrafter:
@@ -66,7 +71,8 @@ class MixedDrafter:
     `LookupConfidence` has learned for this much evidence beside this opinion of the drafter, and no less than the
     drafter's; the other candidates share what is left as the drafter does. Children whose next token lookup is sure
     of say so (`LevelProposal.foreseen`), and rows that are marked `free` are answered by lookup alone: a stretch of
-    text that is known needs no forward passes.
+    text that is known needs no forward passes. Where a request's own next tokens are known like that (`Opening.known`),
+    the drafter is not asked for the request at all: it reads what was confirmed meanwhile when it is next needed.
 
     Elsewhere (see `LookupMerit`) the drafter's levels pass through as they are. Where the text at least echoes itself,
     lookup's suggestions to a few trees are compared with the confirmed tokens afterwards; where it does not, only the
@@ -88,11 +94,12 @@ class MixedDrafter:
         self._levels: list[_Level] = []
         self._nodes: list[LookupNode | None] = []
         self._drafters_row = np.empty(0, dtype=np.int64)
+        self._drafters_index = np.empty(0, dtype=np.int64)
+        """Per request of the batch, which of the drafter's own batch it is; -1 of those that lookup drafts for alone."""
 
     def begin(self, request_id: str, tokens: Sequence[int]) -> None:
         """As both."""
-        merit = self.merit.begin()
-        self._requests[request_id] = _Request(merit, self.merit.due(merit))
+        self._requests[request_id] = _Request(self.merit.begin())
         self._drafter.begin(request_id, tokens)
         self._lookup.begin(request_id, tokens)
 
@@ -102,12 +109,12 @@ class MixedDrafter:
         if request.levels:
             self._learn(request_id, request, tokens)
             request.levels = []
+        request.compared = request.alone = request.root = None
         self._drafter.advance(request_id, tokens)
         before = self._lookup.echoed(request_id)
         self._lookup.advance(request_id, tokens)
         after = self._lookup.echoed(request_id)
         self.merit.heard(request.merit, len(tokens), None if before is None or after is None else after - before)
-        request.compared = self.merit.due(request.merit)
 
     def finish(self, request_id: str) -> None:
         """As both."""
@@ -116,8 +123,44 @@ class MixedDrafter:
         self._lookup.finish(request_id)
 
     def backlog(self, request_id: str) -> int | None:
-        """As the drafter."""
-        return self._drafter.backlog(request_id)
+        """As the drafter; 0 while lookup drafts for the request alone."""
+        return 0 if self._is_alone(request_id) else self._drafter.backlog(request_id)
+
+    def _is_alone(self, request_id: str) -> bool:
+        """Whether lookup knows so well how a request goes on that its next tree needs no drafter."""
+        request = self._requests.get(request_id)
+        if request is None or not request.merit.pays:
+            return False
+        if request.alone is None:
+            request.alone = self.merit.suffices(request.merit, self._stretch(request_id, request))
+        return request.alone
+
+    def _is_compared(self, request_id: str) -> bool:
+        request = self._requests[request_id]
+        if request.compared is None:
+            request.compared = self.merit.due(request.merit)
+        return request.compared
+
+    def _stretch(self, request_id: str, request: _Request) -> list[float]:
+        """Per token of the text's likeliest continuation, how probable it is after the one before; none if it is unsure
+        of the first."""
+        node, found = self._root(request_id, request), list[float]()
+        while len(found) < FAR and (best := node.continuations(1)):
+            known = self._known(best[0], request.habit.logit)
+            if not found and known < ALONE:
+                break
+            found.append(known)
+            node = self._lookup.below(node, best[0].token)
+        return found
+
+    def _root(self, request_id: str, request: _Request) -> LookupNode:
+        if request.root is None:
+            request.root = self._lookup.root(request_id)
+        return request.root
+
+    def _known(self, continuation: Continuation, habit: float) -> float:
+        """How probable it is where the drafter is not asked."""
+        return self.confidence.probability(None, evidence(continuation.share, continuation.length), habit)
 
     def rehearse(self, rows: int, scored: int) -> None:
         """As the drafter: looking up costs next to nothing."""
@@ -125,7 +168,7 @@ class MixedDrafter:
 
     def grower(self, request_ids: Sequence[str]) -> Drafter:
         """Who is to grow the next trees of these requests: the drafter itself if lookup will not look at them."""
-        if any(self._requests[request_id].compared for request_id in request_ids):
+        if any([self._is_compared(request_id) for request_id in request_ids]):
             return self
         self._begin_batch(())  # of the one before nothing is kept
         return self._drafter
@@ -135,18 +178,23 @@ class MixedDrafter:
         self._watching = False
 
     def open(self, request_ids: Sequence[str]) -> Opening:
-        """As the drafter."""
-        opening = self._drafter.open(request_ids)
+        """As the drafter, which is not told of requests that lookup drafts for alone."""
+        known = frozenset(i for i, request_id in enumerate(request_ids) if self._is_alone(request_id))
+        asked = [i for i in range(len(request_ids)) if i not in known]
+        opening = self._drafter.open([request_ids[i] for i in asked])
+        behind = frozenset(asked[i] for i in opening.behind)
         self._begin_batch(request_ids)
+        self._drafters_index = np.full(len(request_ids), -1, dtype=np.int64)
+        self._drafters_index[asked] = np.arange(len(asked))
         for index, request_id in enumerate(request_ids):
             request = self._requests[request_id]
             # Those that are behind get no tree, so the drafter knows none of their nodes.
-            if request.compared and index not in opening.behind:
+            if self._is_compared(request_id) and index not in behind:
                 self._watching = True
                 request.levels, request.row = self._levels, index
                 if request.merit.pays:
                     self._merged[index] = request
-        return opening
+        return Opening(opening.rows, behind, known)
 
     def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
         """The drafter's children and, where it pays, lookup's, at most top_k together, likeliest first."""
@@ -165,14 +213,17 @@ class MixedDrafter:
         for row, (index, parent, token) in enumerate(zip(*fields, strict=True)):
             if index not in self._merged:
                 continue
-            habit = self._merged[index].habit.logit
+            request = self._merged[index]
+            habit = request.habit.logit
             over = above[parent] if parent >= 0 else None
-            node = self._lookup.root(self._batch[index]) if over is None else self._lookup.below(over, token)
+            node = self._root(self._batch[index], request) if over is None else self._lookup.below(over, token)
             self._nodes[row] = node
             found = node.continuations(_MOST)
             if found:
                 self._merge(tokens[row], log_probs[row], settled[row], level.law(row), found, habit)
-            self._foresee(node, tokens[row], log_probs[row], habit, foreseen[row])
+            # Below a row without a forward pass there will be none: what is known less surely is all there is.
+            sure = _SURE if self._drafters_row[row] >= 0 else 0.0
+            self._foresee(node, tokens[row], log_probs[row], habit, foreseen[row], sure)
         return LevelProposal(tokens, log_probs, foreseen if foreseen.any() else None, settled)
 
     def _drafted(self, frontier: Frontier, top_k: int) -> LevelProposal:
@@ -180,7 +231,8 @@ class MixedDrafter:
         if not self._merged:
             return self._drafter.propose_level(frontier, top_k)
         rows = len(frontier.node)
-        asked = np.arange(rows) if frontier.free is None else np.flatnonzero(~frontier.free)
+        drafted = self._drafters_index[frontier.request] >= 0
+        asked = np.flatnonzero(drafted if frontier.free is None else drafted & ~frontier.free)
         before = self._drafters_row
         self._drafters_row = np.full(rows, -1, dtype=np.int64)
         self._drafters_row[asked] = np.arange(len(asked))
@@ -192,7 +244,7 @@ class MixedDrafter:
         parents = frontier.parent_row[asked]
         answered = self._drafter.propose_level(
             Frontier(
-                frontier.request[asked],
+                self._drafters_index[frontier.request[asked]],
                 frontier.node[asked],
                 np.where(parents < 0, -1, before[parents]) if len(before) else parents,
                 frontier.token[asked],
@@ -236,20 +288,28 @@ class MixedDrafter:
             settled[rank] = token in suggested
 
     def _foresee(
-        self, node: LookupNode, tokens: np.ndarray, log_probs: np.ndarray, habit: float, foreseen: np.ndarray
+        self,
+        node: LookupNode,
+        tokens: np.ndarray,
+        log_probs: np.ndarray,
+        habit: float,
+        foreseen: np.ndarray,
+        sure: float,
     ) -> None:
-        """Write how probably children's next tokens are known, [k], where that is sure enough."""
+        """Write how probably children's next tokens are known, [k], where that is more than `sure`."""
         for rank in np.flatnonzero(log_probs > math.log(_LIKELY)).tolist():
             token = int(tokens[rank])
             if token not in node.children:  # the match would begin anew, and be short
                 continue
             for follows in self._lookup.below(node, token).continuations(1):
-                known = self.confidence.probability(None, evidence(follows.share, follows.length), habit)
-                foreseen[rank] = known if known > _SURE else 0.0
+                known = self._known(follows, habit)
+                foreseen[rank] = known if known > sure else 0.0
 
     def _learn(self, request_id: str, request: _Request, tokens: Sequence[int]) -> None:
         """What lookup says at the nodes on the target's path, against what followed and the drafter's next choice."""
-        node, row, gain = self._lookup.root(request_id), request.row, 0
+        merit = request.merit
+        # What a tree without the drafter displaced is all that the drafter would have given.
+        node, row, gain = self._lookup.root(request_id), request.row, -self.merit.usual(merit) if request.alone else 0.0
         for depth, (level, token) in enumerate(zip(request.levels, tokens, strict=False)):
             if depth:
                 below = level.row(row, tokens[depth - 1])
@@ -257,14 +317,18 @@ class MixedDrafter:
                     break
                 node, row = self._lookup.below(node, tokens[depth - 1]), below
             law = level.law(row)
+            if law:
+                self.merit.drafted(merit, next(iter(law)) == token)
             for best in node.continuations(1):
                 right = best.token == token
+                if not depth:
+                    merit.misled = not right and request.alone is True
                 self.confidence.learn(
                     _opinion(law, best.token), evidence(best.share, best.length), request.habit.logit, right
                 )
                 request.habit.learn(right)
                 gain += right - (token == _displaced(law, best.token)) if best.token != next(iter(law), None) else 0
-        self.merit.learn(request.merit, gain)
+        self.merit.learn(merit, gain)
 
 
 def _opinion(law: dict[int, float], token: int) -> float | None:

@@ -133,6 +133,7 @@ class PlannedGrowth:
             range(len(batch)),
             [growable.depth for growable in batch],
             self.planner,
+            opening.known,
         )
         return {i: g for i, g in grown.items() if i not in opening.behind}
 

@@ -312,13 +312,13 @@ class Speculator:
         for growable in batch:
             self._tell(drafter, growable.request_id)
         drafter = _grower(drafter, batch)
-        drafter.open([growable.request_id for growable in batch])
+        opening = drafter.open([growable.request_id for growable in batch])
         budgets, depths = [growable.nodes for growable in batch], [growable.depth for growable in batch]
         device = self._device_proposer(drafter)
         if device is not None:
             found = grow_on_device(device, self.shape, budgets, depths, levels(self.shape, budgets, depths))
             return {batch[i].request_id: grown.tree for i, grown in found.trees.items()}
-        grown = grow(drafter, self.shape, budgets, range(len(batch)), depths)
+        grown = grow(drafter, self.shape, budgets, range(len(batch)), depths, opening.known)
         return {batch[i].request_id: tree for i, tree in grown.items()}
 
     def _device_proposer(self, drafter: Drafter) -> DeviceProposer | None:
@@ -345,8 +345,8 @@ class Speculator:
             planner.achieved(elapsed.requests, elapsed.requests + self._accepted, elapsed.cycle)
         self._accepted = 0
         planned.observe_step(batch)
-        if self._model is None:
-            # The lookup drafter reads as answers are written, and learns from those that it did not draft for.
+        if self._model is None or isinstance(drafter, MixedDrafter):
+            # Lookup reads as answers are written, and learns from those that it did not draft for.
             for growable in batch:
                 self._tell(drafter, growable.request_id)
         backlogs = [(growable, drafter.backlog(growable.request_id)) for growable in batch]
@@ -374,6 +374,8 @@ class Speculator:
         row = runner.input_batch.req_id_to_index[request_id]
         confirmed = int(runner.input_batch.num_tokens_no_spec[row])
         known = self._known.get(request_id)
+        if known == confirmed:
+            return
         tokens = runner.input_batch.token_ids_cpu[row, known or 0 : confirmed].tolist()
         if known is None:
             drafter.begin(request_id, tokens)

@@ -1,7 +1,8 @@
-"""Whether lookup beside a drafter is worth its nodes."""
+"""Whether lookup beside a drafter is worth its nodes, and whether it is enough by itself."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 PAYS = 0.2
@@ -18,6 +19,14 @@ _ECHOES = 1 / 8
 to gain that it pays."""
 _TOKEN = 1 / 16
 """Weight of one token in that share."""
+FAR = 16
+"""Tokens of a continuation that are looked at."""
+ALONE = 0.9
+"""How probable lookup's first token has to be for a tree without the drafter. What that saves, the drafter's first pass,
+is worth a few tenths of a token, and where the first token is wrong the drafter's whole tree is lost."""
+_ROW = 1 / 16
+_ROW_TRAFFIC = 1 / 64
+"""Weights of one of the drafter's choices in a request's running mean and in that of all requests."""
 
 
 @dataclass(slots=True)
@@ -30,6 +39,10 @@ class Merit:
     """Of text that echoes itself."""
     echo: float = 0.0
     """Running mean, share of the answer's tokens that were what had followed when the text last ran like that."""
+    drafter: float = 1.0
+    """Running mean, share of the drafter's first choices on the target's path that were right."""
+    misled: bool = False
+    """Whether lookup drafted the last tree alone, and its first token was wrong."""
 
     @property
     def pays(self) -> bool:
@@ -44,15 +57,19 @@ class LookupMerit:
     drafter's next choice there. So the gain of a tree is counted at the nodes on the target's path: how often lookup's
     suggestion was right, less how often the drafter's next choice was. A request begins with what lookup gained in
     others; it is merged while the gain pays. Otherwise it is probed, while its own text foretells some of it.
+
+    Where lookup knows how the text goes on, a tree may do without the drafter (`suffices`). The drafter says nothing
+    there, so what it would have given is taken from how often its choices were right where it was asked (`usual`).
     """
 
     def __init__(self) -> None:
         """Nothing was gained yet."""
         self.traffic = 0.0
+        self._drafter = 1.0
 
     def begin(self) -> Merit:
         """A request's."""
-        return Merit(self.traffic)
+        return Merit(self.traffic, drafter=self._drafter)
 
     def heard(self, merit: Merit, tokens: int, echoed: int | None) -> None:
         """So many tokens were confirmed; the text had foretold `echoed` of them, None: nobody knows, it may be all."""
@@ -66,7 +83,34 @@ class LookupMerit:
         merit.trees += 1
         return merit.pays or merit.trees <= _PROBE_FIRST or merit.trees % _PROBE_EVERY == 0
 
-    def learn(self, merit: Merit, gain: int) -> None:
+    def suffices(self, merit: Merit, stretch: Sequence[float]) -> bool:
+        """Whether lookup's own continuation is worth a tree without the drafter.
+
+        It has to be sure of the first token, must not have misled the last tree, and what it is expected to give has to
+        be no less than what the drafter usually does: a short stretch, however sure, would end the tree too soon.
+
+        Args:
+            merit: the request's.
+            stretch: per token of the continuation, at most `FAR`, how probable it is after the one before.
+        """
+        if not merit.pays or merit.misled or not stretch or stretch[0] < ALONE:
+            return False
+        reach, expected = 1.0, 0.0
+        for probability in stretch:
+            reach *= probability
+            expected += reach
+        return expected >= self.usual(merit)
+
+    def usual(self, merit: Merit) -> float:
+        """Tokens that would be accepted of the drafter's own chains of `FAR` tokens on the mean."""
+        return sum(merit.drafter**depth for depth in range(1, FAR + 1))
+
+    def drafted(self, merit: Merit, right: bool) -> None:
+        """The drafter's first choice at a node on the target's path was right, or not."""
+        merit.drafter += _ROW * (right - merit.drafter)
+        self._drafter += _ROW_TRAFFIC * (right - self._drafter)
+
+    def learn(self, merit: Merit, gain: float) -> None:
         """What lookup gained at the nodes of one tree."""
         merit.gain += _REQUEST * (gain - merit.gain)
         self.traffic += _TRAFFIC * (gain - self.traffic)

@@ -303,7 +303,7 @@ class Planner:
         seconds = self.costs.tree.over(self._requests + nodes.astype(np.float64))
         seconds[0] = self.costs.plain.at(self._requests)
         drafted = sum(self.costs.draft.at(rows) for rows in self._rows[1:]) + self.overhead
-        drafted += sum(self.costs.feed.at(rows) for rows in self._rows[:1])
+        drafted += sum(self.costs.feed.at(rows) for rows in self._rows[:1] if rows)
         goodput = (self._requests + np.concatenate(([0.0], np.cumsum(order)))) / (drafted + seconds)
         count = int(goodput.argmax())
         if self._mode is Mode.PROBE:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappush, heapreplace
 from itertools import pairwise
@@ -67,7 +67,8 @@ class Grown:
     origins: tuple[int, ...]
     """Which proposal made the node, counting the entries of all levels' `LevelProposal`s, level by level, by rows."""
     passes: tuple[int, ...]
-    """How many of the growth's forward passes the node needed: its depth, less the free levels above it."""
+    """How many of the growth's forward passes the node needed: its depth, less the free levels above it; 0 below a free
+    root."""
 
 
 class LevelProposer(Protocol):
@@ -107,10 +108,11 @@ def grow(
     budgets: Sequence[int],
     roots: Sequence[int],
     depths: Sequence[int] | None = None,
+    free: Collection[int] = (),
 ) -> dict[int, TokenTree]:
     """Grow one tree for each batch index in `roots`; `budgets[k]` bounds the nodes of the tree of `roots[k]`.
 
-    `depths[k]`, if given, bounds its levels. `roots` ascend. A budget counts up to `shape.nodes`; 0 or less gives the
+    `depths[k]`, if given, bounds its levels. `roots` ascend; those in `free` are free rows. A budget counts up to `shape.nodes`; 0 or less gives the
     empty tree without asking the drafter.
 
     A dynamic shape is grown best-first: the result is the `budget` candidates with the greatest product of draft
@@ -127,7 +129,8 @@ def grow(
     A token proposed twice under one parent counts once, as the better one.
     Raises ValueError if roots and budgets do not match, roots do not ascend, or a proposal has another number of rows.
     """
-    return {request: grown.tree for request, grown in grow_scored(drafter, shape, budgets, roots, depths).items()}
+    found = grow_scored(drafter, shape, budgets, roots, depths, free=free)
+    return {request: grown.tree for request, grown in found.items()}
 
 
 def grow_scored(
@@ -137,6 +140,7 @@ def grow_scored(
     roots: Sequence[int],
     depths: Sequence[int] | None = None,
     gate: LevelGate | None = None,
+    free: Collection[int] = (),
 ) -> dict[int, Grown]:
     """As `grow`, with what a planner needs to compare nodes of several requests, and its say before every level."""
     if len(budgets) != len(roots):
@@ -148,7 +152,7 @@ def grow_scored(
         nodes = max(0, min(budget, shape.nodes))
         growths.append(_Best(request, nodes, shape) if shape.paths is None else _Fixed(request, shape.paths[:nodes]))
     deepest = dict(zip(roots, [shape.depth] * len(roots) if depths is None else depths, strict=True))
-    level = [_Entry(growth, -1, -1, free=False) for growth in growths if growth.wants_root]
+    level = [_Entry(growth, -1, -1, free=growth.request in free) for growth in growths if growth.wants_root]
     proposed = 0
     for depth in range(shape.depth):
         if depth:
@@ -169,7 +173,10 @@ def grow_scored(
         for row, entry in enumerate(level):
             growth, origin = entry.growth, proposed + row * proposal.tokens.shape[1]
             growth.row, growth.foreseen_below = row, foreseen[row]
-            growth.passes_below = growth.passes[entry.node] if entry.free else depth + 1
+            if not entry.free:
+                growth.passes_below = depth + 1
+            else:
+                growth.passes_below = growth.passes[entry.node] if depth else 0
             growth.expand(entry.node, tokens[row], log_probs[row], origin)
         proposed += proposal.tokens.size
     return {growth.request: growth.result() for growth in growths}
@@ -348,7 +355,8 @@ class _Fixed(_Growth):
                 self.new.append(child)
 
     def next_level(self, depth: int) -> list[tuple[int, int, bool]]:
-        ready = [(node, self.parent_rows[node], False) for node in self.new if self.path_of[node] in self.ranks]
+        wanted = [node for node in self.new if self.path_of[node] in self.ranks]
+        ready = [(node, self.parent_rows[node], self.passes[node] < depth) for node in wanted]
         self.new = []
         return ready
 
