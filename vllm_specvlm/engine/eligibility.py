@@ -41,21 +41,24 @@ class Eligibility:
                 logger.info_once("Requests that use %s are decoded without drafts by method 'specvlm'.", reason)
         return not plain
 
-    def going_on(self, sampled: Sequence[bool]) -> list[int]:
-        """Rows of the requests that decode in the next step; `sampled` says per row which got a token.
+    def ended(self, confirmed: Sequence[int]) -> dict[int, int]:
+        """Of rows whose request the scheduler is about to end, how many tokens it has then, its prompt's included.
 
-        Of those that the scheduler is about to end, the ones whose last token says so are left out.
+        `confirmed` says per row how many tokens it got in the step just done. Only what one of these says is known
+        here: a token that stops. Those behind it, on an accepted path, belong to nobody.
         """
-        batch = self._batch
-        found = []
-        for row, (request_id, has_token) in enumerate(zip(batch.input_batch.req_ids, sampled, strict=True)):
-            if not has_token:
+        text, ends = self._batch.input_batch, {}
+        for row, (request_id, count) in enumerate(zip(text.req_ids, confirmed, strict=True)):
+            params = self._batch.requests[request_id].sampling_params
+            if params is None:
                 continue
-            params = batch.requests[request_id].sampling_params
-            last = batch.input_batch.token_ids_cpu[row, batch.input_batch.num_tokens_no_spec[row] - 1]
-            if params is None or int(last) not in params.all_stop_token_ids:
-                found.append(row)
-        return found
+            stops = _ends(params)
+            first = int(text.num_tokens_no_spec[row]) - count
+            for at, token in enumerate(text.token_ids_cpu[row, first : first + count].tolist()):
+                if token in stops:
+                    ends[row] = first + at + 1
+                    break
+        return ends
 
     def growable(self, rows: Sequence[int]) -> list[Growable]:
         """The requests of these rows that may have a tree, in their order."""
@@ -80,7 +83,8 @@ class Eligibility:
                 bounded = wish.nodes < self._shape.nodes or wish.depth < self._shape.depth
                 grammar = state.sampling_params.structured_outputs is not None
                 picture = bool(state.mm_features)
-                found.append(Growable(request_id, nodes, depth, sampling, picture, left, bounded, grammar))
+                ends = _ends(state.sampling_params)
+                found.append(Growable(request_id, nodes, depth, sampling, picture, left, bounded, grammar, ends))
         return found
 
     def forget(self, request_id: str) -> None:
@@ -108,3 +112,8 @@ class Eligibility:
                 wish = RequestWish()
             self._wishes[request_id] = wish
         return wish
+
+
+def _ends(params: SamplingParams) -> frozenset[int]:
+    """The tokens that end an answer."""
+    return frozenset({*(params.stop_token_ids or ()), -1 if params.eos_token_id is None else params.eos_token_id})

@@ -12,7 +12,7 @@ from vllm_specvlm.draft.drafter import Drafter, Opening
 from vllm_specvlm.draft.lookup import LookupDrafter
 from vllm_specvlm.draft.lookup_node import Continuation, LookupNode
 from vllm_specvlm.schedule.lookup_confidence import Habit, LookupConfidence, evidence
-from vllm_specvlm.schedule.lookup_merit import ALONE, FAR, LookupMerit, Merit
+from vllm_specvlm.schedule.lookup_merit import ALONE, FAR, SPARED, LookupMerit, Merit
 from vllm_specvlm.tree.grow import Frontier, LevelProposal
 
 _MOST = 2
@@ -307,27 +307,27 @@ class MixedDrafter:
 
     def _learn(self, request_id: str, request: _Request, tokens: Sequence[int]) -> None:
         """What lookup says at the nodes on the target's path, against what followed and the drafter's next choice."""
-        merit = request.merit
-        # What a tree without the drafter displaced is all that the drafter would have given.
-        node, row, gain = self._lookup.root(request_id), request.row, -self.merit.usual(merit) if request.alone else 0.0
+        merit, gain, right, rows = request.merit, 0.0, False, 0
+        node, row = self._lookup.root(request_id), request.row
         for depth, (level, token) in enumerate(zip(request.levels, tokens, strict=False)):
             if depth:
                 below = level.row(row, tokens[depth - 1])
                 if below is None:
                     break
                 node, row = self._lookup.below(node, tokens[depth - 1]), below
-            law = level.law(row)
+            law, right, rows = level.law(row), False, depth + 1
             if law:
                 self.merit.drafted(merit, next(iter(law)) == token)
             for best in node.continuations(1):
-                right = best.token == token
+                right, habit = best.token == token, request.habit.logit
+                gain += _gained(law, best.token, token, sure=self._known(best, habit) > _SURE)
                 if not depth:
                     merit.misled = not right and request.alone is True
-                self.confidence.learn(
-                    _opinion(law, best.token), evidence(best.share, best.length), request.habit.logit, right
-                )
+                self.confidence.learn(_opinion(law, best.token), evidence(best.share, best.length), habit, right)
                 request.habit.learn(right)
-                gain += right - (token == _displaced(law, best.token)) if best.token != next(iter(law), None) else 0
+        if request.alone:
+            # What it displaced is all that the drafter would have given; where an answer ends, that ends too.
+            gain -= self.merit.usual(merit, rows if right else FAR)
         self.merit.learn(merit, gain)
 
 
@@ -339,6 +339,11 @@ def _opinion(law: dict[int, float], token: int) -> float | None:
     return law.get(token, 0.5 * min(max(1.0 - sum(law.values()), 0.0), *law.values()))
 
 
-def _displaced(law: dict[int, float], suggested: int) -> int | None:
-    """The drafter's next choice after its first and what lookup suggests; None if there is none."""
-    return next((token for token in list(law)[1:] if token != suggested), None)
+def _gained(law: dict[int, float], suggested: int, token: int, *, sure: bool) -> float:
+    """What lookup's suggestion gained where this token followed: in tokens, over the drafter's next choice."""
+    right = suggested == token
+    if suggested == next(iter(law), None):
+        return SPARED if right and sure else 0.0
+    # After its first, which stays, and what lookup suggests.
+    displaced = next((each for each in list(law)[1:] if each != suggested), None)
+    return float(right - (token == displaced))

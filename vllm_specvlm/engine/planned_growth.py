@@ -45,6 +45,8 @@ class Growable:
     """It asked for smaller trees than the engine's: they say nothing about others'."""
     grammar: bool = False
     """A grammar takes nodes out of its tree, and puts others in, before they are verified."""
+    ends: frozenset[int] = frozenset()
+    """Tokens that end its answer."""
 
     @property
     def typical(self) -> bool:
@@ -134,6 +136,7 @@ class PlannedGrowth:
             [growable.depth for growable in batch],
             self.planner,
             opening.known,
+            [growable.ends for growable in batch],
         )
         return {i: g for i, g in grown.items() if i not in opening.behind}
 

@@ -54,7 +54,7 @@ class TreeModelRunner(GPUModelRunner):
         self.tree_sampler = TreeSampler(self)
         self._trees: dict[str, TokenTree] = {}
         self._verification: Verification | None = None
-        self._sampled: list[list[int]] | None = None
+        self._sampled: list[int] | None = None
         self._kept_rows: dict[int, np.ndarray] = {}
         self.drafter.bind(self)
 
@@ -219,7 +219,8 @@ class TreeModelRunner(GPUModelRunner):
         **kwargs: Any,
     ) -> list[list[int]]:
         """Only note what was sampled and computed; drafting waits until the step's output is on its way to the user."""
-        self._sampled = sampled_token_ids
+        # How many now: within one process the scheduler cuts these very lists where a request ends.
+        self._sampled = [len(tokens) for tokens in sampled_token_ids]
         if self.drafter.feature_layers is not None:
             self.drafter.keep_features(
                 self._confirmed_rows,
@@ -252,7 +253,7 @@ class TreeModelRunner(GPUModelRunner):
         sampled, self._sampled = self._sampled, None
         if sampled is None:
             return None
-        codes = self.drafter.draft([bool(tokens) for tokens in sampled], self.tree_code)
+        codes = self.drafter.draft(sampled, self.tree_code)
         return DraftTokenIds(list(codes), list(codes.values()))
 
 

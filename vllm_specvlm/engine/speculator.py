@@ -266,31 +266,36 @@ class Speculator:
             walked = {ids[place.request]: (place.tree, accepted[place.request]) for place in verified}
             self._watch(lambda _: planning.growth.observe_accepted(walked))
 
-    def draft(self, sampled: Sequence[bool], code: FlatCode) -> dict[str, list[int]]:
+    def draft(self, confirmed: Sequence[int], code: FlatCode) -> dict[str, list[int]]:
         """Encoded trees for the next step by request id; requests without one are decoded plainly.
 
         Args:
-            sampled: per row of the batch, whether the request got a token in the step just done (a request in the
-                middle of its prompt did not, and is not drafted for).
+            confirmed: per row of the batch, how many tokens the request got in the step just done (one in the middle
+                of its prompt none, and it is not drafted for).
             code: how trees travel in vLLM's draft lists.
         """
         if self._drafter is None:
             return {}
         codes: dict[str, list[int]] = {}
         with self.tally.clock("draft"), self._switching_off():
-            codes = self._draft(sampled, code)
+            codes = self._draft(confirmed, code)
         self.metrics.spent(self.tally.seconds)
         self.metrics.compressed(self.tally.compressions)
         return codes
 
-    def _draft(self, sampled: Sequence[bool], code: FlatCode) -> dict[str, list[int]]:
+    def _draft(self, confirmed: Sequence[int], code: FlatCode) -> dict[str, list[int]]:
         assert self._drafter is not None
         planning = self._planning
         elapsed = planning.clock.begin_drafting() if planning is not None else Elapsed(None, 0)
         if self._failure is not None:
             raise self._failure
         self._peers.agree()
-        rows = self._eligible.going_on(sampled)
+        ended = self._eligible.ended(confirmed)
+        if self._lookup_reads(self._drafter):
+            ids = self._runner.input_batch.req_ids
+            for row in (row for row in ended if ids[row] in self._known):
+                self._tell(self._drafter, ids[row], ended[row])
+        rows = [row for row, count in enumerate(confirmed) if count and row not in ended]
         batch = self._bounds.within(self._eligible.growable(rows))
         if planning is not None:
             trees = self._grow_planned(self._drafter, planning, batch, len(rows), elapsed)
@@ -318,7 +323,8 @@ class Speculator:
         if device is not None:
             found = grow_on_device(device, self.shape, budgets, depths, levels(self.shape, budgets, depths))
             return {batch[i].request_id: grown.tree for i, grown in found.trees.items()}
-        grown = grow(drafter, self.shape, budgets, range(len(batch)), depths, opening.known)
+        ends = [growable.ends for growable in batch]
+        grown = grow(drafter, self.shape, budgets, range(len(batch)), depths, opening.known, ends)
         return {batch[i].request_id: tree for i, tree in grown.items()}
 
     def _device_proposer(self, drafter: Drafter) -> DeviceProposer | None:
@@ -345,8 +351,7 @@ class Speculator:
             planner.achieved(elapsed.requests, elapsed.requests + self._accepted, elapsed.cycle)
         self._accepted = 0
         planned.observe_step(batch)
-        if self._model is None or isinstance(drafter, MixedDrafter):
-            # Lookup reads as answers are written, and learns from those that it did not draft for.
+        if self._lookup_reads(drafter):
             for growable in batch:
                 self._tell(drafter, growable.request_id)
         backlogs = [(growable, drafter.backlog(growable.request_id)) for growable in batch]
@@ -368,11 +373,15 @@ class Speculator:
         remaining = self._lengths.remaining(len(state.output_token_ids), growable.left)
         return Candidate(backlog, remaining, growable.typical, planning.growth.share(growable.request_id))
 
-    def _tell(self, drafter: Drafter, request_id: str) -> None:
-        """Bring the drafter's idea of a request up to the confirmed tokens."""
+    def _lookup_reads(self, drafter: Drafter) -> bool:
+        """Whether to tell a drafter of all requests: lookup learns also from those that it did not draft for."""
+        return self._model is None or isinstance(drafter, MixedDrafter)
+
+    def _tell(self, drafter: Drafter, request_id: str, upto: int | None = None) -> None:
+        """Bring the drafter's idea of a request up to the confirmed tokens, or to the first so many of them."""
         runner = self._runner
         row = runner.input_batch.req_id_to_index[request_id]
-        confirmed = int(runner.input_batch.num_tokens_no_spec[row])
+        confirmed = int(runner.input_batch.num_tokens_no_spec[row]) if upto is None else upto
         known = self._known.get(request_id)
         if known == confirmed:
             return

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 PAYS = 0.2
 """Tokens per tree that lookup's suggestions have to gain over the drafter's next choices: asking for them at every node
 costs a few hundredths of a step."""
+SPARED = 0.15
+"""Tokens that a pass of the drafter is worth: what the target takes for so much of a token it takes at least."""
 _REQUEST = 1 / 8
 _TRAFFIC = 1 / 64
 """Weights of one tree in a request's running mean and in that of all requests."""
+_FIRST = 4
+"""The first of all weigh more in the latter, as they are all there is: a quarter, a fifth and so on."""
 _PROBE_FIRST = 8
 _PROBE_EVERY = 4
 """Trees that are compared while lookup is left out and the text echoes itself: the first eight, then one in four."""
@@ -55,8 +59,9 @@ class LookupMerit:
 
     A suggestion that is not the drafter's first choice anyway takes the place of another node, at best as good as the
     drafter's next choice there. So the gain of a tree is counted at the nodes on the target's path: how often lookup's
-    suggestion was right, less how often the drafter's next choice was. A request begins with what lookup gained in
-    others; it is merged while the gain pays. Otherwise it is probed, while its own text foretells some of it.
+    suggestion was right, less how often the drafter's next choice was. Where both say the same, lookup spares the
+    drafter's pass, if it is sure (`SPARED`). A request begins with what lookup gained in others; it is merged while
+    the gain pays. Otherwise it is probed, while its own text foretells some of it.
 
     Where lookup knows how the text goes on, a tree may do without the drafter (`suffices`). The drafter says nothing
     there, so what it would have given is taken from how often its choices were right where it was asked (`usual`).
@@ -66,6 +71,7 @@ class LookupMerit:
         """Nothing was gained yet."""
         self.traffic = 0.0
         self._drafter = 1.0
+        self._trees = self._rows = 0
 
     def begin(self) -> Merit:
         """A request's."""
@@ -101,16 +107,18 @@ class LookupMerit:
             expected += reach
         return expected >= self.usual(merit)
 
-    def usual(self, merit: Merit) -> float:
-        """Tokens that would be accepted of the drafter's own chains of `FAR` tokens on the mean."""
-        return sum(merit.drafter**depth for depth in range(1, FAR + 1))
+    def usual(self, merit: Merit, depth: int = FAR) -> float:
+        """Tokens that would be accepted of the drafter's own chains of so many tokens on the mean."""
+        return sum(merit.drafter**i for i in range(1, depth + 1))
 
     def drafted(self, merit: Merit, right: bool) -> None:
         """The drafter's first choice at a node on the target's path was right, or not."""
         merit.drafter += _ROW * (right - merit.drafter)
-        self._drafter += _ROW_TRAFFIC * (right - self._drafter)
+        self._drafter += max(_ROW_TRAFFIC, 1 / (_FIRST + self._rows)) * (right - self._drafter)
+        self._rows += 1
 
     def learn(self, merit: Merit, gain: float) -> None:
         """What lookup gained at the nodes of one tree."""
         merit.gain += _REQUEST * (gain - merit.gain)
-        self.traffic += _TRAFFIC * (gain - self.traffic)
+        self.traffic += max(_TRAFFIC, 1 / (_FIRST + self._trees)) * (gain - self.traffic)
+        self._trees += 1

@@ -109,10 +109,12 @@ def grow(
     roots: Sequence[int],
     depths: Sequence[int] | None = None,
     free: Collection[int] = (),
+    ends: Sequence[Collection[int]] | None = None,
 ) -> dict[int, TokenTree]:
     """Grow one tree for each batch index in `roots`; `budgets[k]` bounds the nodes of the tree of `roots[k]`.
 
-    `depths[k]`, if given, bounds its levels. `roots` ascend; those in `free` are free rows. A budget counts up to `shape.nodes`; 0 or less gives the
+    `depths[k]`, if given, bounds its levels; nodes of the tokens in `ends[k]` have no children, since nothing comes
+    behind them. `roots` ascend; those in `free` are free rows. A budget counts up to `shape.nodes`; 0 or less gives the
     empty tree without asking the drafter.
 
     A dynamic shape is grown best-first: the result is the `budget` candidates with the greatest product of draft
@@ -129,7 +131,7 @@ def grow(
     A token proposed twice under one parent counts once, as the better one.
     Raises ValueError if roots and budgets do not match, roots do not ascend, or a proposal has another number of rows.
     """
-    found = grow_scored(drafter, shape, budgets, roots, depths, free=free)
+    found = grow_scored(drafter, shape, budgets, roots, depths, free=free, ends=ends)
     return {request: grown.tree for request, grown in found.items()}
 
 
@@ -141,6 +143,7 @@ def grow_scored(
     depths: Sequence[int] | None = None,
     gate: LevelGate | None = None,
     free: Collection[int] = (),
+    ends: Sequence[Collection[int]] | None = None,
 ) -> dict[int, Grown]:
     """As `grow`, with what a planner needs to compare nodes of several requests, and its say before every level."""
     if len(budgets) != len(roots):
@@ -148,9 +151,11 @@ def grow_scored(
     if any(a >= b for a, b in pairwise(roots)):
         raise ValueError(f"Batch indexes {list(roots)} do not ascend; sort the requests and name each once.")
     growths: list[_Growth] = []
-    for request, budget in zip(roots, budgets, strict=True):
+    for request, budget, last in zip(roots, budgets, ends or [()] * len(roots), strict=True):
         nodes = max(0, min(budget, shape.nodes))
-        growths.append(_Best(request, nodes, shape) if shape.paths is None else _Fixed(request, shape.paths[:nodes]))
+        growths.append(
+            _Best(request, last, nodes, shape) if shape.paths is None else _Fixed(request, last, shape.paths[:nodes])
+        )
     deepest = dict(zip(roots, [shape.depth] * len(roots) if depths is None else depths, strict=True))
     level = [_Entry(growth, -1, -1, free=growth.request in free) for growth in growths if growth.wants_root]
     proposed = 0
@@ -224,8 +229,9 @@ def _frontier(level: list[_Entry], depth: int) -> Frontier:
 class _Growth:
     """One request's candidates so far. Candidates are numbered as they are found, hence after their parents."""
 
-    def __init__(self, request: int, wants_root: bool) -> None:
+    def __init__(self, request: int, ends: Collection[int], wants_root: bool) -> None:
         self.request = request
+        self.ends = ends
         self.wants_root = wants_root
         self.tokens: list[int] = []
         self.parents: list[int] = []
@@ -285,8 +291,8 @@ class _Best(_Growth):
     parent and is later, so whatever the heap drops, it drops children first and always holds a tree.
     """
 
-    def __init__(self, request: int, budget: int, shape: TreeShape) -> None:
-        super().__init__(request, budget > 0)
+    def __init__(self, request: int, ends: Collection[int], budget: int, shape: TreeShape) -> None:
+        super().__init__(request, ends, budget > 0)
         self.budget = budget
         self.width = shape.width
         self.best: list[tuple[float, int]] = []
@@ -309,7 +315,8 @@ class _Best(_Growth):
                 heapreplace(best, (score, -child))
             else:
                 heappush(best, (score, -child))
-            self.new.append(child)
+            if token not in self.ends:
+                self.new.append(child)
 
     def next_level(self, depth: int) -> list[tuple[int, int, bool]]:
         if not self.new:
@@ -336,8 +343,8 @@ class _Best(_Growth):
 class _Fixed(_Growth):
     """Growth along given rank paths."""
 
-    def __init__(self, request: int, paths: tuple[RankPath, ...]) -> None:
-        super().__init__(request, bool(paths))
+    def __init__(self, request: int, ends: Collection[int], paths: tuple[RankPath, ...]) -> None:
+        super().__init__(request, ends, bool(paths))
         self.paths = paths
         self.ranks: dict[RankPath, list[int]] = {}
         for path in paths:
@@ -352,7 +359,8 @@ class _Fixed(_Growth):
             if rank < len(tokens) and log_probs[rank] > _NO_CANDIDATE and tokens[rank] not in tokens[:rank]:
                 child = self._add(tokens[rank], node, above + min(log_probs[rank], 0.0), origin, rank)
                 self.path_of[child] = (*path, rank)
-                self.new.append(child)
+                if tokens[rank] not in self.ends:
+                    self.new.append(child)
 
     def next_level(self, depth: int) -> list[tuple[int, int, bool]]:
         wanted = [node for node in self.new if self.path_of[node] in self.ranks]
