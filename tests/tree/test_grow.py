@@ -263,3 +263,41 @@ def test_origins_name_the_proposals(shape: TreeShape, vocab: int, seed: int) -> 
             asked, context = rows[origin // shape.top_k]
             assert (asked, context) == (request, path[:-1])
             assert drafter.children(request, context, shape.top_k)[origin % shape.top_k][0] == path[-1]
+
+
+class Known(ToyDrafter):
+    """Knows what follows everywhere, and says so."""
+
+    def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
+        proposal = super().propose_level(frontier, top_k)
+        self.free = frontier.free
+        proposal.foreseen = np.full(proposal.tokens.shape, 0.9, dtype=np.float32)
+        return proposal
+
+
+FIXED = TreeShape.fixed([(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0)])
+
+
+@pytest.mark.parametrize("shape", [TreeShape(20, 3, 3, 4), FIXED], ids=["best", "fixed"])
+def test_below_a_free_root_every_row_is_free(shape: TreeShape) -> None:
+    class Heard(Known):
+        def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
+            proposal = super().propose_level(frontier, top_k)
+            for row, request in enumerate(frontier.request.tolist()):
+                assert (self.free is not None and bool(self.free[row])) == (request == 1)
+            return proposal
+
+    grown = grow_scored(Heard(2, 5), shape, [20, 20], [0, 1], free={1})
+    assert grown[0].passes == grown[0].tree.depths
+    assert len(grown[1].tree) == len(grown[0].tree) and set(grown[1].passes) == {0}
+
+
+@settings(deadline=None, max_examples=60)
+@given(shapes, st.integers(2, 4), st.integers(0, 10_000))
+def test_nothing_comes_below_a_token_that_ends(shape: TreeShape, vocab: int, seed: int) -> None:
+    """Of two requests only the first ends with token 1."""
+    drafter = ToyDrafter(seed, vocab)
+    grown = grow_scored(drafter, shape, [60, 60], [0, 1], ends=[{1}, ()])
+    assert all(1 not in path[:-1] for path in paths(grown[0].tree))
+    assert not any(request == 0 and 1 in context for level in drafter.asked for request, context in level)
+    assert grown[1].tree == grow(ToyDrafter(seed, vocab), shape, [60], [1])[1]
