@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest import approx
 
-from tests.engine.test_mixed_drafter import SHAPE, TEXT, Toy, mixed
+from tests.engine.test_mixed_drafter import AGAIN, SHAPE, TEXT, Toy, mixed
 from tests.tree.random_tree import paths
 from vllm_specvlm.engine.planned_growth import Growable, PlannedGrowth
 from vllm_specvlm.schedule.cost_curve import CostCurve
@@ -101,3 +101,28 @@ def test_what_a_grammar_dictates_is_neither_learned_nor_achieved() -> None:
     assert growth.share("0") < 1.0, "of what was drafted nothing came"
     growth.observe_step([])
     assert growth.dictated == 0
+
+
+def test_a_pass_that_did_not_run_has_no_time() -> None:
+    """Of two requests one needs no drafter: the first pass has the other's row, and without the other there is none."""
+    passes: list[tuple[int, bool]] = []
+    clock: Any = SimpleNamespace(passed=lambda rows, started, *, first: passes.append((rows, first)))
+    costs = Costs(*(CostCurve({1: 1e-3}) for _ in range(4)))
+    growth = PlannedGrowth(ForcedPlanner(costs, 12), clock)
+    toy = Toy(0, knows=[7] * 8)
+    drafter = mixed(toy, AGAIN, [1, 2, 3], right=0.7)
+    both = [Growable(name, 12, 8, sampled=False, picture=False, left=99, bounded=False) for name in ("0", "1")]
+    growth.planner.plan(1, [Candidate(0, 9.0)])
+    sent = growth.grow(drafter, both[:1], SHAPE)
+    assert passes == [] and tuple(range(120, 126)) in paths(sent["0"])
+    growth.planner.plan(2, [Candidate(0, 9.0)] * 2)
+    growth.grow(drafter, both, SHAPE)
+    assert passes[0] == (1, True) and len(passes) == len(toy.asked)
+
+
+def test_nothing_is_sent_below_a_token_that_ends() -> None:
+    growth, drafter = growth_of_eight(), mixed(Toy(3), AGAIN, right=0.7)
+    growth.planner.plan(1, [Candidate(0, 9.0)])
+    batch = [Growable("0", 8, 8, False, False, 99, False, ends=frozenset({122}))]
+    sent = growth.grow(drafter, batch, SHAPE)["0"]
+    assert (120, 121, 122) in paths(sent) and all(122 not in path[:-1] for path in paths(sent))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from vllm import LLM, SamplingParams
 
-from tests.exactness.engines import answers, engine, target_of
+from tests.exactness.engines import answers, engine, runner, target_of
 from tests.tiny.prompts import prompts
 
 
@@ -75,3 +75,31 @@ def test_end_of_sequence(engines: tuple[LLM, LLM], tmp_path: Path) -> None:
     reference = endings(engine(target), params)
     assert endings(engine(target, speculative), params) == reference
     assert reference[0][2] == "stop" and len(reference[0][0]) <= 10
+
+
+def test_nothing_is_drafted_for_a_request_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor verified behind the token that ends it, wherever in an accepted path that stands; a draft with the target's
+    weights would accept it."""
+    target = target_of("llava")
+    llm = engine(target, {"model": str(target), "num_speculative_tokens": 6, "tree": "chain"})
+    free = answers(llm, prompts("llava"), SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True))
+    stops = [output.outputs[0].token_ids[9] for output in free]
+    drafted: list[tuple[int, list[int]]] = []
+    speculator = runner(llm).drafter
+    grow = speculator._grow
+
+    def listening(drafter: Any, batch: Any) -> Any:
+        trees = grow(drafter, batch)
+        for growable in batch:
+            state = runner(llm).requests[growable.request_id]
+            (stop,) = state.sampling_params.stop_token_ids
+            assert stop not in state.output_token_ids, "it has ended"
+            drafted.append((stop, list(trees[growable.request_id].tokens)))
+        return trees
+
+    monkeypatch.setattr(speculator, "_grow", listening)
+    params = [SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, stop_token_ids=[stop]) for stop in stops]
+    said = answers(llm, prompts("llava"), params)
+    assert all(output.outputs[0].finish_reason == "stop" for output in said)
+    assert all(stop not in tokens[:-1] for stop, tokens in drafted)
+    assert any(stop == tokens[-1] and len(tokens) < 6 for stop, tokens in drafted), "no tree was cut at an end"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,18 @@ import pytest
 from vllm import LLM, SamplingParams
 
 from tests.exactness.engines import SCENARIOS, Scenario, answers, engine, runner, tally, target_of, tokens
+from tests.exactness.plain_pass import check, pictures_by_hash, recorded
 from tests.exactness.test_identity import plain, play
-from tests.exactness.test_plans import with_random_plans
+from tests.exactness.test_plans import _plan_for_all, with_random_plans
 from tests.tiny.checkpoints import build
 from tests.tiny.exits import build_exit
 from tests.tiny.heads import build_head
 from tests.tiny.prompts import prompts
 from tests.tiny.sizes import DRAFT
 from vllm_specvlm.compress.compressor import CompressorConfig
+from vllm_specvlm.draft.drafter import Opening
 from vllm_specvlm.engine.mixed_drafter import MixedDrafter
+from vllm_specvlm.schedule import lookup_merit
 
 KINDS = ("vlm", "head", "exit")
 
@@ -120,3 +125,99 @@ def test_a_lookup_that_raises_switches_drafting_off_and_nothing_else(
     monkeypatch.setattr(runner(llm).drafter._drafter._lookup, call, fault)
     assert play(llm, SCENARIOS[0], "llava") == plain("llava", SCENARIOS[0])
     assert tally(llm)["drafter_failures"] == 1
+
+
+def heard_openings(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """Of each drafting in which lookup had a part: how many requests, how many of them the drafter was spared, and how
+    many levels it drafted."""
+    speculator = runner(llm).drafter
+    opened, drafted = speculator._drafter.open, speculator.draft
+    heard: list[tuple[int, int, int]] = []
+
+    def open_(request_ids: Sequence[str]) -> Opening:
+        opening: Opening = opened(request_ids)
+        heard.append((len(request_ids), len(opening.known), 0))
+        return opening
+
+    def draft(*args: Any) -> Any:
+        before, levels = len(heard), speculator.tally.levels
+        codes = drafted(*args)
+        if len(heard) > before:
+            heard[-1] = (*heard[-1][:2], speculator.tally.levels - levels)
+        return codes
+
+    monkeypatch.setattr(speculator._drafter, "open", open_)
+    monkeypatch.setattr(speculator, "draft", draft)
+    return heard
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("planner", "at_once"), [(True, 8), (True, 1), (False, 1)])
+def test_where_lookup_is_sure_the_drafter_is_spared(
+    kind: str, planner: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny targets' long answers run in circles. Control: where the drafter is taken to be always right, it is
+    asked every time."""
+    scenario = Scenario("longer", {"max_num_seqs": at_once}, max_tokens=90)
+    llm = mixing(kind, "llava", scenario, planner=planner, num_speculative_tokens=11)
+    heard = heard_openings(llm, monkeypatch)
+    merit = runner(llm).drafter._drafter.merit
+    monkeypatch.setattr(merit, "drafted", lambda merit, right: None)
+    if planner:
+        monkeypatch.setattr(runner(llm).drafter._planning.growth.planner, "plan", _plan_for_all)
+    for right in (1.0, 0.3):
+        heard.clear()
+        merit.traffic, merit._drafter = 1.0, right
+        assert play(llm, scenario, "llava") == plain("llava", scenario)
+        spared = sum(known for _, known, _ in heard)
+        assert spared == 0 if right == 1.0 else spared > 4
+    assert all((levels > 0) == (known < asked) for asked, known, levels in heard), "a pass ran for nobody"
+    if at_once > 1:
+        assert any(0 < known < asked for asked, known, _ in heard), "no batch was mixed"
+    assert tally(llm)["drafter_failures"] == 0
+
+
+def spare_at_random(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Whatever lookup knows, or does not, every second tree is its own alone."""
+    chance = random.Random(seed)
+    monkeypatch.setattr(lookup_merit, "PAYS", -1e9)
+    monkeypatch.setattr(lookup_merit.LookupMerit, "suffices", lambda *_: chance.random() < 0.5)
+
+
+@pytest.mark.parametrize("family", ["llava", slow("qwen2_5_vl")])
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_draft_that_was_spared_is_still_always_right(
+    at: int, family: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the target's weights, so where it is asked all it says is accepted: it has read what it was spared."""
+    target, scenario = target_of(family), SCENARIOS[at]
+    chain = {"num_speculative_tokens": 4, "width": 1, "top_k": 1, "with_lookup": True}
+    llm = engine(target, {"model": str(target), **chain}, **scenario.options)
+    spare_at_random(monkeypatch, at)
+    heard = heard_openings(llm, monkeypatch)
+    drafter = runner(llm).drafter._drafter
+    stock, wrong = drafter.merit.drafted, list[bool]()
+
+    def drafted(merit: Any, right: bool) -> None:
+        wrong.append(not right)
+        stock(merit, right)
+
+    monkeypatch.setattr(drafter.merit, "drafted", drafted)
+    assert play(llm, scenario, family) == plain(family, scenario)
+    assert any(known for _, known, _ in heard) and any(known < asked for asked, known, _ in heard)
+    assert len(wrong) > 40 and not any(wrong)
+    assert tally(llm)["drafter_failures"] == 0
+
+
+def test_a_head_that_was_spared_has_seen_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is asked, it says what one plain pass over the whole text says."""
+    scenario = SCENARIOS[1]
+    llm = mixing("head", "llava", scenario, tree="chain", num_speculative_tokens=4)
+    images = pictures_by_hash(llm, "llava")
+    spare_at_random(monkeypatch, 5)
+    heard = heard_openings(llm, monkeypatch)
+    with recorded(llm, monkeypatch) as recorder:
+        assert play(llm, scenario, "llava") == plain("llava", scenario)
+    assert sum(known for _, known, _ in heard) > 20
+    assert check(recorder, "llava", images) > 40
+    assert tally(llm)["drafter_failures"] == 0
