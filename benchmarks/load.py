@@ -3,8 +3,8 @@
 Every policy has an engine of its own; they take turns, round by round, at the same questions. `closed` traffic keeps so
 many clients busy with questions about pictures; `mixed` traffic comes in bursts: pictures and text, short and long
 answers, greedy and sampled, two dozen each half second, which is twice what plain decoding can answer on two cores
-(where bursts leave pauses, all policies that keep up give what was asked of them). `ratio_to_plain` is the median over the rounds of the
-ratio of tokens per second; the planner's engine also says what it planned.
+(where bursts leave pauses, all policies that keep up give what was asked of them). `ratio_to_plain` is the median over
+the rounds of the ratio of tokens per second; the planner's engine also says what it planned.
 """
 
 from __future__ import annotations

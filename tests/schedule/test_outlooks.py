@@ -184,9 +184,10 @@ def test_looks_have_to_be_earned() -> None:
     looks.earn(0.2)
     assert looks.next(batch, range(8)) is not None
     assert looks.next(batch, []) is None
-    looks.take(0.01)
-    looks.lost(0.0)  # it paid for itself
-    assert looks.next(batch, range(8)) is not None
+    for _ in range(2):
+        looks.take(0.01)
+        looks.lost(-1.0)
+    assert looks.next(batch, range(8)) is None, "whatever they gave"
 
 
 def test_kinds_never_looked_at_come_first() -> None:

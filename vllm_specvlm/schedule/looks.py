@@ -43,8 +43,12 @@ class Looks:
         self._price = price
 
     def lost(self, seconds: float) -> None:
-        """What the last look came to. A moment in which the machine was busy is no price."""
-        self._credit += self._price - min(seconds, 2 * self._price)
+        """What the last look came to.
+
+        A moment in which the machine was busy is no price. Nor is a look free that gave more tokens than it cost, or by
+        mistaken costs seemed to: what pays is drafted for anyway.
+        """
+        self._credit += self._price - min(max(seconds, self._price / 2), 2 * self._price)
 
     def earn(self, seconds: float) -> None:
         """A step took so long."""

@@ -13,6 +13,7 @@ OPT-Tree (arXiv 2406.17276) have hand-set prices in the place of G.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import compress
 
@@ -34,13 +35,16 @@ _PLAIN_EVERY = 128
 _PLAIN_SEEN = 3
 _PLAIN_SOON = 8
 """The same while fewer than three plain steps of half to twice as many requests were seen, or asked for in vain: steps
-with prompts in them cannot be told apart."""
+with prompts in them cannot be told apart. The first one is asked for at once: what was measured at the start may have
+met a busy machine."""
 _PROBE_NODES = 4
 _SETS = 4
 """Sets of requests that are compared: a quarter of those worth a tree, the best ones, a half, and so on."""
 _TRUST_WEIGHT = 0.1
-"""Weight of one step in what promises are worth, from 16 requests on; fewer say proportionally less, as one
+"""Least weight of one step in what promises are worth, from 16 requests on; fewer say proportionally less, as one
 request's accepted tokens vary by half their mean."""
+_BELIEVED = 32
+"""At first promises are believed as if so many steps had kept them."""
 _FORGIVEN = 1 / 2048
 """Share of its distance from 1 that trust loses in a plain step, of 16 requests on and fewer in proportion: so little
 against the weight above that steps which do not pay are tried again in one of a hundred."""
@@ -69,6 +73,7 @@ class Planner:
         self._speculating = False
         self._promised = 0.0
         self._trust: dict[int, float] = {}
+        self._kept: Counter[int] = Counter()
         self._ratio = np.full(128, _RATIO)
         self._requests = 0
         self._goal = 0.0
@@ -98,8 +103,8 @@ class Planner:
         if self._speculating:
             self._since_plain += 1
             asked = sum(times for many, times in self._refreshed.items() if requests <= 2 * many <= 4 * requests)
-            known = max(self.costs.plain.seen_near(requests), asked) >= _PLAIN_SEEN
-            if self._since_plain < (_PLAIN_EVERY if known else _PLAIN_SOON):
+            known = max(self.costs.plain.seen_near(requests), asked)
+            if known and self._since_plain < (_PLAIN_EVERY if known >= _PLAIN_SEEN else _PLAIN_SOON):
                 self._promised = promised
                 return self._draft(Mode.TREES, expected, self._with_look(chosen, candidates), candidates)
             self._since_plain = 0
@@ -318,10 +323,11 @@ class Planner:
         else:
             self._looks.earn(seconds)
         if self._promised and requests == self._requests:
-            weight = _TRUST_WEIGHT * min(requests / 16, 1.0)
-            trust = self._trust_at(requests)
+            size, trust = requests.bit_length(), self._trust_at(requests)
+            self._kept[size] += 1
+            weight = max(_TRUST_WEIGHT * min(requests / 16, 1.0), 1 / (_BELIEVED + self._kept[size]))
             kept = min(tokens / seconds / self._promised, 2.0)
-            self._trust[requests.bit_length()] = trust + weight * (kept - trust)
+            self._trust[size] = trust + weight * (kept - trust)
 
     def _trust_at(self, requests: int) -> float:
         """What promises are worth in batches of about this size: those of the nearest size known, 1 before any."""
