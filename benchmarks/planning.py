@@ -21,7 +21,7 @@ from vllm_specvlm.schedule.acceptance import FEATURES, AcceptanceModel, features
 from vllm_specvlm.schedule.answer_lengths import AnswerLengths
 from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.costs import Costs
-from vllm_specvlm.schedule.plan import Candidate, Mode
+from vllm_specvlm.schedule.plan import Candidate, Kind, Mode
 from vllm_specvlm.schedule.planner import Planner
 from vllm_specvlm.tree.grow import Frontier, LevelProposal, grow_scored
 from vllm_specvlm.tree.tree_shape import TreeShape
@@ -82,7 +82,7 @@ def planned_ms(requests: int, concentration: float, repeats: int) -> tuple[float
     for step in range(repeats):
         watch.seconds, watch.levels, watch.features = 0.0, 0, []
         started = time.perf_counter()
-        candidates = [Candidate(2, lengths.remaining((step + i) % 200, 400)) for i in range(requests)]
+        candidates = [Candidate(str(i), 2, lengths.remaining((step + i) % 200, 400), Kind()) for i in range(requests)]
         planner.achieved(requests, 4.0 * requests, STEP[8] + DRAFT[1])
         planner.costs.attend(requests, 500.0)
         planner.costs.plain.observe(requests, STEP[1])
@@ -94,7 +94,7 @@ def planned_ms(requests: int, concentration: float, repeats: int) -> tuple[float
         roots = len(plan.chosen)
         grown = grow_scored(watch, SHAPE, [SHAPE.nodes] * roots, range(roots), gate=watch)
         started = time.perf_counter()
-        kept = planner.cut([(g.log_probs, g.passes) for g in grown.values()], [True] * roots)
+        kept = planner.cut({i: (g.log_probs, g.passes) for i, g in grown.items()})
         # As if the likeliest nodes had been on the target's path, down to one that was not.
         tried = [g.origins[: min(count, 8)] for count, g in zip(kept, grown.values(), strict=True)]
         outcomes = [i < len(origins) - 1 for origins in tried for i in range(len(origins))]

@@ -14,7 +14,7 @@ from vllm_specvlm.engine.planned_growth import Growable, PlannedGrowth
 from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.costs import Costs
 from vllm_specvlm.schedule.forced_planner import ForcedPlanner
-from vllm_specvlm.schedule.plan import Candidate
+from vllm_specvlm.schedule.plan import Candidate, Kind
 from vllm_specvlm.tree.accept import Accepted
 from vllm_specvlm.tree.token_tree import TokenTree
 
@@ -26,7 +26,7 @@ def test_what_lookup_says_is_not_calibrated_again() -> None:
     growth = PlannedGrowth(planner, clock)
     growth.acceptance._law.weights[-1] = -2.0
     drafter = mixed(Toy(0, knows=[7] * 8), TEXT)
-    planner.plan(1, [Candidate(0, 9.0)])
+    planner.plan(1, [Candidate("0", 0, 9.0, Kind())])
     batch = [Growable("0", 24, 6, sampled=False, picture=False, left=99, bounded=False)]
     sent = growth.grow(drafter, batch, SHAPE)["0"]
     nodes = dict(zip(paths(sent), growth._sent["0"].features.tolist(), strict=True))
@@ -41,7 +41,7 @@ def grown(grammar: bool, growth: PlannedGrowth, drafter: Toy) -> TokenTree:
     """A tree of one request."""
     batch = [Growable("0", 8, 4, sampled=False, picture=False, left=99, bounded=False, grammar=grammar)]
     growth.observe_step(batch)
-    growth.planner.plan(1, [Candidate(0, 9.0)])
+    growth.planner.plan(1, [Candidate("0", 0, 9.0, Kind())])
     return growth.grow(drafter, batch, SHAPE)["0"]
 
 
@@ -73,17 +73,16 @@ def test_a_grammar_lowers_each_level_by_its_share(monkeypatch: Any) -> None:
     found = []
     stock = growth.planner.cut
 
-    def cut(trees: Any, typical: Any) -> Any:
-        found.append((trees[0][0], trees[0][1], list(typical)))
-        return stock(trees, typical)
+    def cut(trees: Any) -> Any:
+        found.append(trees[0])
+        return stock(trees)
 
     monkeypatch.setattr(growth.planner, "cut", cut)
     grown(False, growth, drafter)
     monkeypatch.setattr(growth, "share", lambda request_id: 0.5)
     monkeypatch.setattr(growth.planner, "admit", lambda depth, scores: [True] * len(scores))
     grown(True, growth, drafter)
-    (free, depths, told), (low, levels, silent) = found
-    assert told == [True] and silent == [False]
+    (free, depths), (low, levels) = found
     assert max(free) - max(low) == approx(math.log(2), abs=1e-5)
     chain = {depth: max(p for p, d in zip(low, levels, strict=True) if d == depth) for depth in set(levels)}
     known = {depth: max(p for p, d in zip(free, depths, strict=True) if d == depth) for depth in set(depths)}

@@ -20,6 +20,7 @@ from tests.tiny.sizes import DRAFT
 from vllm_specvlm.compress.compressor import CompressorConfig
 from vllm_specvlm.engine.runner_cpu import TreeCPUModelRunner
 from vllm_specvlm.engine.tracing_runner import TracingRunner
+from vllm_specvlm.schedule import lookup_merit
 from vllm_specvlm.timeline.sight import Patch, Sight
 from vllm_specvlm.timeline.step import Step
 
@@ -103,6 +104,25 @@ def test_answers_are_plain_vllms_and_the_record_adds_up(config: dict[str, Any]) 
         assert after[name] - before[name] == recorded, name
     assert sum(len(step.path) for step in every) > 10, "nothing was accepted"
     assert after["drafter_failures"] == 0
+
+
+def test_what_a_draft_sees_is_asked_when_it_has_read_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first trees need no draft, lookup knows them; nobody knows then what the draft sees."""
+    config = speculative("head", with_lookup=True, num_speculative_tokens=10)
+    llm = engine(target_of(FAMILY), config)
+    left = [3]
+
+    def suffices(*_: Any) -> bool:
+        left[0] -= 1
+        return left[0] >= 0
+
+    monkeypatch.setattr(lookup_merit.LookupMerit, "suffices", suffices)
+    monkeypatch.setattr(lookup_merit, "PAYS", -1e9)
+    outputs, (noted,) = traced(llm, [ONE])
+    assert tokens(outputs) == tokens(answers(engine(target_of(FAMILY)), [ONE]))
+    assert tally(llm)["drafter_failures"] == 0 and left[0] < 0
+    (sight,) = noted["sights"]
+    assert Sight.from_dict(sight).how == "pool", "it was asked too early"
 
 
 def test_what_a_grammar_dictates_is_written_down() -> None:

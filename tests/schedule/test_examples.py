@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vllm_specvlm.schedule import trace
-from vllm_specvlm.schedule.plan import Candidate, Mode
+from vllm_specvlm.schedule.plan import Candidate, Kind, Mode
 from vllm_specvlm.schedule.planner import Planner
 from vllm_specvlm.schedule.profile import Profile
 from vllm_specvlm.schedule.simulator import simulate
@@ -57,11 +57,11 @@ def test_a_useless_draft_costs_less_than_three_percent_while_it_is_found_out(req
     plain = costs.plain.at(requests)
     spent, backlogs = 0.0, [60] * requests
     for _ in range(200):
-        plan = planner.plan(requests, [Candidate(backlog, 100.0) for backlog in backlogs])
+        plan = planner.plan(requests, [Candidate(str(i), backlog, 100.0, Kind()) for i, backlog in enumerate(backlogs)])
         took = plain
         backlogs = [backlog + 1 for backlog in backlogs]
         if plan.mode is not Mode.PLAIN:
-            nodes = sum(planner.cut([([-9.0] * 4, [1, 2, 3, 4])] * len(plan.chosen), [True] * len(plan.chosen)))
+            nodes = sum(planner.cut({i: ([-9.0] * 4, [1, 2, 3, 4]) for i in range(len(plan.chosen))}))
             read = sum(backlogs[i] for i in plan.chosen)
             drafted = costs.feed.at(read) + 3 * costs.draft.at(len(plan.chosen)) + planner.overhead
             took = drafted + costs.tree.at(requests + nodes)

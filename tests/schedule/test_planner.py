@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.costs import Costs
-from vllm_specvlm.schedule.plan import Candidate, Mode
+from vllm_specvlm.schedule.plan import Candidate, Kind, Mode
 from vllm_specvlm.schedule.planner import Planner
 
-READY = Candidate(backlog=0, remaining=100.0)
+READY = Candidate("0", backlog=0, remaining=100.0, kind=Kind())
 IDLE_SHAPE = {1: 0.010, 8: 0.010, 64: 0.012, 512: 0.020}  # a GPU that waits for memory: rows are nearly free
 BUSY_SHAPE = {1: 0.010, 2: 0.020, 64: 0.640}  # no idle arithmetic: every row costs a whole token
 DRAFT = {1: 0.001, 64: 0.002}
@@ -22,6 +25,16 @@ def planner(step: dict[int, float], draft: dict[int, float] = DRAFT) -> Planner:
     return Planner(Costs(CostCurve(step), CostCurve(step), CostCurve(draft), CostCurve(draft)))
 
 
+def ready(requests: int, like: Candidate = READY) -> list[Candidate]:
+    """Requests that differ in nothing but their names."""
+    return [replace(like, request_id=str(i)) for i in range(requests)]
+
+
+def numbered(trees: Sequence[tuple[Sequence[float], Sequence[int]]]) -> dict[int, Any]:
+    """Trees of all that were chosen."""
+    return dict(enumerate(trees))
+
+
 def play(
     planned: Planner, requests: int, accepted: float, steps: int, candidate: Candidate = READY
 ) -> list[tuple[Mode, int]]:
@@ -29,7 +42,7 @@ def play(
     a node, at most four levels. What was planned: mode and nodes in all."""
     done: list[tuple[Mode, int]] = []
     for _ in range(steps):
-        plan = planned.plan(requests, [candidate] * requests)
+        plan = planned.plan(requests, ready(requests, candidate))
         if plan.mode is Mode.PLAIN:
             planned.achieved(
                 requests, requests, planned.costs.plain.at(requests)
@@ -50,8 +63,7 @@ def play(
                     depths[i] += [depth + 1] * 2
         order = {i: np.argsort(-np.array(scores[i]), kind="stable") for i in plan.chosen}
         kept = planned.cut(
-            [([scores[i][j] for j in order[i]], [depths[i][j] for j in order[i]]) for i in plan.chosen],
-            [True] * len(plan.chosen),
+            numbered([([scores[i][j] for j in order[i]], [depths[i][j] for j in order[i]]) for i in plan.chosen])
         )
         came = requests + sum(
             float(np.exp(np.sort(scores[i])[::-1][:n]).sum()) for i, n in zip(scores, kept, strict=True)
@@ -113,47 +125,46 @@ def test_plain_steps_are_refreshed_while_speculating() -> None:
 def test_an_answer_too_short_to_repay_its_feeding_is_left_plain() -> None:
     planned = planner({1: 0.010, 64: 0.012}, {1: 0.001, 64: 0.002, 1024: 0.050})
     play(planned, 2, 0.9, 60)
-    short, long = Candidate(backlog=1000, remaining=4.0), Candidate(backlog=1000, remaining=400.0)
+    short, long = (replace(READY, request_id="1", backlog=1000, remaining=left) for left in (4.0, 400.0))
     assert planned.plan(2, [READY, short]).chosen == (0,)
     assert planned.plan(2, [READY, long]).chosen == (0, 1)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_cut_maximises_goodput(seed: int) -> None:
-    """Against every combination of prefixes of three trees."""
+def test_the_cut_takes_all_that_is_worth_its_time(seed: int) -> None:
+    """Time is worth the tokens that the plan promised of it. Against every combination of prefixes of three trees."""
     rng = np.random.default_rng(seed)
     knots = np.cumsum(rng.exponential(1e-3, 6)) + 0.005
     step = dict(zip((1, 2, 4, 8, 16, 32), knots.tolist(), strict=True))
     planned = planner(step)
     play(planned, 3, 0.9, 80)
-    plan = planned.plan(3, [READY] * 3)
+    plan = planned.plan(3, ready(3))
     assert plan.mode is Mode.TREES
     trees = [sorted(np.log(rng.beta(1, 1, 5)).tolist(), reverse=True) for _ in range(3)]
-    drafted = planned.costs.feed.at(3) + planned.overhead
 
-    def goodput(sizes: tuple[int, ...]) -> float:
+    def worth(sizes: tuple[int, ...]) -> float:
         gained = sum(float(np.exp(tree[:n]).sum()) for tree, n in zip(trees, sizes, strict=True))
         nodes = sum(sizes)
         seconds = planned.costs.tree.at(3 + nodes) if nodes else planned.costs.plain.at(3)
-        return (3 + gained) / (drafted + seconds)
+        return gained - planned._goal * seconds
 
-    best = max(goodput(sizes) for sizes in itertools.product(range(6), repeat=3))
-    kept = planned.cut([(tree, [1] * 5) for tree in trees], [True] * 3)
-    assert goodput(tuple(kept)) == pytest.approx(best)
+    best = max(worth(sizes) for sizes in itertools.product(range(6), repeat=3))
+    kept = planned.cut(numbered([(tree, [1] * 5) for tree in trees]))
+    assert worth(tuple(kept)) == pytest.approx(best)
 
 
 def test_a_probe_verifies_something_even_where_it_loses() -> None:
     planned = planner(BUSY_SHAPE)
-    plan = planned.plan(16, [READY] * 16)
+    plan = planned.plan(16, ready(16))
     assert plan.mode is Mode.PROBE and len(plan.chosen) == 1
-    assert planned.cut([(np.log([0.1, 0.05, 0.01]).tolist(), [1, 1, 1])], [True]) == [3]
+    assert planned.cut({0: (np.log([0.1, 0.05, 0.01]).tolist(), [1, 1, 1])}) == [3]
 
 
 def test_nothing_grown_is_nothing_verified() -> None:
     planned = planner(IDLE_SHAPE)
-    planned.plan(2, [READY] * 2)
-    assert planned.cut([((), ())], [True]) == [0]
-    assert planned.cut([], []) == []
+    planned.plan(2, ready(2))
+    assert planned.cut({0: ((), ())}) == [0]
+    assert planned.cut({}) == []
 
 
 def test_nobody_to_draft_for() -> None:
@@ -164,23 +175,26 @@ def test_same_history_same_plans() -> None:
     assert play(planner(IDLE_SHAPE), 3, 0.8, 100) == play(planner(IDLE_SHAPE), 3, 0.8, 100)
 
 
-def test_one_request_that_asks_for_small_trees_says_nothing_about_others() -> None:
+def test_requests_that_ask_for_small_trees_say_nothing_about_others() -> None:
     planned = planner(IDLE_SHAPE)
     play(planned, 2, 0.9, 60)
+    before = planned._outlooks.of([replace(READY, request_id="new")]).values
+    small = replace(READY, kind=Kind(usual=False))
     for _ in range(100):
-        planned.plan(2, [READY] * 2)
-        planned.cut([([np.log(0.9)], [1])] * 2, [False] * 2)
-    assert play(planned, 2, 0.9, 20)[-1][0] is Mode.TREES
+        plan = planned.plan(2, ready(2, replace(small, request_id="small")))
+        planned.cut({i: ([np.log(0.02)], [1]) for i in range(len(plan.chosen))})
+    assert (planned._outlooks.of([replace(READY, request_id="new")]).values == before).all()
+    assert planned._outlooks.of([replace(small, request_id="new")]).accepted.sum() < 0.2
 
 
 def test_probes_look_at_different_requests() -> None:
     planned = planner(BUSY_SHAPE)
     seen = set()
     for _ in range(3000):
-        plan = planned.plan(8, [READY] * 8)
+        plan = planned.plan(8, ready(8))
         seen.update(plan.chosen)
         if plan.mode is Mode.PROBE:
-            planned.cut([(np.log([0.5, 0.1]).tolist(), [1, 1])], [True])
+            planned.cut({0: (np.log([0.5, 0.1]).tolist(), [1, 1])})
         planned.achieved(8, 8, 0.08)
     assert len(seen) > 4
 
@@ -189,10 +203,10 @@ def test_a_probe_dearer_than_a_second_is_paid_for_in_time() -> None:
     """A long prompt on a slow machine: off must not mean off for ever."""
     planned = planner({1: 0.5, 64: 20.0}, {1: 0.05, 8192: 10.0})
     play(planned, 2, 0.02, 20)
-    far = Candidate(backlog=4000, remaining=500.0)
+    far = replace(READY, backlog=4000, remaining=500.0)
     modes = []
     for _ in range(3000):
-        modes.append(planned.plan(2, [far] * 2).mode)
+        modes.append(planned.plan(2, ready(2, far)).mode)
         planned.achieved(2, 2, 0.5)
     assert Mode.PROBE in modes
 
@@ -201,12 +215,12 @@ def keep(planned: Planner, requests: int, share: float, steps: int) -> list[Mode
     """Steps that come to `share` of what speculation promises; plain decoding comes to what it promises."""
     modes = []
     for _ in range(steps):
-        plan = planned.plan(requests, [READY] * requests)
+        plan = planned.plan(requests, ready(requests))
         modes.append(plan.mode)
         if plan.mode is Mode.PLAIN:
             planned.achieved(requests, requests, planned.costs.plain.at(requests))
             continue
-        kept = planned.cut([(np.log([0.4, 0.05]).tolist(), [1, 1])] * len(plan.chosen), [True] * len(plan.chosen))
+        kept = planned.cut(numbered([(np.log([0.4, 0.05]).tolist(), [1, 1])] * len(plan.chosen)))
         if plan.mode is Mode.TREES:
             planned.achieved(requests, 1000, 1000 / (share * planned._promised))
         else:
@@ -239,11 +253,11 @@ def test_what_does_not_pay_costs_next_to_nothing(requests: int, pays: float) -> 
     plain = planned.costs.plain.at(requests)
     tokens = seconds = 0.0
     for _ in range(4000):
-        plan = planned.plan(requests, [READY] * requests)
+        plan = planned.plan(requests, ready(requests))
         took, came = plain, requests
         if plan.mode is not Mode.PLAIN:
             trees = [(np.log([0.6, 0.3]).tolist(), [1, 1])] * len(plan.chosen)
-            kept = planned.cut(trees, [True] * len(plan.chosen))
+            kept = planned.cut(numbered(trees))
             came = requests + len(plan.chosen)
             whole = plan.mode is Mode.TREES
             took = came / requests * plain / pays if whole else as_expected(planned, requests + sum(kept))
@@ -255,14 +269,14 @@ def test_what_does_not_pay_costs_next_to_nothing(requests: int, pays: float) -> 
 def test_a_bounded_neighbour_does_not_keep_the_planner_from_learning() -> None:
     """It has always caught up, and its trees say little: the others are looked at, and then drafted for."""
     planned = planner(IDLE_SHAPE)
-    bounded = Candidate(backlog=0, remaining=100.0, typical=False)
+    bounded = replace(READY, kind=Kind(usual=False))
     modes = []
     for _ in range(400):
-        plan = planned.plan(8, [bounded] + [READY] * 7)
+        plan = planned.plan(8, [bounded, *ready(8)[1:]])
         modes.append(plan.mode)
         came = 8
         if plan.mode is not Mode.PLAIN:
-            planned.cut([(np.log([0.9, 0.8]).tolist(), [1, 2])] * len(plan.chosen), [i != 0 for i in plan.chosen])
+            planned.cut(numbered([(np.log([0.9, 0.8]).tolist(), [1, 2])] * len(plan.chosen)))
             came += 2 * len(plan.chosen)
         planned.achieved(8, came, 1.2 * planned.costs.plain.at(8))
     assert modes[-100:].count(Mode.TREES) > 95
@@ -272,7 +286,7 @@ def test_a_bounded_neighbour_does_not_keep_the_planner_from_learning() -> None:
         plan = alone.plan(1, [bounded])
         modes.append(plan.mode)
         if plan.mode is not Mode.PLAIN:
-            alone.cut([([np.log(0.02)], [1])], [False])
+            alone.cut({0: ([np.log(0.02)], [1])})
         alone.achieved(1, 1, alone.costs.plain.at(1) * (1.0 if plan.mode is Mode.PLAIN else 3.0))
     assert modes.count(Mode.PROBE) < 40
 
@@ -282,10 +296,10 @@ def test_looks_go_to_those_too_that_have_to_be_read_first() -> None:
     planned = planner(BUSY_SHAPE)
     seen = []
     for _ in range(4000):
-        plan = planned.plan(8, [Candidate(20, 100.0)] + [Candidate(200, 100.0)] * 7)
+        plan = planned.plan(8, [replace(each, backlog=200 if i else 20) for i, each in enumerate(ready(8))])
         if plan.mode is Mode.PROBE:
             seen.append(plan.chosen[0])
-            planned.cut([([np.log(0.02)], [1])], [True])
+            planned.cut({0: ([np.log(0.02)], [1])})
         planned.achieved(8, 8, planned.costs.plain.at(8) + (0.01 if plan.mode is Mode.PROBE else 0.0))
     assert set(seen) == set(range(8))
 
@@ -296,8 +310,8 @@ def test_a_level_that_was_given_up_is_tried_again() -> None:
     first = planned._ratio[1]
     planned._ratio[1:] = 0.01
     for _ in range(300):
-        planned.plan(4, [READY] * 4)
-        planned.cut([(np.log([0.9]).tolist(), [1])] * 4, [True] * 4)
+        plan = planned.plan(4, ready(4))
+        planned.cut(numbered([(np.log([0.9]).tolist(), [1])] * len(plan.chosen)))
     assert planned._ratio[1] > 0.5 * min(first, 0.6)
 
 
@@ -323,9 +337,9 @@ def test_levels_that_were_free_cost_no_passes() -> None:
         for _ in range(40):
             if planned.plan(1, [READY]).mode is not Mode.PLAIN:
                 for depth in sorted(set(passes))[:-1]:
-                    planned.admit(depth, [-1e-3])
-                planned.cut([(scores, passes)], [True])
-        expected.append(planned._expect(1, [1.0]))
+                    planned.passed(depth, 1, 1.0)
+                planned.cut({0: (scores, passes)})
+        expected.append(planned._goodput(1, planned._outlooks.of([READY]))[0])
     assert expected[1] > 1.2 * expected[0]
 
 
@@ -335,7 +349,7 @@ def test_promises_that_are_exceeded_are_believed_too() -> None:
     def speculates(share: float) -> list[bool]:
         planned = planner(IDLE_SHAPE)
         keep(planned, 16, share, 100)
-        return [planned.plan(many, [READY] * many).mode is Mode.TREES for many in range(16, 128)]
+        return [planned.plan(many, ready(many)).mode is Mode.TREES for many in range(16, 128)]
 
     assert sum(speculates(1.3)) > sum(speculates(1.0)) > 0
 
@@ -358,8 +372,8 @@ def test_a_graph_that_is_paid_for_is_filled() -> None:
         curve = CostCurve(prior, graphs)
         planned = Planner(Costs(curve, curve, CostCurve({1: 1e-4}), CostCurve({1: 1e-4})))
         play(planned, 16, 0.9, 40)
-        planned.plan(16, [READY] * 16)
-        kept = planned.cut([(np.log([0.9, 0.25, 0.05]).tolist(), [1, 1, 1])] * 16, [True] * 16)
+        planned.plan(16, ready(16))
+        kept = planned.cut(numbered([(np.log([0.9, 0.25, 0.05]).tolist(), [1, 1, 1])] * 16))
         checked.append(16 + sum(kept))
     assert checked == [32, 40]
 
@@ -380,7 +394,7 @@ def test_levels_laid_out_beforehand_are_those_the_gate_admits(requests: int, sha
     planned = planner(shape)
     play(planned, requests, 0.8, 80)
     # One of them may be a plain step, to compare with.
-    assert any(planned.plan(requests, [READY] * requests).mode is Mode.TREES for _ in range(2))
+    assert any(planned.plan(requests, ready(requests)).mode is Mode.TREES for _ in range(2))
     widths = planned.layout(requests, 9, 4)
     assert widths is not None and widths[0] == 1
     for level in range(1, 9):
@@ -421,7 +435,7 @@ def laid_out(planned: Planner, accepted: float) -> int:
             planned.passed(depth, widths[depth], float(np.exp(score)))
         depth += 1
     scores = [np.log(accepted) * d for d in range(1, depth + 1)]
-    (kept,) = planned.cut([(scores, list(range(1, depth + 1)))], [True])
+    (kept,) = planned.cut({0: (scores, list(range(1, depth + 1)))})
     planned.achieved(1, 1 + float(np.exp(scores[:kept]).sum()), as_expected(planned, 1 + kept))
     return depth
 

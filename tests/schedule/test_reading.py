@@ -9,7 +9,7 @@ import pytest
 
 from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.costs import Costs
-from vllm_specvlm.schedule.plan import Candidate, Mode
+from vllm_specvlm.schedule.plan import Candidate, Kind, Mode
 from vllm_specvlm.schedule.planner import Planner
 from vllm_specvlm.schedule.reading import Reading, TimedPass
 
@@ -99,11 +99,11 @@ def test_long_contexts_speak_for_trees_where_rows_share_them_and_against_where_n
         costs.attend(4, context)
         chosen = []
         for _ in range(60):
-            plan = planner.plan(4, [Candidate(0, 100.0)] * 4)
+            plan = planner.plan(4, [Candidate(str(i), 0, 100.0, Kind()) for i in range(4)])
             chosen.append(plan.mode)
             if plan.chosen:
                 planner.fed(len(plan.chosen))
-                planner.cut([([-0.6], [1])] * len(plan.chosen), [True] * len(plan.chosen))
+                planner.cut({i: ([-0.6], [1]) for i in range(len(plan.chosen))})
             planner.achieved(4, 4.0, costs.plain.at(4))
         return Mode.TREES in chosen
 

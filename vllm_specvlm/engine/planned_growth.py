@@ -19,6 +19,7 @@ from vllm_specvlm.engine.step_clock import StepClock
 from vllm_specvlm.schedule.acceptance import FEATURES, AcceptanceModel, features
 from vllm_specvlm.schedule.grammar_share import GrammarShare
 from vllm_specvlm.schedule.logistic import Floats
+from vllm_specvlm.schedule.plan import Kind
 from vllm_specvlm.schedule.planner import Planner
 from vllm_specvlm.tree.accept import Accepted
 from vllm_specvlm.tree.grow import Frontier, Grown, LevelProposal, grow_scored
@@ -49,9 +50,9 @@ class Growable:
     """Tokens that end its answer."""
 
     @property
-    def typical(self) -> bool:
-        """Whether its tree tells what others will be worth."""
-        return not self.bounded and not self.grammar
+    def kind(self) -> Kind:
+        """Requests whose trees are worth about the same."""
+        return Kind(self.sampled, self.picture, usual=not self.bounded and not self.grammar)
 
     def with_room(self, drafted: Sequence[int]) -> list[int]:
         """The codes of its tree, and placeholders where a grammar may say what comes next (see `TreeGrammars`)."""
@@ -110,8 +111,7 @@ class PlannedGrowth:
             grown = self._grow_on_device(drafter, device, shape, widths)
         else:
             grown = self._grow_level_by_level(drafter, shape)
-        tell = [batch[i].typical for i in grown]
-        kept = self.planner.cut([(g.log_probs, g.passes) for g in grown.values()], tell)
+        kept = self.planner.cut({i: (g.log_probs, g.passes) for i, g in grown.items()})
         if not any(kept):
             return {}
         flat = np.concatenate([level.reshape(-1, len(FEATURES)) for level in self._levels])
@@ -244,6 +244,7 @@ class PlannedGrowth:
         """The request is over or starts anew."""
         self._sent.pop(request_id, None)
         self._shares.pop(request_id, None)
+        self.planner.forget(request_id)
 
 
 def _tried(sent: _Sent, path: AbstractSet[int]) -> list[int]:

@@ -20,6 +20,8 @@ class RecordingDrafter:
         self.drafter = drafter
         self.levels = 0
         """Levels asked for since the start."""
+        self.spared: frozenset[str] = frozenset()
+        """Requests of the last `open` that needed no forward pass (`Opening.known`): they may never have been read."""
         self._request_ids: Sequence[str] = ()
         self._paths: list[tuple[int, ...]] = []
         self._log_probs: dict[str, dict[tuple[int, ...], float]] = {}
@@ -36,7 +38,9 @@ class RecordingDrafter:
         """As the drafter; what was noted before is forgotten."""
         self._request_ids = list(request_ids)
         self._log_probs = {request_id: {} for request_id in request_ids}
-        return self.drafter.open(request_ids)
+        opening = self.drafter.open(request_ids)
+        self.spared = frozenset(request_ids[i] for i in opening.known)
+        return opening
 
     def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
         """As the drafter; noted."""

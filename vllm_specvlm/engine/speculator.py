@@ -356,7 +356,7 @@ class Speculator:
                 self._tell(drafter, growable.request_id)
         backlogs = [(growable, drafter.backlog(growable.request_id)) for growable in batch]
         able = [(growable, backlog) for growable, backlog in backlogs if backlog is not None]
-        plan = planner.plan(requests, [self._candidate(planning, growable, backlog) for growable, backlog in able])
+        plan = planner.plan(requests, [self._candidate(growable, backlog) for growable, backlog in able])
         if able:
             self.tally.plans[plan.mode.value] += 1
             self.metrics.plan(plan.mode.value)
@@ -368,10 +368,10 @@ class Speculator:
         drafter = _grower(drafter, chosen)
         return planned.grow(drafter, chosen, self.shape, self._device_proposer(drafter))
 
-    def _candidate(self, planning: Planning, growable: Growable, backlog: int) -> Candidate:
+    def _candidate(self, growable: Growable, backlog: int) -> Candidate:
         state = self._runner.requests[growable.request_id]
         remaining = self._lengths.remaining(len(state.output_token_ids), growable.left)
-        return Candidate(backlog, remaining, growable.typical, planning.growth.share(growable.request_id))
+        return Candidate(growable.request_id, backlog, remaining, growable.kind)
 
     def _lookup_reads(self, drafter: Drafter) -> bool:
         """Whether to tell a drafter of all requests: lookup learns also from those that it did not draft for."""

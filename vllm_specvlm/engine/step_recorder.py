@@ -128,6 +128,12 @@ class StepRecorder:
         made = [mode for mode, count in self._tally.plans.items() if count > plans[mode]]
         self._mode = made[0] if made else FIXED if drafted else NONE
 
+    def unseen(self, request_id: str) -> bool:
+        """Whether `saw` is still to be called for a request that was just drafted for: the drafter has read it."""
+        request = self.requests.get(request_id)
+        spared = self._drafter is not None and request_id in self._drafter.spared
+        return request is not None and request.sights is None and not spared
+
     def saw(self, request_id: str, sights: list[Sight], began: float) -> None:
         """What the draft sees of a request's pictures; looking, which began then, is part of no step."""
         self.requests[request_id].sights = sights

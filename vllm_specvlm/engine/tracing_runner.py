@@ -69,8 +69,7 @@ class TracingRunner(TreeModelRunner):
         drafted = [request_id for request_id, code in codes.items() if code[0] >= 0]  # else there is room for a grammar
         self.recorder.drafting(began, plans, bool(drafted))
         for request_id in drafted:
-            request = self.recorder.requests.get(request_id)
-            if request is not None and request.sights is None:
+            if self.recorder.unseen(request_id):
                 began = time.perf_counter()
                 self.recorder.saw(request_id, self._sights(request_id), began)
         return drafts

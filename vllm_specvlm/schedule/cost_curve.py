@@ -122,14 +122,17 @@ class CostCurve:
         return attention + self._values[left] + max(share, 0.0) * (self._values[left + 1] - self._values[left])
 
     def over(self, rows: Floats) -> Floats:
-        """Expected seconds, float64 [n] for float64 [n]."""
+        """Expected seconds, float64 [...] for float64 [...]."""
         if self._stale:
             self._refresh()
-        attention = self._shared + self._each * rows
+        padded = rows
         if self.graphs:
             graphs = np.array(self.graphs, dtype=np.float64)
-            rows = np.maximum(rows, graphs[np.minimum(np.searchsorted(graphs, rows), len(graphs) - 1)])
-        return attention + _line(rows, KNOTS, self._at_knots)
+            padded = np.maximum(rows, graphs[np.minimum(np.searchsorted(graphs, rows), len(graphs) - 1)])
+        seconds = _line(padded, KNOTS, self._at_knots)
+        if self._shared or self._each:
+            seconds += self._shared + self._each * rows
+        return seconds
 
     def _padded(self, rows: int) -> int:
         if not self.graphs or rows > self.graphs[-1]:
@@ -189,5 +192,6 @@ def _nearest(rows: int) -> int:
 
 def _line(rows: Floats, knots: Floats, values: Floats) -> Floats:
     """Piecewise linear through the knots; beyond the last one as many times dearer as there are more rows."""
-    inside = np.interp(rows, knots, values)
-    return np.where(rows > knots[-1], values[-1] * rows / knots[-1], inside)
+    inside: Floats = np.interp(rows, knots, values)
+    beyond = rows > knots[-1]
+    return np.where(beyond, values[-1] * rows / knots[-1], inside) if beyond.any() else inside

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vllm_specvlm.schedule.costs import Costs
 from vllm_specvlm.schedule.plan import Candidate, Mode, Plan
@@ -33,9 +33,9 @@ class ForcedPlanner(Planner):
         """As many rows as all trees have nodes, so that small trees show what narrow draft passes cost."""
         return [row < self._nodes * self._trees for row in range(len(scores))]
 
-    def cut(self, trees: Sequence[tuple[Sequence[float], Sequence[int]]], typical: Sequence[bool]) -> list[int]:
+    def cut(self, trees: Mapping[int, tuple[Sequence[float], Sequence[int]]]) -> list[int]:
         """The wanted size, or what was grown."""
-        return [min(self._nodes, len(scores)) for scores, _ in trees]
+        return [min(self._nodes, len(scores)) for scores, _ in trees.values()]
 
     def achieved(self, requests: int, tokens: float, seconds: float) -> None:
         """Nothing is learned."""

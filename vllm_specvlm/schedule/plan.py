@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Mode(Enum):
@@ -14,18 +15,27 @@ class Mode(Enum):
     PROBE = "probe"
 
 
+class Kind(NamedTuple):
+    """Requests whose trees are worth about the same, as far as can be told before one was grown."""
+
+    sampled: bool = False
+    """It samples, instead of taking the likeliest token."""
+    picture: bool = False
+    """It shows a picture."""
+    usual: bool = True
+    """It did not ask for smaller trees than the engine's, and no grammar takes nodes out of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A request that may have a tree."""
 
+    request_id: str
     backlog: int
     """Rows the drafter has to compute before it can draft for the request."""
     remaining: float
     """Tokens the answer is expected to go on for."""
-    typical: bool = True
-    """Whether its tree tells what others will be worth; not if it asked for a small one, or has a grammar."""
-    share: float = 1.0
-    """What a node of its tree is worth, given its parent, for each that others' are (see `GrammarShare`)."""
+    kind: Kind
 
 
 @dataclass(frozen=True, slots=True)

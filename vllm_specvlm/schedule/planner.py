@@ -13,40 +13,38 @@ OPT-Tree (arXiv 2406.17276) have hand-set prices in the place of G.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
 
 from vllm_specvlm.schedule.costs import Costs
+from vllm_specvlm.schedule.looks import CAUGHT_UP, Looks
+from vllm_specvlm.schedule.outlooks import DEPTHS, Outlooks, Prospect, prospect
 from vllm_specvlm.schedule.plan import Candidate, Mode, Plan
 
 Floats = npt.NDArray[np.float64]
 
-_MEMORY = 32
-"""Trees remembered: what the next ones are expected to be worth."""
-_LEARNING = 5
-"""Trees needed for an expectation; so many looks are taken before any time was earned for them, and paid afterwards."""
 _MARGIN = 1.05
 """Speculation starts where it promises 5 % more than plain decoding (the draft has to read prompts first, and small
 promises are as often wrong as right), and goes on where it promises anything."""
-_LOOK_SHARE = 0.01
-"""Share of the time of plain steps that may be lost by looking whether speculation would pay."""
 _PLAIN_EVERY = 128
 """Steps with trees after which a plain step refreshes what plain decoding costs here."""
 _PLAIN_SEEN = 3
 _PLAIN_SOON = 8
 """The same while fewer than three plain steps of half to twice as many requests were seen, or asked for in vain: steps
-with prompts in them cannot be told apart."""
+with prompts in them cannot be told apart. The first one is asked for at once: what was measured at the start may have
+met a busy machine."""
 _PROBE_NODES = 4
-_CAUGHT_UP = 8
-"""Rows of backlog that a step leaves behind at most: a request with more has to be read first."""
+_SETS = 4
+"""Sets of requests that are compared: a quarter of those worth a tree, the best ones, a half, and so on."""
 _TRUST_WEIGHT = 0.1
-"""Weight of one step in what promises are worth, from 16 requests on; fewer say proportionally less, as one
+"""Least weight of one step in what promises are worth, from 16 requests on; fewer say proportionally less, as one
 request's accepted tokens vary by half their mean."""
+_BELIEVED = 32
+"""At first promises are believed as if so many steps had kept them."""
 _FORGIVEN = 1 / 2048
 """Share of its distance from 1 that trust loses in a plain step, of 16 requests on and fewer in proportion: so little
 against the weight above that steps which do not pay are tried again in one of a hundred."""
@@ -54,22 +52,10 @@ _RATIO = 0.6
 """Of what a level adds, for each node expanded above it, to how probable those are: before any was tried."""
 _UNLEARNING = 0.01
 """Share of its distance from the start that the ratio of a level loses in a step in which nobody tried the level."""
-_REMEMBER_FOR = 8
-"""Steps an expectation is used before it is computed anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Remembered:
-    probabilities: Floats
-    """Acceptance probabilities of all grown nodes, descending."""
-    depths: npt.NDArray[np.int64]
-    """The draft passes that each needed."""
-    rows: tuple[float, ...]
-    """Rows of each draft pass, this request's share."""
 
 
 class Planner:
-    """Plans steps from cost curves and from what the last trees were worth. The same calls give the same plans.
+    """Plans steps from cost curves and from what requests' last trees were worth. The same calls give the same plans.
 
     One step: `plan`, then `fed`, `admit` before each deeper level while trees grow, and `cut`. Before the next one,
     `achieved` tells what it came to.
@@ -80,140 +66,141 @@ class Planner:
         self.costs = costs
         self.overhead = 1e-3
         """Seconds of drafting outside draft passes, per step; kept by whoever measures."""
-        self._memory: deque[_Remembered] = deque(maxlen=_MEMORY)
-        self._credit = self._price = 0.0
+        self._outlooks = Outlooks()
+        self._looks = Looks()
         self._since_plain = 0
         self._refreshed: dict[int, int] = {}
         self._speculating = False
         self._promised = 0.0
         self._trust: dict[int, float] = {}
-        self._expected: dict[tuple[int, tuple[float, ...]], tuple[float, int]] = {}
+        self._kept: Counter[int] = Counter()
         self._ratio = np.full(128, _RATIO)
-        self._requests = self._looks = self._steps = 0
+        self._requests = 0
         self._goal = 0.0
         self._mode = Mode.PLAIN
+        self._chosen: list[Candidate] = []
         self._rows: list[int] = []
-        self._usual = 0
         self._frontier: dict[int, float] = {}
+
+    def forget(self, request_id: str) -> None:
+        """The request is over."""
+        self._outlooks.forget(request_id)
 
     # -- before drafting -----------------------------------------------------------------------------------------
 
     def plan(self, requests: int, candidates: Sequence[Candidate]) -> Plan:
         """Whom to draft for, in a batch of `requests` that decode."""
         self._requests = requests
-        self._steps += 1
         self._frontier = {}
         self._promised = 0.0
         if not candidates:
             return self._nothing()
         plain = requests / self.costs.plain.at(requests)
-        chosen = self._worth_feeding(requests, candidates, plain)
-        promised = self._expect(requests, [candidates[i].share for i in chosen]) if chosen else 0.0
-        expected = promised * self._trust_at(requests)
-        self._speculating = bool(chosen) and expected > plain * (1.0 if self._speculating else _MARGIN)
+        trust = self._trust_at(requests)
+        chosen, promised = self._choose(requests, candidates, plain, trust)
+        expected = promised * trust
+        self._speculating = expected > plain * (1.0 if self._speculating else _MARGIN)
         if self._speculating:
             self._since_plain += 1
             asked = sum(times for many, times in self._refreshed.items() if requests <= 2 * many <= 4 * requests)
-            known = max(self.costs.plain.seen_near(requests), asked) >= _PLAIN_SEEN
-            if self._since_plain < (_PLAIN_EVERY if known else _PLAIN_SOON):
+            known = max(self.costs.plain.seen_near(requests), asked)
+            if known and self._since_plain < (_PLAIN_EVERY if known >= _PLAIN_SEEN else _PLAIN_SOON):
                 self._promised = promised
-                return self._draft(Mode.TREES, expected, chosen, candidates)
+                return self._draft(Mode.TREES, expected, self._with_look(chosen, candidates), candidates)
             self._since_plain = 0
             self._refreshed[requests] = self._refreshed.get(requests, 0) + 1
             return self._nothing()
         if (size := self._nearest_size(requests)) is not None:
             self._trust[size] += _FORGIVEN * min(requests / 16, 1.0) * (1.0 - self._trust[size])
-        return self._probe(requests, candidates, plain)
+        everybody = range(len(candidates))
+        looked = self._looks.next(candidates, self._outlooks.seldom(candidates, everybody) or everybody)
+        if looked is None:
+            return self._nothing()
+        price = self.costs.feed.at(candidates[looked].backlog + 1) + 3 * self.costs.draft.at(4) + self.overhead
+        price += max(self.costs.tree.at(requests + _PROBE_NODES) - self.costs.plain.at(requests), 0.0)
+        self._looks.take(price)
+        return self._draft(Mode.PROBE, plain, [looked], candidates)
 
     def _draft(self, mode: Mode, goal: float, chosen: Sequence[int], candidates: Sequence[Candidate]) -> Plan:
         self._mode, self._goal = mode, goal
-        self._rows = [sum(candidates[i].backlog + 1 for i in chosen)]
-        # What a first pass has once a request has caught up: the tokens of one step.
-        self._usual = sum(min(candidates[i].backlog + 1, _CAUGHT_UP) for i in chosen)
+        self._chosen = [candidates[i] for i in chosen]
+        self._rows = [sum(each.backlog + 1 for each in self._chosen)]
         return Plan(mode, tuple(chosen))
 
-    def _worth_feeding(self, requests: int, candidates: Sequence[Candidate], plain: float) -> list[int]:
-        """Candidates whose answer is expected to repay what the drafter must compute first.
-
-        Of those whose trees are worth a share of others' only the ones with which the batch would do better than plain
-        if all trees were worth that little.
-        """
-        if len(self._memory) < _LEARNING:
-            return []
-        trust = self._trust_at(requests)
-        shares = {candidate.share for candidate in candidates}
-        worth = {share: self._expect(requests, [share] * len(candidates)) * trust for share in shares}
-        rows = sum(c.backlog for c in candidates)
-        row = self.costs.feed.at(rows) / rows if rows else 0.0
-
-        def repays(candidate: Candidate) -> bool:
-            expected = worth[candidate.share]
-            saved = requests / plain - requests / max(expected, 1e-9)
-            # `saved` is seconds per token of every request; one request's share of the batch's time is 1 / requests.
-            fed = candidate.backlog <= _CAUGHT_UP or candidate.remaining * saved / requests > row * candidate.backlog
-            return fed and (candidate.share == 1.0 or expected > plain)
-
-        return [i for i, candidate in enumerate(candidates) if repays(candidate)]
-
-    def _probe(self, requests: int, candidates: Sequence[Candidate], plain: float) -> Plan:
-        """Look at one request's tree, unless what earlier looks lost has not been earned since."""
-        if self._looks >= _LEARNING and self._credit < 0.0:
-            return self._nothing()
-        # Another one every time, as one request's trees are not the traffic's; every second time the one that is fed
-        # at the least cost, as reading a prompt takes as long as many looks.
-        asked = [i for i, candidate in enumerate(candidates) if candidate.typical] or range(len(candidates))
-        first = self._looks // 2 % len(asked)
-        order = [*asked[first:], *asked[:first]]
-        i = min(order, key=lambda i: _dear(candidates[i])) if self._looks % 2 else order[0]
-        self._looks += 1
-        price = self.costs.feed.at(candidates[i].backlog + 1) + 3 * self.costs.draft.at(4) + self.overhead
-        price += max(self.costs.tree.at(requests + _PROBE_NODES) - self.costs.plain.at(requests), 0.0)
-        self._credit -= price
-        self._price = price
-        return self._draft(Mode.PROBE, plain, [i], candidates)
-
     def _nothing(self) -> Plan:
-        self._mode, self._goal, self._rows, self._usual = Mode.PLAIN, 0.0, [], 0
+        self._mode, self._goal, self._chosen, self._rows = Mode.PLAIN, 0.0, [], []
         return Plan(Mode.PLAIN, ())
 
-    def _expect(self, requests: int, shares: Sequence[float]) -> float:
-        """Best goodput of a step of `requests`, some of which have trees like those remembered.
+    def _with_look(self, chosen: Sequence[int], candidates: Sequence[Candidate]) -> list[int]:
+        """Those chosen, and now and then one that was left out: beside others it costs little more than its rows.
 
-        A node's probability is that of all conditions on its path, and so `shares`, one for each tree (see
-        `Candidate`), count once for each level.
+        No prompt is read for that, where its kind is known.
         """
-        asked = requests, tuple(sorted(round(share, 1) for share in shares))
-        known = self._expected.get(asked)
-        if known is not None and self._steps < known[1]:
-            return known[0]
-        trees = len(shares)
-        scale = trees / len(self._memory)
-        probabilities = np.concatenate([tree.probabilities for tree in self._memory])
-        depths = np.concatenate([tree.depths for tree in self._memory])
-        if min(asked[1]) < 1.0:
-            levels = np.arange(int(depths.max(initial=0)) + 1)
-            probabilities = probabilities * np.mean([share**levels for share in asked[1]], axis=0)[depths]
-        order = np.argsort(-probabilities, kind="stable")
-        probabilities, depths = probabilities[order], depths[order]
-        deepest = max(len(tree.rows) for tree in self._memory)
-        rows = np.array(
-            [sum(t.rows[level] for t in self._memory if level < len(t.rows)) for level in range(deepest)],
-            dtype=np.float64,
-        )
-        passes = self.costs.draft.over(np.maximum(rows * scale, 1.0).astype(np.float64))
-        passes[0] = self.costs.feed.at(max(round(rows[0] * scale), 1))
-        drafted = np.cumsum(passes) + self.overhead
-        best = 0.0
-        for depth in range(1, deepest + 1):
-            inside = probabilities[depths <= depth]
-            nodes = np.arange(1, len(inside) + 1) * scale
-            goodput = (requests + np.cumsum(inside) * scale) / (
-                drafted[depth - 1] + self.costs.tree.over((requests + nodes).astype(np.float64))
-            )
-            best = max(best, float(goodput.max(initial=0.0)))
-        if len(self._expected) > 256:
-            self._expected.clear()
-        self._expected[asked] = (best, self._steps + _REMEMBER_FOR)
+        left_out = sorted(set(range(len(candidates))) - set(chosen))
+        caught_up = [i for i in left_out if candidates[i].backlog <= CAUGHT_UP]
+        looked = self._looks.next(candidates, self._outlooks.seldom(candidates, left_out) or caught_up)
+        if looked is None:
+            return sorted(chosen)
+        rows = candidates[looked].backlog + 1
+        beside = sum(candidates[i].backlog + 1 for i in chosen)
+        price = self.costs.feed.at(beside + rows) - self.costs.feed.at(beside)
+        price += 3 * (self.costs.draft.at(len(chosen) + 4) - self.costs.draft.at(len(chosen)))
+        self._looks.take(price)
+        return sorted([*chosen, looked])
+
+    def _choose(
+        self, requests: int, candidates: Sequence[Candidate], plain: float, trust: float
+    ) -> tuple[list[int], float]:
+        """The best set of requests to draft for, and the goodput that it promises; none where nothing is expected."""
+        if not self._outlooks.ready:
+            return [], 0.0
+        prospects = self._outlooks.of(candidates)
+        worth, accepted = self._worth(requests, prospects, plain)
+        order = [int(i) for i in np.argsort(-worth, kind="stable") if worth[i] > 0.0]
+        if not order:
+            return [], 0.0
+        counts = sorted({math.ceil(len(order) * part / _SETS) for part in range(1, _SETS + 1)})
+        goodput = self._goodput(requests, prospects.first(order, counts))
+        best = int(goodput.argmax())
+        chosen, promised = order[: counts[best]], float(goodput[best])
+        unread = sum(candidates[i].backlog for i in chosen if candidates[i].backlog > CAUGHT_UP)
+        if unread:
+            # What a step gains over plain decoding, in tokens, is each request's by what its tree is worth.
+            seconds = (requests + float(accepted[chosen].sum())) / (promised * trust)
+            gained = seconds * (promised * trust - plain) / float(worth[chosen].sum())
+            row = plain * self.costs.feed.at(unread) / unread
+
+            def repays(i: int) -> bool:
+                steps = candidates[i].remaining / (1.0 + float(accepted[i]))
+                return candidates[i].backlog <= CAUGHT_UP or worth[i] * gained * steps > row * candidates[i].backlog
+
+            read = [i for i in chosen if repays(i)]
+            if len(read) < len(chosen):
+                promised = float(self._goodput(requests, prospects.first(read, [len(read)]))[0]) if read else 0.0
+                chosen = read
+        return chosen, promised
+
+    def _worth(self, requests: int, trees: Prospect, goal: float) -> tuple[Floats, Floats]:
+        """Of each tree: accepted tokens less those that its rows cost, and accepted tokens, [n]; of nodes that pay."""
+        costs, count = self.costs, len(trees.values)
+        node = goal * (costs.tree.at(requests + 8 * count) - costs.tree.at(requests)) / (8 * count)
+        row = goal * (costs.draft.at(count + 8) - costs.draft.at(count)) / 8
+        gains = trees.accepted - node * trees.nodes
+        pays = gains > 0.0
+        accepted = np.where(pays, trees.accepted, 0.0).sum(axis=(1, 2))
+        return np.where(pays, gains, 0.0).sum(axis=(1, 2)) - row * trees.rows.sum(axis=1), accepted
+
+    def _goodput(self, requests: int, sets: Prospect) -> Floats:
+        """The best of a step of `requests` with each of these sets of trees, [n]: as deep and as many nodes as pay."""
+        nodes = sets.nodes.cumsum(axis=1).cumsum(axis=2)
+        tokens = requests + sets.accepted.cumsum(axis=1).cumsum(axis=2)
+        # A pass that is wanted in some steps only has a part of a row in the mean.
+        rows = np.maximum(sets.rows, 1.0)
+        passes = self.costs.draft.over(rows) * np.minimum(sets.rows, 1.0)
+        passes[:, 0] = self.costs.feed.over(rows[:, 0]) * np.minimum(sets.rows[:, 0], 1.0)
+        drafted = passes.cumsum(axis=1) + self.overhead
+        goodput = tokens / (drafted[:, :, None] + self.costs.tree.over(requests + nodes))
+        best: Floats = goodput.max(axis=(1, 2))
         return best
 
     # -- while drafting ------------------------------------------------------------------------------------------
@@ -238,14 +225,20 @@ class Planner:
         """
         if self._mode is not Mode.TREES:
             return None
-        scale, widths = trees / len(self._memory), [1]
-        for level in range(1, depth):
-            reach = np.concatenate([tree.probabilities[tree.depths == level][:width] for tree in self._memory])
-            ratio, each, whole = self._prices(level, max(round(len(reach) * scale), 1))
-            wanted = reach[ratio * reach > each]
-            if ratio * float(wanted.sum()) * scale <= whole + each * len(wanted) * scale:
+        usual = self._outlooks.of(self._chosen)
+        scale = trees / len(usual.values)
+        nodes, accepted = usual.nodes.sum(axis=0) * scale, usual.accepted.sum(axis=0) * scale
+        widths = [1]
+        for level in range(1, min(depth, DEPTHS)):
+            found = nodes[level - 1] > 0.0
+            reach = accepted[level - 1][found] / nodes[level - 1][found]
+            ratio, each, whole = self._prices(level, max(round(float(nodes[level - 1].sum())), 1))
+            wanted = found.copy()
+            wanted[found] = ratio * reach > each
+            count, reached = float(nodes[level - 1][wanted].sum()), float(accepted[level - 1][wanted].sum())
+            if ratio * reached <= whole + each * count:
                 break
-            widths.append(min(width, math.ceil(len(wanted) / len(self._memory))))
+            widths.append(min(width, math.ceil(count / trees)))
         return tuple(widths)
 
     def passed(self, depth: int, rows: int, reach: float) -> None:
@@ -282,61 +275,38 @@ class Planner:
 
     # -- after drafting ------------------------------------------------------------------------------------------
 
-    def cut(self, trees: Sequence[tuple[Sequence[float], Sequence[int]]], typical: Sequence[bool]) -> list[int]:
-        """How many nodes of each tree to verify, the best first.
+    def cut(self, trees: Mapping[int, tuple[Sequence[float], Sequence[int]]]) -> list[int]:
+        """How many nodes of each tree to verify, the best first: as many as are worth the time by the plan's goodput.
 
         Args:
-            trees: per tree its nodes' log-probabilities of being accepted, descending, and the draft passes that each
-                needed, which is its depth where nothing was known without.
-            typical: per tree whether it tells what others will be worth (see `Candidate`).
+            trees: by index among those chosen, of each tree its nodes' log-probabilities of being accepted, descending,
+                and the draft passes that each needed, which is its depth where nothing was known without, and 0 where
+                all was.
         """
-        probabilities = [np.exp(np.asarray(scores, dtype=np.float64)) for scores, _ in trees]
-        depths = [np.asarray(levels, dtype=np.int64) for _, levels in trees]
-        self._remember(probabilities, depths, typical)
-        if 2 * sum(typical) < len(typical):  # the promise was for trees of the usual size
-            self._promised = 0.0
-        pooled = np.concatenate([np.zeros(0), *probabilities])
-        if not len(pooled):
-            return [0] * len(trees)
-        order = np.sort(pooled)[::-1]
-        nodes = np.arange(len(order) + 1)
-        seconds = self.costs.tree.over(self._requests + nodes.astype(np.float64))
+        if not trees:
+            return []
+        score = np.array([each for scores, _ in trees.values() for each in scores], dtype=np.float64)
+        depth = np.array([each for _, passes in trees.values() for each in passes], dtype=np.int64)
+        tree = np.repeat(np.arange(len(trees)), [len(scores) for scores, _ in trees.values()])
+        grown = [self._chosen[i] for i in trees]
+        first = [min(each.backlog, CAUGHT_UP) + 1 for each in grown]
+        self._outlooks.learn(grown, prospect(score, depth, tree, first, self._rows[1:]))
+        order = np.argsort(-score, kind="stable")  # of equal ones the earlier requests' first
+        probability = np.exp(score[order])
+        seconds = self.costs.tree.over(self._requests + np.arange(len(order) + 1, dtype=np.float64))
         seconds[0] = self.costs.plain.at(self._requests)
-        drafted = sum(self.costs.draft.at(rows) for rows in self._rows[1:]) + self.overhead
-        drafted += sum(self.costs.feed.at(rows) for rows in self._rows[:1] if rows)
-        goodput = (self._requests + np.concatenate(([0.0], np.cumsum(order)))) / (drafted + seconds)
-        count = int(goodput.argmax())
+        count = int((np.concatenate(([0.0], np.cumsum(probability))) - self._goal * seconds).argmax())
         if self._mode is Mode.PROBE:
             count = max(count, min(_PROBE_NODES, len(order)))
-        if not count:
-            return [0] * len(trees)
-        floor = order[count - 1]
-        kept = [int((p > floor).sum()) for p in probabilities]
-        spare = count - sum(kept)
-        for i, p in enumerate(probabilities):  # of equal ones, the earlier requests'
-            more = min(spare, int((p == floor).sum()))
-            kept[i] += more
-            spare -= more
-        self._learn_ratio(probabilities, depths, kept)
-        return kept
+        if count:
+            self._learn_ratio(probability[:count], depth[order[:count]])
+        return np.bincount(tree[order[:count]], minlength=len(trees)).tolist()
 
-    def _remember(
-        self, probabilities: Sequence[Floats], depths: Sequence[npt.NDArray[np.int64]], typical: Sequence[bool]
-    ) -> None:
-        share = tuple(rows / max(len(probabilities), 1) for rows in (self._usual, *self._rows[1:]))
-        for p, d, tells in zip(probabilities, depths, typical, strict=True):
-            if tells or len(self._memory) < _LEARNING:
-                self._memory.append(_Remembered(p, d, share))
-
-    def _learn_ratio(
-        self, probabilities: Sequence[Floats], depths: Sequence[npt.NDArray[np.int64]], kept: Sequence[int]
-    ) -> None:
-        """What levels add for each expanded node above: only nodes that are verified add anything."""
-        for depth, reach in self._frontier.items():
-            below = sum(
-                float(p[:n][d[:n] == depth + 1].sum()) for p, d, n in zip(probabilities, depths, kept, strict=True)
-            )
-            self._ratio[depth] += 0.1 * (min(below / reach, 1.0) - self._ratio[depth])
+    def _learn_ratio(self, probability: Floats, depth: npt.NDArray[np.int64]) -> None:
+        """What levels add for each expanded node above: only nodes that are verified, which these are, add anything."""
+        for level, reach in self._frontier.items():
+            below = float(probability[depth == level + 1].sum())
+            self._ratio[level] += 0.1 * (min(below / reach, 1.0) - self._ratio[level])
         # A level that is not drafted any more must be tried again.
         asked = list(self._frontier)
         kept_ratios = self._ratio[asked]
@@ -349,18 +319,16 @@ class Planner:
         Without the time for prompts, which the formula does not know; but with that in which the draft read them. A
         step in which fewer requests were left than planned for tells nothing.
         """
-        if self._mode is Mode.PLAIN:
-            self._credit += _LOOK_SHARE * seconds
-        elif self._mode is Mode.PROBE:
-            lost = seconds - tokens * self.costs.plain.at(requests) / requests
-            # A moment in which the machine was busy is no price.
-            self._credit += self._price - min(lost, 2 * self._price)
-        self._credit = min(self._credit, 2 * self._price)
+        if self._mode is Mode.PROBE:
+            self._looks.lost(seconds - tokens * self.costs.plain.at(requests) / requests)
+        else:
+            self._looks.earn(seconds)
         if self._promised and requests == self._requests:
-            weight = _TRUST_WEIGHT * min(requests / 16, 1.0)
-            trust = self._trust_at(requests)
+            size, trust = requests.bit_length(), self._trust_at(requests)
+            self._kept[size] += 1
+            weight = max(_TRUST_WEIGHT * min(requests / 16, 1.0), 1 / (_BELIEVED + self._kept[size]))
             kept = min(tokens / seconds / self._promised, 2.0)
-            self._trust[requests.bit_length()] = trust + weight * (kept - trust)
+            self._trust[size] = trust + weight * (kept - trust)
 
     def _trust_at(self, requests: int) -> float:
         """What promises are worth in batches of about this size: those of the nearest size known, 1 before any."""
@@ -370,8 +338,3 @@ class Planner:
     def _nearest_size(self, requests: int) -> int | None:
         size = requests.bit_length()
         return min(self._trust, key=lambda known: abs(known - size), default=None)
-
-
-def _dear(candidate: Candidate) -> int:
-    """Rows to be read before a request can be looked at, 0 if it has caught up but for the last step's."""
-    return candidate.backlog if candidate.backlog > _CAUGHT_UP else 0

@@ -24,7 +24,7 @@ from vllm_specvlm.schedule.answer_lengths import AnswerLengths
 from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.costs import Costs
 from vllm_specvlm.schedule.logistic import Floats
-from vllm_specvlm.schedule.plan import Candidate, Mode
+from vllm_specvlm.schedule.plan import Candidate, Kind, Mode
 from vllm_specvlm.schedule.planner import Planner
 from vllm_specvlm.schedule.replay import Replay
 from vllm_specvlm.schedule.trace import RecordedTree, TracedRequest
@@ -176,6 +176,7 @@ class _Planned:
     def finish(self, live: _Live) -> None:
         self._lengths.observe(live.request.tokens)
         self._features.pop(id(live), None)
+        self._planner.forget(str(id(live)))
 
     def observe_accepted(self, batch: Sequence[_Live]) -> None:
         for live in batch:
@@ -196,13 +197,17 @@ class _Planned:
         batch = [live for live in batch if live.done + 1 < live.limit]
         plan = self._planner.plan(
             requests,
-            [Candidate(live.backlog, self._lengths.remaining(live.done, live.limit - live.done)) for live in batch],
+            [self._candidate(live) for live in batch],
         )
         self.plans[plan.mode.value] += 1
         if plan.mode is Mode.PLAIN:
             return 0.0
         self._drafted = self._grow([batch[i] for i in plan.chosen])
         return self._drafted
+
+    def _candidate(self, live: _Live) -> Candidate:
+        remaining = self._lengths.remaining(live.done, live.limit - live.done)
+        return Candidate(str(id(live)), live.backlog, remaining, Kind(live.request.sampled, live.request.picture))
 
     def _grow(self, batch: Sequence[_Live]) -> float:
         trees = [live.tree() for live in batch]
@@ -211,7 +216,7 @@ class _Planned:
         budgets = [self._shape.nodes] * len(batch)
         grown = grow_scored(self, self._shape, budgets, range(len(batch)), gate=self._planner)
         seconds = _passes(self._truth, self._replay.rows, batch, self._known) + self._overhead
-        kept = self._planner.cut([(g.log_probs, g.tree.depths) for g in grown.values()], [True] * len(grown))
+        kept = self._planner.cut({i: (g.log_probs, g.tree.depths) for i, g in grown.items()})
         flat = np.concatenate([level.reshape(-1, len(FEATURES)) for level in self._levels])
         for i, live in enumerate(batch):
             live.recorded, live.backlog = trees[i], 0

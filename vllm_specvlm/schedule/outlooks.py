@@ -1,0 +1,153 @@
+"""What requests' next trees are expected to be: how many nodes of what probability, after how many draft passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_specvlm.schedule.plan import Candidate, Kind
+
+Floats = npt.NDArray[np.float64]
+
+DEPTHS = 12
+"""Draft passes told apart; the last one stands for all further ones too."""
+BINS = 12
+_PER_E = 3
+"""Bins of probability: so many for a factor of e, the likeliest first. The last one has whatever is below 2.6 %."""
+_NODES = DEPTHS * BINS
+
+LEARNING = 5
+"""Trees that have to be seen before anything is expected of one."""
+_BEGUN = 2
+"""What was known before (of a request's kind, or of all kinds) counts as so many trees of its own."""
+_REQUEST, _KIND, _ALL = 0.15, 1 / 32, 1 / 32
+"""Least weights of the latest tree in what is expected of its request, of its kind, and of anybody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """Expected of some trees, one a row, or of some sets of trees."""
+
+    values: Floats
+    """[n, 2 * DEPTHS * BINS + DEPTHS]"""
+
+    @property
+    def nodes(self) -> Floats:
+        """How many there are, [n, DEPTHS, BINS], by the draft passes that they need and by their probability."""
+        return self.values[:, :_NODES].reshape(-1, DEPTHS, BINS)
+
+    @property
+    def accepted(self) -> Floats:
+        """The sums of their probabilities, [n, DEPTHS, BINS]."""
+        return self.values[:, _NODES : 2 * _NODES].reshape(-1, DEPTHS, BINS)
+
+    @property
+    def rows(self) -> Floats:
+        """Of each draft pass, [n, DEPTHS]."""
+        return self.values[:, 2 * _NODES :]
+
+    def first(self, order: Sequence[int], counts: Sequence[int]) -> Prospect:
+        """The sets of the first so many trees in this order."""
+        return Prospect(self.values[order].cumsum(axis=0)[np.asarray(counts) - 1])
+
+
+class Outlooks:
+    """Running means of each request's trees. They begin as those of its kind (see `plan.Kind`), and those as all's."""
+
+    def __init__(self) -> None:
+        """Nothing was seen."""
+        self._table = np.zeros((16, 2 * _NODES + DEPTHS))
+        self._free = list(range(1, len(self._table)))
+        # Of requests by id, of kinds, and of all under None.
+        self._row: dict[str | Kind | None, int] = {None: 0}
+        self._seen: dict[str | Kind | None, int] = {None: 0}
+
+    @property
+    def ready(self) -> bool:
+        """Whether enough trees were seen to expect anything."""
+        return self._seen[None] >= LEARNING
+
+    def seldom(self, candidates: Sequence[Candidate], among: Sequence[int]) -> list[int]:
+        """Of these indices theirs of whose kind less was seen."""
+        return [i for i in among if self._seen.get(candidates[i].kind, 0) < LEARNING]
+
+    def of(self, candidates: Sequence[Candidate]) -> Prospect:
+        """The next tree of each of these requests, once some trees were seen."""
+        row = self._row
+        return Prospect(self._table[[row.get(each.request_id, row.get(each.kind, 0)) for each in candidates]])
+
+    def learn(self, candidates: Sequence[Candidate], trees: Prospect) -> None:
+        """These requests' trees, one a row."""
+        members: dict[Kind, list[int]] = {}
+        for i, candidate in enumerate(candidates):
+            members.setdefault(candidate.kind, []).append(i)
+        self._follow(None, trees.values, 0, _ALL)
+        for kind, its in members.items():
+            self._begin(kind, None)
+            self._follow(kind, trees.values[its], _BEGUN, _KIND)
+        for candidate in candidates:
+            self._begin(candidate.request_id, candidate.kind)
+        rows = [self._row[candidate.request_id] for candidate in candidates]
+        weights = [max(1 / (self._count(each.request_id, 1) + _BEGUN), _REQUEST) for each in candidates]
+        self._table[rows] += np.array(weights)[:, None] * (trees.values - self._table[rows])
+
+    def forget(self, request_id: str) -> None:
+        """The request is over."""
+        if (row := self._row.pop(request_id, None)) is not None:
+            del self._seen[request_id]
+            self._free.append(row)
+
+    def _count(self, key: str | Kind | None, trees: int) -> int:
+        """How many it has with these."""
+        self._seen[key] = self._seen.get(key, 0) + trees
+        return self._seen[key]
+
+    def _begin(self, key: str | Kind, like: Kind | None) -> None:
+        """A row of the table for it, if it has none."""
+        if key not in self._row:
+            if not self._free:
+                self._free = list(range(len(self._table), 2 * len(self._table)))
+                self._table = np.concatenate([self._table, np.zeros_like(self._table)])
+            self._row[key] = self._free.pop()
+            self._table[self._row[key]] = self._table[self._row[like]]
+
+    def _follow(self, key: Kind | None, trees: Floats, begun: int, least: float) -> None:
+        """Several trees of one step; `least` is the least weight of each."""
+        count, row = len(trees), self._row[key]
+        weight = max(count / (self._count(key, count) + begun), 1 - (1 - least) ** count)
+        self._table[row] += weight * (trees.mean(axis=0) - self._table[row])
+
+
+def prospect(
+    score: Floats,
+    depth: npt.NDArray[np.int64],
+    tree: npt.NDArray[np.int64],
+    first: Sequence[float],
+    rows: Sequence[float],
+) -> Prospect:
+    """Trees that were grown.
+
+    Args:
+        score: of all their nodes, the log-probabilities of being accepted.
+        depth: of each node, the draft passes that it needed; one that needs none counts as behind the first.
+        tree: whose it is, from 0 on.
+        first: rows of the first draft pass, by tree; trees that needed none had none.
+        rows: of the later ones, for all trees together; theirs who have nodes behind a pass.
+    """
+    trees = len(first)
+    values = np.zeros((trees, 2 * _NODES + DEPTHS))
+    bins = np.minimum(-_PER_E * score, BINS - 1).astype(np.int64)
+    at = (tree * DEPTHS + np.clip(depth, 1, DEPTHS) - 1) * BINS + bins
+    values[:, :_NODES] = np.bincount(at, minlength=trees * _NODES).reshape(trees, _NODES)
+    values[:, _NODES : 2 * _NODES] = np.bincount(at, np.exp(score), trees * _NODES).reshape(trees, _NODES)
+    found = Prospect(values)
+    behind = found.nodes.sum(axis=2)
+    shares = behind / np.maximum(behind.sum(axis=0), 1.0)
+    found.rows[:, 0] = np.where(np.bincount(tree[depth > 0], minlength=trees) > 0, first, 0.0)
+    for level, count in enumerate(rows, start=1):
+        last = min(level, DEPTHS - 1)
+        found.rows[:, last] += count * shares[:, last]
+    return found
