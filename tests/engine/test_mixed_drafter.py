@@ -71,7 +71,7 @@ class Gate:
 
 
 def mixed(toy: Toy, *texts: list[int], traffic: float = 1.0, right: float = 1.0) -> MixedDrafter:
-    """In traffic where lookup gained so much, in tokens per tree, and the drafter's first choices were so often right."""
+    """In traffic where lookup gained so many tokens per tree, and the drafter's first choices were so often right."""
     made = MixedDrafter(toy, LookupDrafter())
     made.merit.traffic, made.merit._drafter = traffic, right
     for index, text in enumerate(texts):
@@ -152,9 +152,7 @@ def test_lookup_goes_on_where_the_drafter_led() -> None:
     st.lists(st.lists(st.integers(0, 9), max_size=40), min_size=1, max_size=4),
     st.sampled_from([0.1, 1.0]),
 )
-def test_frontiers_are_whole_and_trees_are_trees(
-    seed: int, deepest: int, texts: list[list[int]], right: float
-) -> None:
+def test_frontiers_are_whole_and_trees_are_trees(seed: int, deepest: int, texts: list[list[int]], right: float) -> None:
     toy = Toy(seed)  # checks every frontier it gets
     texts = [[*text, *range(20, 32), *range(20, 32)] if seed >> at & 1 else text for at, text in enumerate(texts)]
     drafter = mixed(toy, *texts, right=right)

@@ -111,17 +111,17 @@ def test_a_pass_that_did_not_run_has_no_time() -> None:
     toy = Toy(0, knows=[7] * 8)
     drafter = mixed(toy, AGAIN, [1, 2, 3], right=0.7)
     both = [Growable(name, 12, 8, sampled=False, picture=False, left=99, bounded=False) for name in ("0", "1")]
-    growth.planner.plan(1, [Candidate(0, 9.0)])
+    growth.planner.plan(1, [Candidate("0", 0, 9.0, Kind())])
     sent = growth.grow(drafter, both[:1], SHAPE)
     assert passes == [] and tuple(range(120, 126)) in paths(sent["0"])
-    growth.planner.plan(2, [Candidate(0, 9.0)] * 2)
+    growth.planner.plan(2, [Candidate(name, 0, 9.0, Kind()) for name in ("0", "1")])
     growth.grow(drafter, both, SHAPE)
     assert passes[0] == (1, True) and len(passes) == len(toy.asked)
 
 
 def test_nothing_is_sent_below_a_token_that_ends() -> None:
     growth, drafter = growth_of_eight(), mixed(Toy(3), AGAIN, right=0.7)
-    growth.planner.plan(1, [Candidate(0, 9.0)])
+    growth.planner.plan(1, [Candidate("0", 0, 9.0, Kind())])
     batch = [Growable("0", 8, 8, False, False, 99, False, ends=frozenset({122}))]
     sent = growth.grow(drafter, batch, SHAPE)["0"]
     assert (120, 121, 122) in paths(sent) and all(122 not in path[:-1] for path in paths(sent))

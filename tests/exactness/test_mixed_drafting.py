@@ -186,9 +186,7 @@ def spare_at_random(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
 
 @pytest.mark.parametrize("family", ["llava", slow("qwen2_5_vl")])
 @pytest.mark.parametrize("at", [1, 2])
-def test_a_draft_that_was_spared_is_still_always_right(
-    at: int, family: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_draft_that_was_spared_is_still_always_right(at: int, family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has the target's weights, so where it is asked all it says is accepted: it has read what it was spared."""
     target, scenario = target_of(family), SCENARIOS[at]
     chain = {"num_speculative_tokens": 4, "width": 1, "top_k": 1, "with_lookup": True}

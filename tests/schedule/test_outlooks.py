@@ -147,6 +147,16 @@ def test_a_prospect_has_each_node_once() -> None:
     assert found.rows[:, 1].tolist() == [2.0, 0.0, 0.0], "rows of a pass are theirs who have nodes behind it"
 
 
+def test_trees_without_a_pass_cost_none() -> None:
+    planned = planner(IDLE_SHAPE)
+    known, asked = grown([[0.9, 0.5], [0.9]], [[0, 0], [1]], [1.0, 1.0], []), grown([[0.9, 0.5]], [[1, 1]], [1.0], [])
+    assert known.nodes[:, 0].sum(axis=1).tolist() == [2, 1] and known.rows[:, 0].tolist() == [0.0, 1.0]
+    alone = replace(known, values=known.values[:1])
+    wanted = 2.4 / (planned.overhead + planned.costs.tree.at(3))
+    assert planned._goodput(1, alone)[0] == pytest.approx(wanted)
+    assert planned._goodput(1, asked)[0] < wanted
+
+
 @pytest.mark.parametrize("requests", [1, 6])
 def test_goodput_is_the_formulas(requests: int) -> None:
     """The expectation by hand, of chains of two; of all cuts the best."""

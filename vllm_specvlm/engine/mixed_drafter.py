@@ -52,8 +52,8 @@ class _Request:
 
     merit: Merit
     compared: bool | None = None
-    """Whether what lookup says of the next tree is compared with what follows; None while nobody has asked for one since
-    the text last grew."""
+    """Whether what lookup says of the next tree is compared with what follows; None while nobody has asked for one
+    since the text last grew."""
     habit: Habit = field(default_factory=Habit)
     levels: list[_Level] = field(default_factory=list)
     row: int = 0
@@ -95,7 +95,7 @@ class MixedDrafter:
         self._nodes: list[LookupNode | None] = []
         self._drafters_row = np.empty(0, dtype=np.int64)
         self._drafters_index = np.empty(0, dtype=np.int64)
-        """Per request of the batch, which of the drafter's own batch it is; -1 of those that lookup drafts for alone."""
+        """Per request of the batch, its place in the drafter's own; -1 where lookup drafts alone."""
 
     def begin(self, request_id: str, tokens: Sequence[int]) -> None:
         """As both."""
@@ -168,7 +168,7 @@ class MixedDrafter:
 
     def grower(self, request_ids: Sequence[str]) -> Drafter:
         """Who is to grow the next trees of these requests: the drafter itself if lookup will not look at them."""
-        if any([self._is_compared(request_id) for request_id in request_ids]):
+        if any(self._is_compared(request_id) for request_id in request_ids):
             return self
         self._begin_batch(())  # of the one before nothing is kept
         return self._drafter

@@ -9,7 +9,8 @@ PAYS = 0.2
 """Tokens per tree that lookup's suggestions have to gain over the drafter's next choices: asking for them at every node
 costs a few hundredths of a step."""
 SPARED = 0.15
-"""Tokens that a pass of the drafter is worth: what the target takes for so much of a token it takes at least."""
+"""Tokens that a pass of the drafter is worth: a level of a small one takes a twentieth of the target's check or more,
+and a check gives three or four tokens."""
 _REQUEST = 1 / 8
 _TRAFFIC = 1 / 64
 """Weights of one tree in a request's running mean and in that of all requests."""
@@ -26,8 +27,8 @@ _TOKEN = 1 / 16
 FAR = 16
 """Tokens of a continuation that are looked at."""
 ALONE = 0.9
-"""How probable lookup's first token has to be for a tree without the drafter. What that saves, the drafter's first pass,
-is worth a few tenths of a token, and where the first token is wrong the drafter's whole tree is lost."""
+"""How probable lookup's first token has to be for a tree without the drafter. The drafter's first pass, which that
+saves, is worth a few tenths of a token, and where the first token is wrong the drafter's whole tree is lost."""
 _ROW = 1 / 16
 _ROW_TRAFFIC = 1 / 64
 """Weights of one of the drafter's choices in a request's running mean and in that of all requests."""

@@ -134,7 +134,7 @@ def prospect(
         score: of all their nodes, the log-probabilities of being accepted.
         depth: of each node, the draft passes that it needed; one that needs none counts as behind the first.
         tree: whose it is, from 0 on.
-        first: rows of the first draft pass, by tree; trees that needed none had none.
+        first: rows of the first draft pass, by tree; a tree whose nodes needed none had none, whatever this says.
         rows: of the later ones, for all trees together; theirs who have nodes behind a pass.
     """
     trees = len(first)
@@ -146,7 +146,7 @@ def prospect(
     found = Prospect(values)
     behind = found.nodes.sum(axis=2)
     shares = behind / np.maximum(behind.sum(axis=0), 1.0)
-    found.rows[:, 0] = np.where(np.bincount(tree[depth > 0], minlength=trees) > 0, first, 0.0)
+    found.rows[:, 0] = np.where(np.bincount(tree[depth == 0], minlength=trees) > 0, 0.0, first)
     for level, count in enumerate(rows, start=1):
         last = min(level, DEPTHS - 1)
         found.rows[:, last] += count * shares[:, last]
