@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +27,7 @@ from vllm_specvlm.engine.feature_drafter import FeatureDrafter
 from vllm_specvlm.engine.metric import DRAFTER_OFF, first_cell
 from vllm_specvlm.engine.speculator import Speculator
 from vllm_specvlm.schedule.plan import Candidate, Mode, Plan
+from vllm_specvlm.schedule.planner import Planner
 
 _OFF = first_cell(DRAFTER_OFF)
 SAMPLED = SamplingParams(temperature=1.0, seed=3, max_tokens=40, ignore_eos=True)
@@ -140,8 +141,13 @@ def make_whole(found: Speculator, drafter: Any) -> None:
             drafter._features.forget(request_id)
 
 
-def _plan_for_all(requests: int, candidates: Sequence[Candidate]) -> Plan:
-    return Plan(Mode.TREES if candidates else Mode.PLAIN, tuple(range(len(candidates))))
+def _plan_for_all(planner: Planner) -> Callable[[int, Sequence[Candidate]], Plan]:
+    """Plans trees for everybody, whose time costs nothing."""
+
+    def plan(requests: int, candidates: Sequence[Candidate]) -> Plan:
+        return planner._draft(Mode.TREES, 0.0, range(len(candidates)), candidates) if candidates else planner._nothing()
+
+    return plan
 
 
 def inject(llm: LLM, path: str, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +158,8 @@ def inject(llm: LLM, path: str, after: int, monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("_drafter", "_model", "_planning", "_failure"):
         monkeypatch.setattr(found, name, getattr(found, name))  # remembered, so that the next test finds them
     if found._planning is not None:
-        monkeypatch.setattr(found._planning.growth.planner, "plan", _plan_for_all)
+        planner = found._planning.growth.planner
+        monkeypatch.setattr(planner, "plan", _plan_for_all(planner))
     owner, _, name = path.rpartition(".")
     broken = attrgetter(owner)(found)
     fault = Fault(getattr(broken, name), after)
@@ -246,7 +253,8 @@ def test_logits_that_are_no_numbers(kind: str, garbage: str, planner: bool, monk
     for name in ("_drafter", "_model", "_planning", "_failure"):
         monkeypatch.setattr(runner(llm).drafter, name, getattr(runner(llm).drafter, name))
     if planner:
-        monkeypatch.setattr(runner(llm).drafter._planning.growth.planner, "plan", _plan_for_all)
+        planned = runner(llm).drafter._planning.growth.planner
+        monkeypatch.setattr(planned, "plan", _plan_for_all(planned))
     monkeypatch.setattr(network, "logits", broken)
     check(llm)
     check(llm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,8 @@ class RandomPlanner(Planner):
     def admit(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
         return [self._random.random() < 0.8 for _ in scores]
 
-    def cut(self, trees: Sequence[tuple[Sequence[float], Sequence[int]]], typical: Sequence[bool]) -> list[int]:
-        return [self._random.randint(0, len(scores)) for scores, _ in trees]
+    def cut(self, trees: Mapping[int, tuple[Sequence[float], Sequence[int]]]) -> list[int]:
+        return [self._random.randint(0, len(scores)) for scores, _ in trees.values()]
 
 
 def _plan_for_all(requests: int, candidates: Sequence[Candidate]) -> Plan:
