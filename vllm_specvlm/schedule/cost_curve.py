@@ -193,5 +193,6 @@ def _nearest(rows: int) -> int:
 def _line(rows: Floats, knots: Floats, values: Floats) -> Floats:
     """Piecewise linear through the knots; beyond the last one as many times dearer as there are more rows."""
     inside: Floats = np.interp(rows, knots, values)
-    beyond = rows > knots[-1]
-    return np.where(beyond, values[-1] * rows / knots[-1], inside) if beyond.any() else inside
+    if rows.max(initial=0.0) <= knots[-1]:
+        return inside
+    return np.where(rows > knots[-1], values[-1] * rows / knots[-1], inside)

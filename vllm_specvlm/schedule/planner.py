@@ -155,7 +155,7 @@ class Planner:
         if not self._outlooks.ready:
             return [], 0.0
         prospects = self._outlooks.of(candidates)
-        worth, accepted = self._worth(requests, prospects, plain)
+        worth = self._worth(requests, prospects, plain)
         order = [int(i) for i in np.argsort(-worth, kind="stable") if worth[i] > 0.0]
         if not order:
             return [], 0.0
@@ -166,6 +166,7 @@ class Planner:
         unread = sum(candidates[i].backlog for i in chosen if candidates[i].backlog > CAUGHT_UP)
         if unread:
             # What a step gains over plain decoding, in tokens, is each request's by what its tree is worth.
+            accepted = prospects.accepted.sum(axis=(1, 2))
             seconds = (requests + float(accepted[chosen].sum())) / (promised * trust)
             gained = seconds * (promised * trust - plain) / float(worth[chosen].sum())
             row = plain * self.costs.feed.at(unread) / unread
@@ -180,24 +181,24 @@ class Planner:
                 chosen = read
         return chosen, promised
 
-    def _worth(self, requests: int, trees: Prospect, goal: float) -> tuple[Floats, Floats]:
-        """Of each tree: accepted tokens less those that its rows cost, and accepted tokens, [n]; of nodes that pay."""
+    def _worth(self, requests: int, trees: Prospect, goal: float) -> Floats:
+        """Of each tree the accepted tokens less those that its rows cost, [n]; of nodes that pay."""
         costs, count = self.costs, len(trees.values)
         node = goal * (costs.tree.at(requests + 8 * count) - costs.tree.at(requests)) / (8 * count)
         row = goal * (costs.draft.at(count + 8) - costs.draft.at(count)) / 8
         gains = trees.accepted - node * trees.nodes
-        pays = gains > 0.0
-        accepted = np.where(pays, trees.accepted, 0.0).sum(axis=(1, 2))
-        return np.where(pays, gains, 0.0).sum(axis=(1, 2)) - row * trees.rows.sum(axis=1), accepted
+        worth: Floats = np.maximum(gains, 0.0).sum(axis=(1, 2)) - row * trees.rows.sum(axis=1)
+        return worth
 
     def _goodput(self, requests: int, sets: Prospect) -> Floats:
         """The best of a step of `requests` with each of these sets of trees, [n]: as deep and as many nodes as pay."""
         nodes = sets.nodes.cumsum(axis=1).cumsum(axis=2)
         tokens = requests + sets.accepted.cumsum(axis=1).cumsum(axis=2)
         # A pass that is wanted in some steps only has a part of a row in the mean.
-        rows = np.maximum(sets.rows, 1.0)
-        passes = self.costs.draft.over(rows) * np.minimum(sets.rows, 1.0)
-        passes[:, 0] = self.costs.feed.over(rows[:, 0]) * np.minimum(sets.rows[:, 0], 1.0)
+        rows, wanted = np.maximum(sets.rows, 1.0), np.minimum(sets.rows, 1.0)
+        passes = self.costs.draft.over(rows)
+        passes[:, 0] = [self.costs.feed.at(round(first)) for first in rows[:, 0].tolist()]
+        passes *= wanted
         drafted = passes.cumsum(axis=1) + self.overhead
         goodput = tokens / (drafted[:, :, None] + self.costs.tree.over(requests + nodes))
         best: Floats = goodput.max(axis=(1, 2))
