@@ -456,12 +456,21 @@ def test_once_misled_the_next_tree_asks_the_drafter() -> None:
     drafter.advance("0", [*range(120, 126)])
     assert drafter.open(["0"]).known, "it was right"
     grown(drafter)
-    drafter.advance("0", [5, 6])
-    drafter.advance("0", [*range(100, 118)])  # sure of itself once more, but what it said last was wrong
+    drafter.advance("0", [5, 6, *range(100, 118)])  # sure of itself once more, but what it said last was wrong
     assert not drafter.open(["0"]).known
     grown(drafter)
     drafter.advance("0", [118, 119, 120, 121])
     assert drafter.open(["0"]).known
+
+
+def test_a_drafter_that_never_draws_the_next_tree_does_not_keep_lookup_off() -> None:
+    """Its prompt is not worth reading, say: after a step without a tree lookup may try again."""
+    drafter = mixed(Toy(3), AGAIN, right=0.7)
+    grown(drafter)
+    drafter.advance("0", [5, 6, *range(100, 118)])
+    assert drafter._requests["0"].merit.misled
+    drafter.advance("0", [118, 119])
+    assert not drafter._requests["0"].merit.misled
 
 
 def test_what_a_tree_without_the_drafter_gained_is_less_what_the_drafter_usually_gives() -> None:

@@ -67,3 +67,12 @@ def test_a_probe_is_not_laid_out() -> None:
     planned = planner(IDLE_SHAPE)
     assert planned.plan(1, [READY]).mode is Mode.PROBE
     assert planned.layout(1, 6, 4) is None
+
+
+def test_a_level_laid_out_in_vain_breaks_nothing() -> None:
+    """On a device a level is drafted whether or not the tree had a node for it."""
+    planned = planner(IDLE_SHAPE)
+    play(planned, 1, 0.9, 40)
+    assert any(planned.plan(1, [READY]).mode is Mode.TREES for _ in range(2))
+    planned.passed(1, 1, 0.0)
+    assert planned.cut({0: ([np.log(0.9)], [1])}) == [1]

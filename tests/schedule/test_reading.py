@@ -102,7 +102,6 @@ def test_long_contexts_speak_for_trees_where_rows_share_them_and_against_where_n
             plan = planner.plan(4, [Candidate(str(i), 0, 100.0, Kind()) for i in range(4)])
             chosen.append(plan.mode)
             if plan.chosen:
-                planner.fed(len(plan.chosen))
                 planner.cut({i: ([-0.6], [1]) for i in range(len(plan.chosen))})
             planner.achieved(4, 4.0, costs.plain.at(4))
         return Mode.TREES in chosen

@@ -109,6 +109,8 @@ class MixedDrafter:
         if request.levels:
             self._learn(request_id, request, tokens)
             request.levels = []
+        else:  # nobody grew a tree that could have said so
+            request.merit.misled = False
         request.compared = request.alone = request.root = None
         self._drafter.advance(request_id, tokens)
         before = self._lookup.echoed(request_id)

@@ -127,7 +127,6 @@ class PlannedGrowth:
         batch = self._batch
         opening = drafter.open([growable.request_id for growable in batch])
         self._fed_rows = opening.rows
-        self.planner.fed(opening.rows)
         grown = grow_scored(
             self,
             shape,
@@ -147,7 +146,6 @@ class PlannedGrowth:
         batch = self._batch
         times = PassTimes(device.device)
         opening = drafter.open([growable.request_id for growable in batch])
-        self.planner.fed(opening.rows)
         rooted = list(device.rooted)
         sampled, picture = self._sampled[rooted], self._picture[rooted]
         found = grow_on_device(

@@ -35,6 +35,9 @@ _LEAST_SHARE = 0.1
 """Of a pass, that is not attention."""
 _NO_OUTLIERS = 3
 """So many of them in a row are one."""
+_NEIGHBOURS = 2
+"""A stretch of rows begins with the correction of those beside it, which counts as so many observations: the first pass
+may have met a busy moment, and what is thought dear is not tried again."""
 
 
 class CostCurve:
@@ -89,9 +92,12 @@ class CostCurve:
         rows = self._padded(rows)
         knot = _nearest(rows)
         found = math.log(seconds / float(self._prior(np.array([rows], dtype=np.float64))[0]))
-        weight = max(1 / (self._count[knot] + 1), _SLOWEST)
+        anything = bool(self._count.any())
+        if anything and not self._count[knot]:
+            self._correction[knot] = self._corrections()[knot]
+        weight = max(1 / (self._count[knot] + 1 + anything * _NEIGHBOURS), _SLOWEST)
         doubts = self._doubts.setdefault(knot, [])
-        if self._count[knot] and abs(found - self._correction[knot]) > _OUTLIER:
+        if anything and abs(found - self._correction[knot]) > _OUTLIER:
             doubts.append(found)
             if len(doubts) < _NO_OUTLIERS:
                 return
@@ -140,8 +146,9 @@ class CostCurve:
         return self.graphs[bisect.bisect_left(self.graphs, rows)]
 
     def _refresh(self) -> None:
-        # More rows never cost less: where it looks so, the larger passes met shorter contexts.
-        self._at_knots = np.maximum.accumulate(self._measured * np.exp(self._corrections()))
+        # More rows never cost less: where it looks so, the truth is between the two.
+        seconds = self._measured * np.exp(self._corrections())
+        self._at_knots = (np.maximum.accumulate(seconds) + np.minimum.accumulate(seconds[::-1])[::-1]) / 2
         self._values = self._at_knots.tolist()
         self._stale = False
 

@@ -20,7 +20,7 @@ class ForcedPlanner(Planner):
 
     def plan(self, requests: int, candidates: Sequence[Candidate]) -> Plan:
         """All candidates."""
-        self._trees = len(candidates)
+        self._trees, self._rows = len(candidates), []
         if not self._nodes or not candidates:
             return Plan(Mode.PLAIN, ())
         return Plan(Mode.TREES, tuple(range(len(candidates))))

@@ -135,7 +135,8 @@ def prospect(
         depth: of each node, the draft passes that it needed; one that needs none counts as behind the first.
         tree: whose it is, from 0 on.
         first: rows of the first draft pass, by tree; a tree whose nodes needed none had none, whatever this says.
-        rows: of the later ones, for all trees together; theirs who have nodes behind a pass.
+        rows: of the later ones, for all trees together; theirs who have nodes behind a pass,
+            and everybody's if nobody has.
     """
     trees = len(first)
     values = np.zeros((trees, 2 * _NODES + DEPTHS))
@@ -145,7 +146,8 @@ def prospect(
     values[:, _NODES : 2 * _NODES] = np.bincount(at, np.exp(score), trees * _NODES).reshape(trees, _NODES)
     found = Prospect(values)
     behind = found.nodes.sum(axis=2)
-    shares = behind / np.maximum(behind.sum(axis=0), 1.0)
+    whole = behind.sum(axis=0)
+    shares = np.where(whole > 0.0, behind / np.maximum(whole, 1.0), 1.0 / trees)
     found.rows[:, 0] = np.where(np.bincount(tree[depth == 0], minlength=trees) > 0, 0.0, first)
     for level, count in enumerate(rows, start=1):
         last = min(level, DEPTHS - 1)

@@ -57,7 +57,7 @@ _UNLEARNING = 0.01
 class Planner:
     """Plans steps from cost curves and from what requests' last trees were worth. The same calls give the same plans.
 
-    One step: `plan`, then `fed`, `admit` before each deeper level while trees grow, and `cut`. Before the next one,
+    One step: `plan`, then `admit` before each deeper level while trees grow, and `cut`. Before the next one,
     `achieved` tells what it came to.
     """
 
@@ -110,8 +110,8 @@ class Planner:
             self._since_plain = 0
             self._refreshed[requests] = self._refreshed.get(requests, 0) + 1
             return self._nothing()
-        if (size := self._nearest_size(requests)) is not None:
-            self._trust[size] += _FORGIVEN * min(requests / 16, 1.0) * (1.0 - self._trust[size])
+        if self._trust:
+            self._trust[requests.bit_length()] = trust + _FORGIVEN * min(requests / 16, 1.0) * (1.0 - trust)
         everybody = range(len(candidates))
         looked = self._looks.next(candidates, self._outlooks.seldom(candidates, everybody) or everybody)
         if looked is None:
@@ -134,16 +134,18 @@ class Planner:
     def _with_look(self, chosen: Sequence[int], candidates: Sequence[Candidate]) -> list[int]:
         """Those chosen, and now and then one that was left out: beside others it costs little more than its rows.
 
-        No prompt is read for that, where its kind is known.
+        A prompt is read for that where its kind was seldom seen, or where there is nobody else to look at.
         """
         left_out = sorted(set(range(len(candidates))) - set(chosen))
         caught_up = [i for i in left_out if candidates[i].backlog <= CAUGHT_UP]
-        looked = self._looks.next(candidates, self._outlooks.seldom(candidates, left_out) or caught_up)
+        looked = self._looks.next(candidates, self._outlooks.seldom(candidates, left_out) or caught_up or left_out)
         if looked is None:
             return sorted(chosen)
         rows = candidates[looked].backlog + 1
         beside = sum(candidates[i].backlog + 1 for i in chosen)
-        price = self.costs.feed.at(beside + rows) - self.costs.feed.at(beside)
+        together = self.costs.feed.at(beside + rows)
+        # Where further rows are free, its share of them all the same: it would have a tree in every step.
+        price = max(together - self.costs.feed.at(beside), together * rows / (beside + rows))
         price += 3 * (self.costs.draft.at(len(chosen) + 4) - self.costs.draft.at(len(chosen)))
         self._looks.take(price)
         return sorted([*chosen, looked])
@@ -206,10 +208,6 @@ class Planner:
 
     # -- while drafting ------------------------------------------------------------------------------------------
 
-    def fed(self, rows: int) -> None:
-        """The first draft pass had so many rows; it may not have caught up with everybody."""
-        self._rows[:1] = [rows]
-
     def layout(self, trees: int, depth: int, width: int) -> tuple[int, ...] | None:
         """How many nodes of each tree to expand in each level, decided before the first one is drafted.
 
@@ -245,7 +243,8 @@ class Planner:
     def passed(self, depth: int, rows: int, reach: float) -> None:
         """A level of a `layout` was drafted: rows of its pass, and the sum of its nodes' probabilities."""
         self._rows.append(rows)
-        self._frontier[depth] = reach
+        if reach > 0.0:  # not of a level that was laid out and found no node
+            self._frontier[depth] = reach
 
     def admit(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
         """Nodes worth another level (see `tree.grow.LevelGate`): what it should add against what it costs."""
@@ -299,8 +298,7 @@ class Planner:
         count = int((np.concatenate(([0.0], np.cumsum(probability))) - self._goal * seconds).argmax())
         if self._mode is Mode.PROBE:
             count = max(count, min(_PROBE_NODES, len(order)))
-        if count:
-            self._learn_ratio(probability[:count], depth[order[:count]])
+        self._learn_ratio(probability[:count], depth[order[:count]])
         return np.bincount(tree[order[:count]], minlength=len(trees)).tolist()
 
     def _learn_ratio(self, probability: Floats, depth: npt.NDArray[np.int64]) -> None:
