@@ -93,7 +93,8 @@ def grow_on_device(
     """The trees of `tree.grow.grow_scored`, grown by the operators of `ops.GrowingTrees`.
 
     Every level is queued before anything is known of the one above it, so how many there are and how wide is decided
-    beforehand. With `levels` as widths, and without a `law`, the trees are those of `grow_scored`, node for node.
+    beforehand. With `levels` as widths, and without a `law`, the trees are those of `grow_scored`, node for node,
+    but that it does not know which tokens end an answer: nodes below those are grown too.
 
     Args:
         proposer: opened with the batch.

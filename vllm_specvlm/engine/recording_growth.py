@@ -36,7 +36,8 @@ class RecordingGrowth(PlannedGrowth):
         """Nothing to verify; what was grown is kept."""
         known = drafter.open([growable.request_id for growable in batch]).known
         depths, budgets = [growable.depth for growable in batch], [growable.nodes for growable in batch]
-        for i, grown in grow_scored(drafter, shape, budgets, range(len(batch)), depths, free=known).items():
+        ends = [growable.ends for growable in batch]
+        for i, grown in grow_scored(drafter, shape, budgets, range(len(batch)), depths, free=known, ends=ends).items():
             request_id = batch[i].request_id
             at = len(self._runner.requests[request_id].output_token_ids)
             self._grown.setdefault(request_id, (batch[i], []))[1].append((at, grown))
