@@ -56,7 +56,7 @@ PLANNING = (
     *("_planning.growth.grow", "_planning.growth.observe_accepted", "_planning.growth.forget"),
     *(
         "_planning.growth.planner.plan",
-        "_planning.growth.planner.fed",
+        "_planning.growth.planner.forget",
         "_planning.growth.planner.admit",
         "_planning.growth.planner.cut",
     ),
