@@ -28,6 +28,7 @@ class Eligibility:
         self._logprobs_mode = logprobs_mode
         self._plain: dict[str, bool] = {}
         self._wishes: dict[str, RequestWish] = {}
+        self._stops: dict[str, frozenset[int]] = {}
 
     def verifies(self, request_id: str) -> bool:
         """Whether this request's tokens are chosen by our sampler, and so may have a tree (see `plain_reason`)."""
@@ -52,7 +53,7 @@ class Eligibility:
             params = self._batch.requests[request_id].sampling_params
             if params is None:
                 continue
-            stops = _ends(params)
+            stops = self._ends(request_id, params)
             first = int(text.num_tokens_no_spec[row]) - count
             for at, token in enumerate(text.token_ids_cpu[row, first : first + count].tolist()):
                 if token in stops:
@@ -83,7 +84,7 @@ class Eligibility:
                 bounded = wish.nodes < self._shape.nodes or wish.depth < self._shape.depth
                 grammar = state.sampling_params.structured_outputs is not None
                 picture = bool(state.mm_features)
-                ends = _ends(state.sampling_params)
+                ends = self._ends(request_id, state.sampling_params)
                 found.append(Growable(request_id, nodes, depth, sampling, picture, left, bounded, grammar, ends))
         return found
 
@@ -91,6 +92,7 @@ class Eligibility:
         """The request is over, or another one of this name starts."""
         self._plain.pop(request_id, None)
         self._wishes.pop(request_id, None)
+        self._stops.pop(request_id, None)
 
     def _reason(self, request_id: str, params: SamplingParams) -> str | None:
         """Why this request, of the present batch, is decoded plainly; None if it is not."""
@@ -113,7 +115,10 @@ class Eligibility:
             self._wishes[request_id] = wish
         return wish
 
-
-def _ends(params: SamplingParams) -> frozenset[int]:
-    """The tokens that end an answer."""
-    return frozenset({*(params.stop_token_ids or ()), -1 if params.eos_token_id is None else params.eos_token_id})
+    def _ends(self, request_id: str, params: SamplingParams) -> frozenset[int]:
+        """The tokens that end its answer."""
+        stops = self._stops.get(request_id)
+        if stops is None:
+            eos = () if params.eos_token_id is None else (params.eos_token_id,)
+            stops = self._stops[request_id] = frozenset((*(params.stop_token_ids or ()), *eos))
+        return stops
