@@ -21,6 +21,8 @@ from vllm_specvlm.tree.grow import Frontier, Grown, LevelProposal, TreeShape, gr
 
 SHAPE = TreeShape(nodes=24, depth=8, width=3, top_k=4)
 TEXT = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3]
+AGAIN = [*range(100, 140), *range(100, 120)]
+"""It goes on with 120, as surely as a text can say."""
 
 
 class Toy(ToyDrafter):

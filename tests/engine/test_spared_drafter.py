@@ -6,13 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.engine.test_mixed_drafter import SHAPE, TEXT, Gate, Toy, begun, grown, mixed, probabilities
+from tests.engine.test_mixed_drafter import AGAIN, SHAPE, TEXT, Gate, Toy, begun, grown, mixed, probabilities
 from tests.tree.random_tree import paths
 from vllm_specvlm.draft.drafter import Opening
 from vllm_specvlm.tree.grow import grow_scored
-
-AGAIN = [*range(100, 140), *range(100, 120)]
-"""It goes on with 120, as surely as a text can say."""
 
 
 def test_where_the_text_surely_goes_on_the_drafter_is_not_asked() -> None:
