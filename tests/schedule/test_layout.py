@@ -59,7 +59,7 @@ def laid_out(planned: Planner, accepted: float) -> int:
         depth += 1
     scores = [np.log(accepted) * d for d in range(1, depth + 1)]
     (kept,) = planned.cut({0: (scores, list(range(1, depth + 1)))})
-    planned.achieved(1, 1 + float(np.exp(scores[:kept]).sum()), as_expected(planned, 1 + kept))
+    planned.achieved(1, 1 + float(np.exp(scores[:kept]).sum()), as_expected(planned, 1, 1 + kept))
     return depth
 
 

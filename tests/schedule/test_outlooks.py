@@ -21,13 +21,12 @@ DEAR_ROWS = {1: 0.002, 64: 0.020}
 def grown(
     probabilities: Sequence[Sequence[float]],
     depths: Sequence[Sequence[int]],
-    first: Sequence[float],
-    rows: Sequence[float],
+    rows: Sequence[float] = (),
 ) -> Prospect:
     """The prospect of trees of these nodes."""
     tree = np.repeat(np.arange(len(depths)), [len(each) for each in depths])
     score = np.log([p for each in probabilities for p in each])
-    return prospect(score, np.array([d for each in depths for d in each]), tree, first, rows)
+    return prospect(score, np.array([d for each in depths for d in each]), tree, len(depths), rows)
 
 
 def step(planned: Planner, candidates: Sequence[Candidate], accepted: dict[str, float]) -> Plan:
@@ -41,6 +40,7 @@ def step(planned: Planner, candidates: Sequence[Candidate], accepted: dict[str, 
         kept = planned.cut(numbered([([np.log(p), 2 * np.log(p), 3 * np.log(p)], [1, 2, 3]) for p in law]))
         came += sum(float(p**d) for p, n in zip(law, kept, strict=True) for d in range(1, n + 1))
         seconds = planned.overhead + planned.costs.tree.at(len(candidates) + sum(kept))
+        seconds += planned.costs.feed.at(len(plan.chosen))
         seconds += sum(planned.costs.draft.at(rows) for rows in planned._rows)
     planned.achieved(len(candidates), came, seconds)
     return plan
@@ -100,7 +100,7 @@ def test_where_only_one_kind_pays_batches_of_the_other_are_plain() -> None:
 
 def test_kinds_never_seen_begin_as_everybody() -> None:
     outlooks = Outlooks()
-    good = grown([[0.9]], [[1]], [1.0], [])
+    good = grown([[0.9]], [[1]])
     assert not outlooks.ready
     for _ in range(5):
         outlooks.learn([READY], good)
@@ -112,10 +112,10 @@ def test_kinds_never_seen_begin_as_everybody() -> None:
 def test_a_request_is_known_better_from_tree_to_tree() -> None:
     """From what its kind is worth to what it is worth; its kind moves far less."""
     outlooks = Outlooks()
-    trees = {p: grown([[p]], [[1]], [1.0], []) for p in (0.9, 0.1)}
+    trees = {p: grown([[p]], [[1]]) for p in (0.9, 0.1)}
     others = ready(20)
     for _ in range(5):
-        outlooks.learn(others[1:], grown([[0.9]] * 19, [[1]] * 19, [1.0] * 19, []))
+        outlooks.learn(others[1:], grown([[0.9]] * 19, [[1]] * 19))
     seen = []
     for _ in range(12):
         outlooks.learn(others[:1], trees[0.1])
@@ -126,7 +126,7 @@ def test_a_request_is_known_better_from_tree_to_tree() -> None:
 
 def test_what_is_over_leaves_nothing_behind() -> None:
     outlooks = Outlooks()
-    tree = grown([[0.5]], [[1]], [1.0], [])
+    tree = grown([[0.5]], [[1]])
     for i in range(1000):
         outlooks.learn([replace(READY, request_id=str(i))], tree)
         outlooks.forget(str(i))
@@ -139,17 +139,17 @@ def test_what_is_over_leaves_nothing_behind() -> None:
 
 
 def test_a_prospect_has_each_node_once() -> None:
-    found = grown([[0.9, 0.4, 1e-7], [1.0], []], [[1, 2, 40], [1], []], [3.0, 1.0, 1.0], [2, 1])
+    found = grown([[0.9, 0.4, 1e-7], [1.0], []], [[1, 2, 40], [1], []], [2, 1])
     assert found.nodes.sum(axis=(1, 2)).tolist() == [3, 1, 0]
     assert found.accepted.sum(axis=(1, 2)).tolist() == pytest.approx([1.3 + 1e-7, 1.0, 0.0])
     assert found.nodes[0, 0].sum() == found.nodes[0, 1].sum() == found.nodes[0, -1].sum() == 1
-    assert found.rows[:, 0].tolist() == [3.0, 1.0, 1.0]
+    assert found.rows[:, 0].tolist() == [1.0, 1.0, 1.0]
     assert found.rows[:, 1].tolist() == [2.0, 0.0, 0.0], "rows of a pass are theirs who have nodes behind it"
 
 
 def test_trees_without_a_pass_cost_none() -> None:
     planned = planner(IDLE_SHAPE)
-    known, asked = grown([[0.9, 0.5], [0.9]], [[0, 0], [1]], [1.0, 1.0], []), grown([[0.9, 0.5]], [[1, 1]], [1.0], [])
+    known, asked = grown([[0.9, 0.5], [0.9]], [[0, 0], [1]]), grown([[0.9, 0.5]], [[1, 1]])
     assert known.nodes[:, 0].sum(axis=1).tolist() == [2, 1] and known.rows[:, 0].tolist() == [0.0, 1.0]
     alone = replace(known, values=known.values[:1])
     wanted = 2.4 / (planned.overhead + planned.costs.tree.at(3))
@@ -161,7 +161,7 @@ def test_trees_without_a_pass_cost_none() -> None:
 def test_goodput_is_the_formulas(requests: int) -> None:
     """The expectation by hand, of chains of two; of all cuts the best."""
     planned = planner(IDLE_SHAPE)
-    trees = grown([[0.9, 0.5]], [[1, 2]], [1.0], [1])
+    trees = grown([[0.9, 0.5]], [[1, 2]], [1])
     costs = planned.costs
     one = costs.feed.at(1) + planned.overhead
     wanted = [
@@ -173,7 +173,7 @@ def test_goodput_is_the_formulas(requests: int) -> None:
 
 def test_a_pass_that_is_seldom_wanted_costs_its_part() -> None:
     planned = planner({1: 0.010, 512: 0.010}, {1: 0.004, 64: 0.004})
-    always = grown([[0.9, 0.5]], [[1, 2]], [1.0], [1])
+    always = grown([[0.9, 0.5]], [[1, 2]], [1])
     seldom = replace(always, values=always.values.copy())
     seldom.nodes[0, 1] *= 0.25
     seldom.accepted[0, 1] *= 0.25

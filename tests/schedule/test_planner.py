@@ -68,14 +68,14 @@ def play(
         came = requests + sum(
             float(np.exp(np.sort(scores[i])[::-1][:n]).sum()) for i, n in zip(scores, kept, strict=True)
         )
-        planned.achieved(requests, came, as_expected(planned, requests + sum(kept)))
+        planned.achieved(requests, came, as_expected(planned, len(plan.chosen), requests + sum(kept)))
         done.append((plan.mode, sum(kept)))
     return done
 
 
-def as_expected(planned: Planner, rows: int) -> float:
-    """Seconds of the drafting just planned and of a step over so many rows."""
-    drafted = sum(planned.costs.draft.at(each) for each in planned._rows)
+def as_expected(planned: Planner, trees: int, rows: int) -> float:
+    """Seconds of the drafting just planned, of so many trees, and of a step over so many rows."""
+    drafted = planned.costs.feed.at(trees) + sum(planned.costs.draft.at(each) for each in planned._rows)
     return planned.overhead + drafted + planned.costs.tree.at(rows)
 
 
@@ -225,7 +225,9 @@ def keep(planned: Planner, requests: int, share: float, steps: int) -> list[Mode
         if plan.mode is Mode.TREES:
             planned.achieved(requests, 1000, 1000 / (share * planned._promised))
         else:
-            planned.achieved(requests, requests + len(modes) % 2, as_expected(planned, requests + sum(kept)))
+            planned.achieved(
+                requests, requests + len(modes) % 2, as_expected(planned, len(plan.chosen), requests + sum(kept))
+            )
     return modes
 
 
@@ -261,7 +263,11 @@ def test_what_does_not_pay_costs_next_to_nothing(requests: int, pays: float) -> 
             kept = planned.cut(numbered(trees))
             came = requests + len(plan.chosen)
             whole = plan.mode is Mode.TREES
-            took = came / requests * plain / pays if whole else as_expected(planned, requests + sum(kept))
+            took = (
+                came / requests * plain / pays
+                if whole
+                else as_expected(planned, len(plan.chosen), requests + sum(kept))
+            )
         planned.achieved(requests, came, took)
         tokens, seconds = tokens + came, seconds + took
     assert tokens / seconds > 0.98 * requests / plain

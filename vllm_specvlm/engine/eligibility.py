@@ -45,16 +45,20 @@ class Eligibility:
     def ended(self, confirmed: Sequence[int]) -> dict[int, int]:
         """Of rows whose request the scheduler is about to end, how many tokens it has then, its prompt's included.
 
-        `confirmed` says per row how many tokens it got in the step just done. Only what one of these says is known
-        here: a token that stops. Those behind it, on an accepted path, belong to nobody.
+        `confirmed` says per row how many tokens it got in the step just done. What is known here is how long an answer
+        may get, and which tokens stop it. Those behind one, on an accepted path, belong to nobody.
         """
         text, ends = self._batch.input_batch, {}
         for row, (request_id, count) in enumerate(zip(text.req_ids, confirmed, strict=True)):
-            params = self._batch.requests[request_id].sampling_params
-            if params is None:
+            state = self._batch.requests[request_id]
+            params = state.sampling_params
+            if params is None or not count:
                 continue
             stops = self._ends(request_id, params)
-            first = int(text.num_tokens_no_spec[row]) - count
+            tokens = int(text.num_tokens_no_spec[row])
+            if len(state.output_token_ids) >= self._most(params) or tokens >= self._batch.max_model_len:
+                ends[row] = tokens
+            first = tokens - count
             for at, token in enumerate(text.token_ids_cpu[row, first : first + count].tolist()):
                 if token in stops:
                     ends[row] = first + at + 1
@@ -74,7 +78,7 @@ class Eligibility:
                 continue
             wish = self._wish(request_id)
             # Verification yields one token more than it accepts: a last token needs no draft.
-            most = state.sampling_params.max_tokens or batch.max_model_len
+            most = self._most(state.sampling_params)
             depth = min(most - len(state.output_token_ids) - 1, wish.depth)
             room = batch.max_model_len - int(batch.input_batch.num_tokens_no_spec[row]) - 1
             nodes = min(self._shape.nodes, room, wish.nodes)
@@ -114,6 +118,10 @@ class Eligibility:
                 wish = RequestWish()
             self._wishes[request_id] = wish
         return wish
+
+    def _most(self, params: SamplingParams) -> int:
+        """Tokens that an answer may have."""
+        return params.max_tokens or self._batch.max_model_len
 
     def _ends(self, request_id: str, params: SamplingParams) -> frozenset[int]:
         """The tokens that end its answer."""

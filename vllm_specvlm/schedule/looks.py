@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from vllm_specvlm.schedule.outlooks import LEARNING
 from vllm_specvlm.schedule.plan import Candidate
 
-CAUGHT_UP = 8
-"""Rows of backlog that a step leaves behind at most: a request with more has to be read first."""
 _SHARE = 0.01
 """Of the time of all steps may be lost by looking."""
 
@@ -34,7 +32,7 @@ class Looks:
             return None
         first = self._taken // 2 % len(among)
         order = [*among[first:], *among[:first]]
-        return min(order, key=lambda i: _dear(candidates[i])) if self._taken % 2 else order[0]
+        return min(order, key=lambda i: candidates[i].unread) if self._taken % 2 else order[0]
 
     def take(self, price: float) -> None:
         """A look that should lose so many seconds."""
@@ -53,8 +51,3 @@ class Looks:
     def earn(self, seconds: float) -> None:
         """A step took so long."""
         self._credit = min(self._credit + _SHARE * seconds, 2 * self._price)
-
-
-def _dear(candidate: Candidate) -> int:
-    """Rows to be read before a request can be looked at, 0 if it has caught up but for the last step's."""
-    return candidate.backlog if candidate.backlog > CAUGHT_UP else 0

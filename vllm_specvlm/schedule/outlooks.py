@@ -75,9 +75,11 @@ class Outlooks:
         return [i for i in among if self._seen.get(candidates[i].kind, 0) < LEARNING]
 
     def of(self, candidates: Sequence[Candidate]) -> Prospect:
-        """The next tree of each of these requests, once some trees were seen."""
+        """The next tree of each of these requests, once some trees were seen; without the reading of what is unread."""
         row = self._row
-        return Prospect(self._table[[row.get(each.request_id, row.get(each.kind, 0)) for each in candidates]])
+        found = Prospect(self._table[[row.get(each.request_id, row.get(each.kind, 0)) for each in candidates]])
+        found.rows[:, 0] *= [each.rows for each in candidates]
+        return found
 
     def learn(self, candidates: Sequence[Candidate], trees: Prospect) -> None:
         """These requests' trees, one a row."""
@@ -125,20 +127,19 @@ def prospect(
     score: Floats,
     depth: npt.NDArray[np.int64],
     tree: npt.NDArray[np.int64],
-    first: Sequence[float],
+    trees: int,
     rows: Sequence[float],
 ) -> Prospect:
-    """Trees that were grown.
+    """Trees that were grown; one row of the first pass for each that had one (see `Outlooks.of`).
 
     Args:
         score: of all their nodes, the log-probabilities of being accepted.
         depth: of each node, the draft passes that it needed; one that needs none counts as behind the first.
         tree: whose it is, from 0 on.
-        first: rows of the first draft pass, by tree; a tree whose nodes needed none had none, whatever this says.
+        trees: how many there are.
         rows: of the later ones, for all trees together; theirs who have nodes behind a pass,
             and everybody's if nobody has.
     """
-    trees = len(first)
     values = np.zeros((trees, 2 * _NODES + DEPTHS))
     bins = np.minimum(-_PER_E * score, BINS - 1).astype(np.int64)
     at = (tree * DEPTHS + np.clip(depth, 1, DEPTHS) - 1) * BINS + bins
@@ -148,7 +149,7 @@ def prospect(
     behind = found.nodes.sum(axis=2)
     whole = behind.sum(axis=0)
     shares = np.where(whole > 0.0, behind / np.maximum(whole, 1.0), 1.0 / trees)
-    found.rows[:, 0] = np.where(np.bincount(tree[depth == 0], minlength=trees) > 0, 0.0, first)
+    found.rows[:, 0] = np.bincount(tree[depth == 0], minlength=trees) == 0
     for level, count in enumerate(rows, start=1):
         last = min(level, DEPTHS - 1)
         found.rows[:, last] += count * shares[:, last]

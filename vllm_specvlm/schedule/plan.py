@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+CAUGHT_UP = 8
+"""Rows of backlog that steps leave behind at most: a request with more has to be read first."""
+
 
 class Mode(Enum):
     """What the next step is for."""
@@ -36,6 +39,16 @@ class Candidate:
     remaining: float
     """Tokens the answer is expected to go on for."""
     kind: Kind
+
+    @property
+    def unread(self) -> int:
+        """Rows to be read before it can be drafted for, 0 if it has caught up but for the last steps'."""
+        return self.backlog if self.backlog > CAUGHT_UP else 0
+
+    @property
+    def rows(self) -> int:
+        """Of the first draft pass for it, without those that are unread, which are read once."""
+        return self.backlog - self.unread + 1
 
 
 @dataclass(frozen=True, slots=True)

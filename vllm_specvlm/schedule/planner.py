@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_specvlm.schedule.costs import Costs
-from vllm_specvlm.schedule.looks import CAUGHT_UP, Looks
+from vllm_specvlm.schedule.looks import Looks
 from vllm_specvlm.schedule.outlooks import DEPTHS, Outlooks, Prospect, prospect
 from vllm_specvlm.schedule.plan import Candidate, Mode, Plan
 
@@ -71,7 +71,7 @@ class Planner:
         self._since_plain = 0
         self._refreshed: dict[int, int] = {}
         self._speculating = False
-        self._promised = 0.0
+        self._promised = self._reading = 0.0
         self._trust: dict[int, float] = {}
         self._kept: Counter[int] = Counter()
         self._ratio = np.full(128, _RATIO)
@@ -124,7 +124,11 @@ class Planner:
     def _draft(self, mode: Mode, goal: float, chosen: Sequence[int], candidates: Sequence[Candidate]) -> Plan:
         self._mode, self._goal = mode, goal
         self._chosen = [candidates[i] for i in chosen]
-        self._rows = [sum(each.backlog + 1 for each in self._chosen)]
+        self._rows = []
+        self._reading = 0.0
+        if unread := sum(each.unread for each in self._chosen):
+            rows = sum(each.rows for each in self._chosen)
+            self._reading = self.costs.feed.at(rows + unread) - self.costs.feed.at(rows)
         return Plan(mode, tuple(chosen))
 
     def _nothing(self) -> Plan:
@@ -137,7 +141,7 @@ class Planner:
         A prompt is read for that where its kind was seldom seen, or where there is nobody else to look at.
         """
         left_out = sorted(set(range(len(candidates))) - set(chosen))
-        caught_up = [i for i in left_out if candidates[i].backlog <= CAUGHT_UP]
+        caught_up = [i for i in left_out if not candidates[i].unread]
         looked = self._looks.next(candidates, self._outlooks.seldom(candidates, left_out) or caught_up or left_out)
         if looked is None:
             return sorted(chosen)
@@ -165,7 +169,7 @@ class Planner:
         goodput = self._goodput(requests, prospects.first(order, counts))
         best = int(goodput.argmax())
         chosen, promised = order[: counts[best]], float(goodput[best])
-        unread = sum(candidates[i].backlog for i in chosen if candidates[i].backlog > CAUGHT_UP)
+        unread = sum(candidates[i].unread for i in chosen)
         if unread:
             # What a step gains over plain decoding, in tokens, is each request's by what its tree is worth.
             accepted = prospects.accepted.sum(axis=(1, 2))
@@ -175,7 +179,7 @@ class Planner:
 
             def repays(i: int) -> bool:
                 steps = candidates[i].remaining / (1.0 + float(accepted[i]))
-                return candidates[i].backlog <= CAUGHT_UP or worth[i] * gained * steps > row * candidates[i].backlog
+                return not candidates[i].unread or worth[i] * gained * steps > row * candidates[i].unread
 
             read = [i for i in chosen if repays(i)]
             if len(read) < len(chosen):
@@ -289,8 +293,7 @@ class Planner:
         depth = np.array([each for _, passes in trees.values() for each in passes], dtype=np.int64)
         tree = np.repeat(np.arange(len(trees)), [len(scores) for scores, _ in trees.values()])
         grown = [self._chosen[i] for i in trees]
-        first = [min(each.backlog, CAUGHT_UP) + 1 for each in grown]
-        self._outlooks.learn(grown, prospect(score, depth, tree, first, self._rows[1:]))
+        self._outlooks.learn(grown, prospect(score, depth, tree, len(grown), self._rows))
         order = np.argsort(-score, kind="stable")  # of equal ones the earlier requests' first
         probability = np.exp(score[order])
         seconds = self.costs.tree.over(self._requests + np.arange(len(order) + 1, dtype=np.float64))
@@ -315,8 +318,9 @@ class Planner:
     def achieved(self, requests: int, tokens: float, seconds: float) -> None:
         """What was last planned, its drafting and the step after, gave `requests` so many tokens in so much time.
 
-        Without the time for prompts, which the formula does not know; but with that in which the draft read them. A
-        step in which fewer requests were left than planned for tells nothing.
+        Without the time for prompts, which the formula does not know; nor is that in which the draft read them held
+        against its promises, as it was weighed on its own. A step in which fewer requests were left than planned for
+        tells nothing.
         """
         if self._mode is Mode.PROBE:
             self._looks.lost(seconds - tokens * self.costs.plain.at(requests) / requests)
@@ -326,7 +330,7 @@ class Planner:
             size, trust = requests.bit_length(), self._trust_at(requests)
             self._kept[size] += 1
             weight = max(_TRUST_WEIGHT * min(requests / 16, 1.0), 1 / (_BELIEVED + self._kept[size]))
-            kept = min(tokens / seconds / self._promised, 2.0)
+            kept = min(tokens / max(seconds - self._reading, seconds / 2) / self._promised, 2.0)
             self._trust[size] = trust + weight * (kept - trust)
 
     def _trust_at(self, requests: int) -> float:
