@@ -103,3 +103,34 @@ def test_nothing_is_drafted_for_a_request_that_has_ended(monkeypatch: pytest.Mon
     assert all(output.outputs[0].finish_reason == "stop" for output in said)
     assert all(stop not in tokens[:-1] for stop, tokens in drafted)
     assert any(stop == tokens[-1] and len(tokens) < 6 for stop, tokens in drafted), "no tree was cut at an end"
+
+
+def test_the_batch_that_is_planned_for_is_the_one_that_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that have all the tokens they may have are no part of it, however many of them one step accepted."""
+    target = target_of("llava")
+    llm = engine(target, {"model": str(target), "num_speculative_tokens": 6, "planner": True})
+    speculator = runner(llm).drafter
+    planner = speculator.planning.growth.planner
+    plan, observe = planner.plan, speculator.observe_schedule
+    planned: list[int] = []
+    decoded: list[int] = []
+
+    def planning(requests: int, candidates: Any) -> Any:
+        planned.append(requests)
+        return plan(requests, candidates)
+
+    def scheduling(scheduled: Any) -> None:
+        decoded.append(len(scheduled.num_scheduled_tokens))
+        observe(scheduled)
+
+    monkeypatch.setattr(planner, "plan", planning)
+    monkeypatch.setattr(speculator, "observe_schedule", scheduling)
+    asked = prompts("llava")
+    answers(
+        llm,
+        asked,
+        [SamplingParams(temperature=0.0, max_tokens=3 + 5 * i, ignore_eos=True) for i in range(len(asked))],
+    )
+    first = decoded.index(len(asked))
+    steps = [requests for requests in decoded[first + 1 :] if requests]
+    assert len(steps) > 5 and planned[-len(steps) - 1 :] == [*steps, 0]

@@ -183,6 +183,36 @@ def test_a_pass_that_is_seldom_wanted_costs_its_part() -> None:
     assert planned._goodput(1, seldom)[0] == pytest.approx(max(1.9 / one, (1.9 + 0.125) / (one + 0.001)))
 
 
+def test_a_first_pass_is_priced_by_what_there_is_to_compute() -> None:
+    """Not by what there was when the trees were seen; and without the prompt, the reading of which is priced apart."""
+    planned = planner(IDLE_SHAPE, DEAR_ROWS)
+    planned._outlooks.learn([replace(READY, backlog=8)], grown([[0.9, 0.5]], [[1, 2]], [1]))
+    goodput = [
+        planned._goodput(1, planned._outlooks.of([replace(READY, backlog=backlog)]))[0] for backlog in (0, 3, 8, 900)
+    ]
+    assert goodput[0] > goodput[1] > goodput[2] and goodput[3] == goodput[0]
+
+
+@pytest.mark.parametrize("unread", [False, True])
+def test_reading_a_prompt_breaks_no_promise(unread: bool) -> None:
+    """Steps that read one come to less by just the time of that; where nothing is read, they break the promise."""
+    planned = planner(IDLE_SHAPE, {1: 0.002, 64: 0.004, 1024: 0.040})
+    for _ in range(20):
+        step(planned, ready(4), {str(i): 0.9 for i in range(4)})
+    before = planned._trust_at(4)
+    reading = 0.020
+    for _ in range(20):
+        batch = [replace(each, backlog=400 if unread and i == 0 else 0) for i, each in enumerate(ready(4))]
+        plan = planned.plan(4, batch)
+        assert plan == Plan(Mode.TREES, (0, 1, 2, 3)) or plan.mode is Mode.PLAIN
+        if plan.mode is Mode.TREES:
+            reading = planned._reading or reading
+            planned.cut(numbered([([np.log(0.9)], [1])] * 4))
+            tokens = 20.0
+            planned.achieved(4, tokens, tokens / planned._promised + reading)
+    assert planned._trust_at(4) == pytest.approx(before, abs=0.03) if unread else planned._trust_at(4) < before - 0.1
+
+
 def test_looks_have_to_be_earned() -> None:
     looks, batch = Looks(), ready(8)
     for _ in range(5):
