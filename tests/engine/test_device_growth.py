@@ -181,6 +181,24 @@ def test_narrow_levels_expand_the_best() -> None:
     assert len(found.reach) == 2 and all(0 < reach <= 4 for reach in found.reach)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_grows_below_what_ends_an_answer(seed: int) -> None:
+    """Where everybody fits into a level the trees are the host's again; else a node that ends keeps its place."""
+    shape = TreeShape(nodes=20, depth=3, width=81, top_k=9)
+    ends: list[tuple[int, ...]] = [(), (1,), (2, 3, 400)]
+    host, device = Both(seed, shape, 3), Both(seed, shape, 3)
+    expected = grow_scored(host, shape, [20] * 3, range(3), ends=ends)
+    found = grow_on_device(device, shape, [20] * 3, [3] * 3, (1, 20, 20), ends)
+    ended = 0
+    for request, grown in found.trees.items():
+        assert (grown.tree, grown.log_probs) == (expected[request].tree, expected[request].log_probs)
+        above = {grown.tree.tokens[parent] for parent in grown.tree.parents if parent >= 0}
+        assert not above & set(ends[request])
+        ended += len(set(grown.tree.tokens) & set(ends[request]))
+    assert ended, "no tree ended anywhere"
+    assert device.attended == host.attended
+
+
 class _Narrowing:
     """Answers the first of a request's rows in the third level alone."""
 

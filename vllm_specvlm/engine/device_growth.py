@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,6 +87,7 @@ def grow_on_device(
     budgets: Sequence[int],
     depths: Sequence[int],
     widths: Sequence[int],
+    ends: Sequence[Collection[int]] | None = None,
     law: Law | None = None,
     passed: Callable[[], None] = lambda: None,
 ) -> GrownTrees:
@@ -94,7 +95,7 @@ def grow_on_device(
 
     Every level is queued before anything is known of the one above it, so how many there are and how wide is decided
     beforehand. With `levels` as widths, and without a `law`, the trees are those of `grow_scored`, node for node,
-    but that it does not know which tokens end an answer: nodes below those are grown too.
+    but that a node that ends its answer keeps its place in the next level, unexpanded.
 
     Args:
         proposer: opened with the batch.
@@ -102,6 +103,7 @@ def grow_on_device(
         budgets: nodes of each request's tree at most, by index in the batch.
         depths: levels of each.
         widths: nodes of each tree that are expanded in each level, the best; 1 for the roots' level.
+        ends: tokens that end each request's answer; nodes of these have no children.
         law: what to make of the draft's probabilities before nodes are compared.
         passed: called when a level has been queued.
     """
@@ -109,10 +111,11 @@ def grow_on_device(
     if not rooted or not widths:
         return GrownTrees({}, np.empty((0, 0, 0, 0), dtype=np.float32), [])
     widest = max(widths)
-    most, deepest = upload_all(
+    most, deepest, last = upload_all(
         [
             np.array([min(budgets[i], shape.nodes) for i in rooted], dtype=np.int32),
             np.array([[depths[i]] for i in rooted], dtype=np.int64),
+            _rectangle([() if ends is None else sorted(ends[i]) for i in rooted]),
         ],
         device,
     )
@@ -120,7 +123,7 @@ def grow_on_device(
     proposer.open_levels(widths)
     proposed, reached = [], []
     for depth, width in enumerate(widths):
-        level = _level(trees, depth, width, deepest)
+        level = _level(trees, depth, width, deepest, last)
         if depth:
             scores = trees.scores.gather(1, trees.frontier[:, :width].clamp(min=0).long())
             reached.append(torch.where(level.live, scores.exp(), 0.0).sum())
@@ -157,11 +160,21 @@ def grow_on_device(
     return GrownTrees(grown, laws, reach[1:].tolist())
 
 
-def _level(trees: ops.GrowingTrees, depth: int, width: int, deepest: torch.Tensor) -> DeviceLevel:
-    """The frontier's best `width` nodes of each tree that may be so deep."""
+def _rectangle(tokens: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
+    """[R, most of them], filled up with -1, which is no token."""
+    found = np.full((len(tokens), max(map(len, tokens), default=0)), -1, dtype=np.int64)
+    for line, its in enumerate(tokens):
+        found[line, : len(its)] = its
+    return found
+
+
+def _level(trees: ops.GrowingTrees, depth: int, width: int, deepest: torch.Tensor, last: torch.Tensor) -> DeviceLevel:
+    """The frontier's best `width` nodes of each tree that may be so deep, without those of its `last` tokens."""
     nodes = trees.frontier[:, :width]
     live = (nodes >= (0 if depth else -1)) & (deepest > depth)
     tokens = trees.tokens.gather(1, nodes.clamp(min=0).long())
+    if depth and last.shape[1]:
+        live &= (tokens.unsqueeze(2) != last.unsqueeze(1)).all(2)
     parent_rows = trees.parent_rows[:, :width].clamp(min=0).long()
     # Before the first level there are no tokens yet, and behind a tree's end none ever.
     return DeviceLevel(depth, torch.where(live, tokens, 0), torch.where(live, parent_rows, 0), live)

@@ -154,6 +154,7 @@ class PlannedGrowth:
             [growable.nodes for growable in batch],
             [growable.depth for growable in batch],
             widths,
+            [growable.ends for growable in batch],
             AcceptanceOnDevice(self.acceptance, sampled, picture, device.device, self._log_share[rooted]),
             times.mark,
         )

@@ -319,11 +319,11 @@ class Speculator:
         drafter = _grower(drafter, batch)
         opening = drafter.open([growable.request_id for growable in batch])
         budgets, depths = [growable.nodes for growable in batch], [growable.depth for growable in batch]
+        ends = [growable.ends for growable in batch]
         device = self._device_proposer(drafter)
         if device is not None:
-            found = grow_on_device(device, self.shape, budgets, depths, levels(self.shape, budgets, depths))
+            found = grow_on_device(device, self.shape, budgets, depths, levels(self.shape, budgets, depths), ends)
             return {batch[i].request_id: grown.tree for i, grown in found.trees.items()}
-        ends = [growable.ends for growable in batch]
         grown = grow(drafter, self.shape, budgets, range(len(batch)), depths, opening.known, ends)
         return {batch[i].request_id: tree for i, tree in grown.items()}
 
