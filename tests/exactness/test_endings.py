@@ -105,10 +105,19 @@ def test_nothing_is_drafted_for_a_request_that_has_ended(monkeypatch: pytest.Mon
     assert any(stop == tokens[-1] and len(tokens) < 6 for stop, tokens in drafted), "no tree was cut at an end"
 
 
-def test_the_batch_that_is_planned_for_is_the_one_that_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("full", ["max_tokens", "max_model_len"])
+def test_the_batch_that_is_planned_for_is_the_one_that_decodes(full: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that have all the tokens they may have are no part of it, however many of them one step accepted."""
-    target = target_of("llava")
+    target, asked = target_of("llava"), prompts("llava")
     llm = engine(target, {"model": str(target), "num_speculative_tokens": 6, "planner": True})
+    lengths = [3 + 5 * i for i in range(len(asked))]
+    if full == "max_model_len":
+        read = answers(llm, asked, SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True))
+        longest = max(len(output.prompt_token_ids or ()) for output in read) + 12
+        llm = engine(
+            target, {"model": str(target), "num_speculative_tokens": 6, "planner": True}, max_model_len=longest
+        )
+        lengths = [longest] * len(asked)
     speculator = runner(llm).drafter
     planner = speculator.planning.growth.planner
     plan, observe = planner.plan, speculator.observe_schedule
@@ -125,12 +134,26 @@ def test_the_batch_that_is_planned_for_is_the_one_that_decodes(monkeypatch: pyte
 
     monkeypatch.setattr(planner, "plan", planning)
     monkeypatch.setattr(speculator, "observe_schedule", scheduling)
-    asked = prompts("llava")
-    answers(
-        llm,
-        asked,
-        [SamplingParams(temperature=0.0, max_tokens=3 + 5 * i, ignore_eos=True) for i in range(len(asked))],
-    )
+    params = [SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True) for length in lengths]
+    said = answers(llm, asked, params)
+    assert all(output.outputs[0].finish_reason == "length" for output in said)
     first = decoded.index(len(asked))
     steps = [requests for requests in decoded[first + 1 :] if requests]
-    assert len(steps) > 5 and planned[-len(steps) - 1 :] == [*steps, 0]
+    assert len(set(steps)) > 2 and planned[-len(steps) - 1 :] == [*steps, 0]
+
+
+def test_lookup_hears_an_answer_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that is full too: what comes last may be what the next request's text goes on with."""
+    llm = engine(target_of("llava"), {})
+    speculator = runner(llm).drafter
+    told: dict[str, int] = {}
+    tell = speculator._tell
+
+    def telling(drafter: Any, request_id: str, upto: int | None = None) -> None:
+        tell(drafter, request_id, upto)
+        told[request_id] = speculator._known[request_id]
+
+    monkeypatch.setattr(speculator, "_tell", telling)
+    said = answers(llm, prompts("llava"), SamplingParams(temperature=0.0, max_tokens=17, ignore_eos=True))
+    lengths = [len(output.prompt_token_ids or ()) + len(output.outputs[0].token_ids) for output in said]
+    assert sorted(told.values()) == sorted(lengths)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vllm_specvlm.schedule.plan import Candidate, Kind
+from vllm_specvlm.schedule.plan import CAUGHT_UP, Candidate, Kind
 
 Floats = npt.NDArray[np.float64]
 
@@ -75,11 +75,22 @@ class Outlooks:
         return [i for i in among if self._seen.get(candidates[i].kind, 0) < LEARNING]
 
     def of(self, candidates: Sequence[Candidate]) -> Prospect:
-        """The next tree of each of these requests, once some trees were seen; without the reading of what is unread."""
+        """The next tree of each of these requests, once some trees were seen.
+
+        Its first pass computes the request's backlog; of one that has to be read first, which is priced apart, what a
+        tree will leave behind: its accepted tokens and the bonus token.
+        """
         row = self._row
         found = Prospect(self._table[[row.get(each.request_id, row.get(each.kind, 0)) for each in candidates]])
-        found.rows[:, 0] *= [each.rows for each in candidates]
+        left = found.accepted.sum(axis=(1, 2)) + 1
+        behind = np.array([each.backlog for each in candidates])
+        unread = np.array([each.unread > 0 for each in candidates])
+        found.rows[:, 0] *= np.where(unread, np.minimum(left, CAUGHT_UP), behind) + 1
         return found
+
+    def knows(self, request_id: str) -> bool:
+        """Whether it had a tree."""
+        return request_id in self._row
 
     def learn(self, candidates: Sequence[Candidate], trees: Prospect) -> None:
         """These requests' trees, one a row."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-CAUGHT_UP = 8
-"""Rows of backlog that steps leave behind at most: a request with more has to be read first."""
+CAUGHT_UP = 16
+"""Rows of backlog that a few steps leave behind: a request with more has to be read first."""
 
 
 class Mode(Enum):
@@ -44,11 +44,6 @@ class Candidate:
     def unread(self) -> int:
         """Rows to be read before it can be drafted for, 0 if it has caught up but for the last steps'."""
         return self.backlog if self.backlog > CAUGHT_UP else 0
-
-    @property
-    def rows(self) -> int:
-        """Of the first draft pass for it, without those that are unread, which are read once."""
-        return self.backlog - self.unread + 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,10 +125,9 @@ class Planner:
         self._mode, self._goal = mode, goal
         self._chosen = [candidates[i] for i in chosen]
         self._rows = []
-        self._reading = 0.0
-        if unread := sum(each.unread for each in self._chosen):
-            rows = sum(each.rows for each in self._chosen)
-            self._reading = self.costs.feed.at(rows + unread) - self.costs.feed.at(rows)
+        rows = sum(each.backlog + 1 for each in self._chosen)
+        unread = sum(each.unread for each in self._chosen if not self._outlooks.knows(each.request_id))
+        self._reading = self.costs.feed.at(rows) - self.costs.feed.at(rows - unread)
         return Plan(mode, tuple(chosen))
 
     def _nothing(self) -> Plan:
@@ -318,19 +317,19 @@ class Planner:
     def achieved(self, requests: int, tokens: float, seconds: float) -> None:
         """What was last planned, its drafting and the step after, gave `requests` so many tokens in so much time.
 
-        Without the time for prompts, which the formula does not know; nor is that in which the draft read them held
-        against its promises, as it was weighed on its own. A step in which fewer requests were left than planned for
-        tells nothing.
+        Without the time for prompts, which the formula does not know. Nor is that in which the draft read prompts for
+        their first trees held against its promises: it was weighed on its own. A step that mostly read tells nothing,
+        nor does one in which fewer requests were left than planned for.
         """
         if self._mode is Mode.PROBE:
             self._looks.lost(seconds - tokens * self.costs.plain.at(requests) / requests)
         else:
             self._looks.earn(seconds)
-        if self._promised and requests == self._requests:
+        if self._promised and requests == self._requests and self._reading <= seconds / 2:
             size, trust = requests.bit_length(), self._trust_at(requests)
             self._kept[size] += 1
             weight = max(_TRUST_WEIGHT * min(requests / 16, 1.0), 1 / (_BELIEVED + self._kept[size]))
-            kept = min(tokens / max(seconds - self._reading, seconds / 2) / self._promised, 2.0)
+            kept = min(tokens / (seconds - self._reading) / self._promised, 2.0)
             self._trust[size] = trust + weight * (kept - trust)
 
     def _trust_at(self, requests: int) -> float:
