@@ -147,13 +147,14 @@ def test_lookup_hears_an_answer_to_its_end(monkeypatch: pytest.MonkeyPatch) -> N
     llm = engine(target_of("llava"), {})
     speculator = runner(llm).drafter
     told: dict[str, int] = {}
-    tell = speculator._tell
+    text = speculator._text
+    tell = text.tell
 
     def telling(drafter: Any, request_id: str, upto: int | None = None) -> None:
         tell(drafter, request_id, upto)
-        told[request_id] = speculator._known[request_id]
+        told[request_id] = text._told[request_id]
 
-    monkeypatch.setattr(speculator, "_tell", telling)
+    monkeypatch.setattr(text, "tell", telling)
     said = answers(llm, prompts("llava"), SamplingParams(temperature=0.0, max_tokens=17, ignore_eos=True))
     lengths = [len(output.prompt_token_ids or ()) + len(output.outputs[0].token_ids) for output in said]
     assert sorted(told.values()) == sorted(lengths)

@@ -211,7 +211,7 @@ def test_aborted_requests_leave_the_others_alone(engines: tuple[LLM, LLM]) -> No
     assert [finished[f"abort-test-{i}"] for i in kept] == [reference[i] for i in kept]
     ours.generate([prompts("llava")[0].request()], GREEDY, use_tqdm=False)
     speculator = runner(ours).drafter
-    kept_by = (speculator._known, speculator._eligible._plain, speculator._model._fed, speculator._model._holes)
+    kept_by = (speculator._text._told, speculator._eligible._plain, speculator._model._fed, speculator._model._holes)
     for notes in (*kept_by, runner(ours).tree_sampler._seeds):
         assert not any(request_id.startswith("abort-test") for request_id in notes), "aborted ids are kept"
 

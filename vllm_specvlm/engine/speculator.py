@@ -13,6 +13,7 @@ from vllm.config import VllmConfig
 from vllm_specvlm.draft.drafter import Drafter
 from vllm_specvlm.engine import exporter
 from vllm_specvlm.engine.batch import Batch
+from vllm_specvlm.engine.confirmed_text import ConfirmedText
 from vllm_specvlm.engine.device_growth import DeviceProposer, can_grow, grow_on_device, levels
 from vllm_specvlm.engine.drafters import drafter_for, with_lookup
 from vllm_specvlm.engine.eligibility import Eligibility
@@ -75,7 +76,6 @@ class Speculator:
         self._model = drafter if isinstance(drafter, ModelDrafter) else None
         self._drafter: Drafter | None = with_lookup(drafter, vllm_config, self.options)
         self._failure: Exception | None = None
-        self._known: dict[str, int] = {}
         self._planning: Planning | None = None
         self._accepted = 0
         self._lengths = AnswerLengths()
@@ -89,6 +89,7 @@ class Speculator:
         """Tell the runner whose batch is drafted for."""
         self._runner = runner
         self._eligible = Eligibility(runner, self.shape, self._logprobs_mode)
+        self._text = ConfirmedText(runner)
         self._peers = Peers()
         if self._peers.first:
             self.metrics = exporter.metrics()
@@ -202,7 +203,7 @@ class Speculator:
         forgotten = [*over, *(request.req_id for request in scheduled.scheduled_new_reqs)]
         for request_id in forgotten:
             self._eligible.forget(request_id)
-            self._known.pop(request_id, None)
+            self._text.forget(request_id)
         self._watch(lambda drafter: self._follow(drafter, scheduled, over, forgotten))
 
     def _follow(
@@ -293,8 +294,8 @@ class Speculator:
         ended = self._eligible.ended(confirmed)
         if self._lookup_reads(self._drafter):
             ids = self._runner.input_batch.req_ids
-            for row in (row for row in ended if ids[row] in self._known):
-                self._tell(self._drafter, ids[row], ended[row])
+            for row in (row for row in ended if self._text.has_told(ids[row])):
+                self._text.tell(self._drafter, ids[row], ended[row])
         rows = [row for row, count in enumerate(confirmed) if count and row not in ended]
         batch = self._bounds.within(self._eligible.growable(rows))
         if planning is not None:
@@ -315,7 +316,7 @@ class Speculator:
     def _grow(self, drafter: Drafter, batch: Sequence[Growable]) -> dict[str, TokenTree]:
         """Trees of the options' own size."""
         for growable in batch:
-            self._tell(drafter, growable.request_id)
+            self._text.tell(drafter, growable.request_id)
         drafter = _grower(drafter, batch)
         opening = drafter.open([growable.request_id for growable in batch])
         budgets, depths = [growable.nodes for growable in batch], [growable.depth for growable in batch]
@@ -353,7 +354,7 @@ class Speculator:
         planned.observe_step(batch)
         if self._lookup_reads(drafter):
             for growable in batch:
-                self._tell(drafter, growable.request_id)
+                self._text.tell(drafter, growable.request_id)
         backlogs = [(growable, drafter.backlog(growable.request_id)) for growable in batch]
         able = [(growable, backlog) for growable, backlog in backlogs if backlog is not None]
         plan = planner.plan(requests, [self._candidate(growable, backlog) for growable, backlog in able])
@@ -364,7 +365,7 @@ class Speculator:
             return {}
         chosen = [able[i][0] for i in plan.chosen]
         for growable in chosen:
-            self._tell(drafter, growable.request_id)
+            self._text.tell(drafter, growable.request_id)
         drafter = _grower(drafter, chosen)
         return planned.grow(drafter, chosen, self.shape, self._device_proposer(drafter))
 
@@ -376,21 +377,6 @@ class Speculator:
     def _lookup_reads(self, drafter: Drafter) -> bool:
         """Whether to tell a drafter of all requests: lookup learns also from those that it did not draft for."""
         return self._model is None or isinstance(drafter, MixedDrafter)
-
-    def _tell(self, drafter: Drafter, request_id: str, upto: int | None = None) -> None:
-        """Bring the drafter's idea of a request up to the confirmed tokens, or to the first so many of them."""
-        runner = self._runner
-        row = runner.input_batch.req_id_to_index[request_id]
-        confirmed = int(runner.input_batch.num_tokens_no_spec[row]) if upto is None else upto
-        known = self._known.get(request_id)
-        if known == confirmed:
-            return
-        tokens = runner.input_batch.token_ids_cpu[row, known or 0 : confirmed].tolist()
-        if known is None:
-            drafter.begin(request_id, tokens)
-        else:
-            drafter.advance(request_id, tokens)
-        self._known[request_id] = confirmed
 
     def _watch(self, call: Callable[[Drafter], None]) -> None:
         """Run a call outside drafting; a failure waits for the next drafting, where all ranks can agree on it."""
