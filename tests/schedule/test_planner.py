@@ -105,6 +105,18 @@ def test_bad_draft_stays_plain() -> None:
     assert Mode.TREES not in {mode for mode, _ in done}
 
 
+def test_a_step_with_trees_is_never_cheaper_than_one_without() -> None:
+    """Plain steps turn out dearer than passes measured alone; steps with trees, of which none was seen, will too."""
+    planned = planner(IDLE_SHAPE)
+    before = planned.costs.tree.at(16)
+    for _ in range(30):
+        planned.costs.plain.observe(16, 0.018)
+    done = play(planned, 16, accepted=0.05, steps=60)
+    assert sum(mode is Mode.TREES for mode, _ in done) == 0
+    assert planned.costs.tree.at(16) == before < 0.7 * planned.costs.plain.at(16)
+    assert planned._missing == pytest.approx(planned.costs.plain.at(16) - before)
+
+
 def test_a_dear_drafter_stays_plain() -> None:
     done = play(planner(IDLE_SHAPE, {1: 0.050, 64: 0.050}), 1, 0.9, 200)
     assert Mode.TREES not in {mode for mode, _ in done}

@@ -83,7 +83,7 @@ class StepClock:
                     self._seen.append((kind, rows, now - self._ended))
                     step = now - self._ended
                 else:
-                    step = getattr(self._costs, kind).at(rows)
+                    step = max(getattr(self._costs, kind).at(rows), self._costs.plain.at(requests))
                 self._seen.append(("cycle", requests, self._ended - self._began + step))
         self._scheduled = 0
         self._passes = 0.0

@@ -71,7 +71,7 @@ class Planner:
         self._since_plain = 0
         self._refreshed: dict[int, int] = {}
         self._speculating = False
-        self._promised = self._reading = 0.0
+        self._promised = self._reading = self._missing = 0.0
         self._trust: dict[int, float] = {}
         self._kept: Counter[int] = Counter()
         self._ratio = np.full(128, _RATIO)
@@ -95,7 +95,10 @@ class Planner:
         self._promised = 0.0
         if not candidates:
             return self._nothing()
-        plain = requests / self.costs.plain.at(requests)
+        step = self.costs.plain.at(requests)
+        plain = requests / step
+        # A step with trees is never cheaper than one without: what looks so is what passes measured alone leave out.
+        self._missing = max(step - self.costs.tree.at(requests), 0.0)
         trust = self._trust_at(requests)
         chosen, promised = self._choose(requests, candidates, plain, trust)
         expected = promised * trust
@@ -117,7 +120,7 @@ class Planner:
         if looked is None:
             return self._nothing()
         price = self.costs.feed.at(candidates[looked].backlog + 1) + 3 * self.costs.draft.at(4) + self.overhead
-        price += max(self.costs.tree.at(requests + _PROBE_NODES) - self.costs.plain.at(requests), 0.0)
+        price += max(self.costs.tree.at(requests + _PROBE_NODES) + self._missing - step, 0.0)
         self._looks.take(price)
         return self._draft(Mode.PROBE, plain, [looked], candidates)
 
@@ -204,7 +207,7 @@ class Planner:
         passes = self.costs.draft.over(rows)
         passes[:, 0] = [self.costs.feed.at(round(first)) for first in rows[:, 0].tolist()]
         passes *= wanted
-        drafted = passes.cumsum(axis=1) + self.overhead
+        drafted = passes.cumsum(axis=1) + self.overhead + self._missing
         goodput = tokens / (drafted[:, :, None] + self.costs.tree.over(requests + nodes))
         best: Floats = goodput.max(axis=(1, 2))
         return best
@@ -295,7 +298,7 @@ class Planner:
         self._outlooks.learn(grown, prospect(score, depth, tree, len(grown), self._rows))
         order = np.argsort(-score, kind="stable")  # of equal ones the earlier requests' first
         probability = np.exp(score[order])
-        seconds = self.costs.tree.over(self._requests + np.arange(len(order) + 1, dtype=np.float64))
+        seconds = self.costs.tree.over(self._requests + np.arange(len(order) + 1, dtype=np.float64)) + self._missing
         seconds[0] = self.costs.plain.at(self._requests)
         count = int((np.concatenate(([0.0], np.cumsum(probability))) - self._goal * seconds).argmax())
         if self._mode is Mode.PROBE:
