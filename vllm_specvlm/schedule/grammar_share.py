@@ -9,7 +9,7 @@ _PRIOR = 1.0
 _KEPT = 0.9
 """Of what earlier trees said, when another one comes back: the last ten or so count."""
 _REMEMBERED = 1 - 1 / 64
-"""Of it in a step without a tree: a share that is too low to draft is thought better of in some tens of steps."""
+"""Of it in every step: a share that is too low to draft is thought better of in some tens of steps."""
 
 
 class GrammarShare:
@@ -43,6 +43,6 @@ class GrammarShare:
         self._expected = _KEPT * self._expected + sum(expected)
 
     def rest(self) -> None:
-        """The request made a step without a tree."""
+        """The request made a step."""
         self._came *= _REMEMBERED
         self._expected *= _REMEMBERED
