@@ -59,7 +59,7 @@ def test_answers_are_those_of_plain_vllm(drafter: str, monkeypatch: pytest.Monke
             known = {tuple(o.prompt_token_ids or ()): tuple(o.outputs[0].token_ids) for o in plain}
             monkeypatch.setattr(runner(llm).drafter, "_drafter", OracleDrafter(known, 500))
             monkeypatch.setattr(runner(llm).drafter, "shape", TreeShape(nodes=12, depth=5, width=3, top_k=3))
-            monkeypatch.setattr(runner(llm).drafter, "_known", {})
+            monkeypatch.setattr(runner(llm).drafter._text, "_told", {})
         before, attended, committed = tally(llm), kernels.attended, kernels.committed
         decided = Counter(kernels.decided)
         assert tokens(answers(llm, batch, SCENARIO.params())) == tokens(plain)

@@ -57,7 +57,7 @@ def check(llm: Any, plain: Any, patch: pytest.MonkeyPatch, *, oracle: bool) -> d
         known = {tuple(o.prompt_token_ids or ()): tuple(o.outputs[0].token_ids) for o in plain}
         patch.setattr(runner(llm).drafter, "_drafter", OracleDrafter(known, 500))
         patch.setattr(runner(llm).drafter, "shape", TreeShape(nodes=12, depth=5, width=3, top_k=3))
-        patch.setattr(runner(llm).drafter, "_known", {})
+        patch.setattr(runner(llm).drafter._text, "_told", {})
     before = tally(llm)
     assert tokens(answers(llm, prompts("llava"), SCENARIO.params())) == tokens(plain)
     after = tally(llm)

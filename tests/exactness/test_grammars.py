@@ -58,7 +58,7 @@ def knowing(reference: Sequence[RequestOutput], monkeypatch: pytest.MonkeyPatch,
     speculator = runner(llm).drafter
     monkeypatch.setattr(speculator, "_drafter", OracleDrafter(known, 500))
     monkeypatch.setattr(speculator, "shape", ORACLE_SHAPE)
-    monkeypatch.setattr(speculator, "_known", {})
+    monkeypatch.setattr(speculator._text, "_told", {})
     return llm
 
 

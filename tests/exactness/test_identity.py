@@ -55,7 +55,7 @@ def with_oracle(family: str, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
     speculator = runner(llm).drafter
     monkeypatch.setattr(speculator, "_drafter", OracleDrafter(known, 500))
     monkeypatch.setattr(speculator, "shape", ORACLE_SHAPE)
-    monkeypatch.setattr(speculator, "_known", {})
+    monkeypatch.setattr(speculator._text, "_told", {})
     return llm
 
 
