@@ -131,7 +131,7 @@ def logged() -> Iterator[list[logging.LogRecord]]:
 
 def make_whole(found: Speculator, drafter: Any) -> None:
     """Forget what the drafter still knows of requests that ended while it was off."""
-    found._known.clear()
+    found._text._told.clear()
     for notes in ("_fed", "_holes", "_contexts", "_texts", "_answer_starts"):
         getattr(drafter, notes, {}).clear()
     if hasattr(drafter, "_cache"):
