@@ -40,7 +40,8 @@ def test_observations_correct_their_stretch_and_spread_to_unseen_ones() -> None:
     assert curve.at(32) == pytest.approx(flat_then_linear(32), rel=1e-3)
     assert flat_then_linear(16) < curve.at(16) < 2 * flat_then_linear(16)
     assert curve.seen(32) == 48 and curve.seen(64) == 0, "two were doubted first"
-    assert curve.seen_near(64) == curve.seen_near(16) - 50 == 48 and curve.seen_near(96) == curve.seen_near(3) == 0
+    assert curve.seen_between(32, 128) == curve.seen_between(8, 32) - 50 == 48
+    assert curve.seen_between(48, 192) == curve.seen_between(2, 6) == 0
 
 
 def test_more_rows_never_look_cheaper() -> None:

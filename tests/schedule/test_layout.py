@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.schedule.test_planner import IDLE_SHAPE, READY, as_expected, planner, play, ready
+from tests.schedule.plays import IDLE_SHAPE, READY, as_expected, planner, play, ready
 from vllm_specvlm.schedule.plan import Mode
 from vllm_specvlm.schedule.planner import Planner
 

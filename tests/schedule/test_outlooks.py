@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.schedule.test_planner import IDLE_SHAPE, READY, numbered, planner, ready
+from tests.schedule.plays import IDLE_SHAPE, READY, numbered, planner, ready
 from vllm_specvlm.schedule.looks import Looks
 from vllm_specvlm.schedule.outlooks import Outlooks, Prospect, prospect
 from vllm_specvlm.schedule.plan import Candidate, Kind, Mode, Plan

@@ -3,80 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.schedule.plays import BUSY_SHAPE, IDLE_SHAPE, READY, keep, numbered, planner, play, ready
 from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.costs import Costs
-from vllm_specvlm.schedule.plan import Candidate, Kind, Mode
+from vllm_specvlm.schedule.plan import Kind, Mode
 from vllm_specvlm.schedule.planner import Planner
-
-READY = Candidate("0", backlog=0, remaining=100.0, kind=Kind())
-IDLE_SHAPE = {1: 0.010, 8: 0.010, 64: 0.012, 512: 0.020}  # a GPU that waits for memory: rows are nearly free
-BUSY_SHAPE = {1: 0.010, 2: 0.020, 64: 0.640}  # no idle arithmetic: every row costs a whole token
-DRAFT = {1: 0.001, 64: 0.002}
-
-
-def planner(step: dict[int, float], draft: dict[int, float] = DRAFT) -> Planner:
-    return Planner(Costs(CostCurve(step), CostCurve(step), CostCurve(draft), CostCurve(draft)))
-
-
-def ready(requests: int, like: Candidate = READY) -> list[Candidate]:
-    """Requests that differ in nothing but their names."""
-    return [replace(like, request_id=str(i)) for i in range(requests)]
-
-
-def numbered(trees: Sequence[tuple[Sequence[float], Sequence[int]]]) -> dict[int, Any]:
-    """Trees of all that were chosen."""
-    return dict(enumerate(trees))
-
-
-def play(
-    planned: Planner, requests: int, accepted: float, steps: int, candidate: Candidate = READY
-) -> list[tuple[Mode, int]]:
-    """Steps in which every drafted node is believed to follow its parent with probability `accepted`; two children
-    a node, at most four levels. What was planned: mode and nodes in all."""
-    done: list[tuple[Mode, int]] = []
-    for _ in range(steps):
-        plan = planned.plan(requests, ready(requests, candidate))
-        if plan.mode is Mode.PLAIN:
-            planned.achieved(
-                requests, requests, planned.costs.plain.at(requests)
-            )  # before the next plan, as in the engine
-            planned.costs.plain.observe(requests, planned.costs.plain.at(requests))
-            done.append((plan.mode, 0))
-            continue
-        scores = {i: [np.log(accepted), np.log(accepted / 9)] for i in plan.chosen}
-        depths = {i: [1, 1] for i in plan.chosen}
-        for depth in range(1, 4):
-            frontier = [np.log(accepted) * depth for _ in plan.chosen]
-            admitted = planned.admit(depth, frontier)
-            if not any(admitted):
-                break
-            for i, yes in zip(plan.chosen, admitted, strict=True):
-                if yes:
-                    scores[i] += [np.log(accepted) * (depth + 1), np.log(accepted) * depth + np.log(accepted / 9)]
-                    depths[i] += [depth + 1] * 2
-        order = {i: np.argsort(-np.array(scores[i]), kind="stable") for i in plan.chosen}
-        kept = planned.cut(
-            numbered([([scores[i][j] for j in order[i]], [depths[i][j] for j in order[i]]) for i in plan.chosen])
-        )
-        came = requests + sum(
-            float(np.exp(np.sort(scores[i])[::-1][:n]).sum()) for i, n in zip(scores, kept, strict=True)
-        )
-        planned.achieved(requests, came, as_expected(planned, len(plan.chosen), requests + sum(kept)))
-        done.append((plan.mode, sum(kept)))
-    return done
-
-
-def as_expected(planned: Planner, trees: int, rows: int) -> float:
-    """Seconds of the drafting just planned, of so many trees, and of a step over so many rows."""
-    drafted = planned.costs.feed.at(trees) + sum(planned.costs.draft.at(each) for each in planned._rows)
-    return planned.overhead + drafted + planned.costs.tree.at(rows)
 
 
 def test_idle_machine_and_good_draft_speculate() -> None:
@@ -115,6 +51,20 @@ def test_a_step_with_trees_is_never_cheaper_than_one_without() -> None:
     assert sum(mode is Mode.TREES for mode, _ in done) == 0
     assert planned.costs.tree.at(16) == before < 0.7 * planned.costs.plain.at(16)
     assert planned._missing == pytest.approx(planned.costs.plain.at(16) - before)
+
+
+def test_where_trees_were_seen_they_cost_what_they_were_seen_to_cost() -> None:
+    """With many more rows than requests only: no dearer than those, and never cheaper than a plain step."""
+    planned = planner(IDLE_SHAPE)
+    for _ in range(30):
+        planned.costs.plain.observe(64, 0.010)
+        planned.costs.tree.observe(512, 0.010)
+    done = play(planned, 64, accepted=0.6, steps=60)
+    assert sum(mode is Mode.TREES for mode, _ in done) > 30
+    assert planned._missing == 0.0 and planned.costs.tree.at(64) < 0.7 * planned.costs.plain.at(64)
+    rows = np.arange(64, 600, dtype=np.float64)
+    assert (planned._steps(rows) >= planned.costs.plain.at(64)).all()
+    assert planned._steps(rows)[-1] == pytest.approx(planned.costs.tree.at(599))
 
 
 def test_a_dear_drafter_stays_plain() -> None:
@@ -224,67 +174,6 @@ def test_a_probe_dearer_than_a_second_is_paid_for_in_time() -> None:
     assert Mode.PROBE in modes
 
 
-def keep(planned: Planner, requests: int, share: float, steps: int) -> list[Mode]:
-    """Steps that come to `share` of what speculation promises; plain decoding comes to what it promises."""
-    modes = []
-    for _ in range(steps):
-        plan = planned.plan(requests, ready(requests))
-        modes.append(plan.mode)
-        if plan.mode is Mode.PLAIN:
-            planned.achieved(requests, requests, planned.costs.plain.at(requests))
-            continue
-        kept = planned.cut(numbered([(np.log([0.4, 0.05]).tolist(), [1, 1])] * len(plan.chosen)))
-        if plan.mode is Mode.TREES:
-            planned.achieved(requests, 1000, 1000 / (share * planned._promised))
-        else:
-            planned.achieved(
-                requests, requests + len(modes) % 2, as_expected(planned, len(plan.chosen), requests + sum(kept))
-            )
-    return modes
-
-
-@pytest.mark.parametrize("share", [0.7, 1.0])
-def test_promises_that_are_not_kept_are_not_believed(share: float) -> None:
-    """Something that no curve knows of makes steps with trees dearer than they should be."""
-    planned = planner(IDLE_SHAPE)
-    keep(planned, 16, 1.0, 40)
-    modes = keep(planned, 16, share, 400)[100:]
-    speculated = sum(mode is Mode.TREES for mode in modes) / len(modes)
-    assert speculated < 0.3 if share < 1 else speculated > 0.95
-
-
-def test_trust_comes_back() -> None:
-    planned = planner(IDLE_SHAPE)
-    keep(planned, 16, 1.0, 40)
-    assert Mode.PLAIN in keep(planned, 16, 0.6, 60)[40:]
-    assert keep(planned, 16, 1.0, 6000)[-20:].count(Mode.TREES) > 15
-
-
-@pytest.mark.parametrize("requests", [1, 4, 16, 64])
-@pytest.mark.parametrize("pays", [0.95, 0.8, 0.5])
-def test_what_does_not_pay_costs_next_to_nothing(requests: int, pays: float) -> None:
-    """Trees come to a share of plain decoding, whatever is promised for them."""
-    planned = planner(IDLE_SHAPE)
-    plain = planned.costs.plain.at(requests)
-    tokens = seconds = 0.0
-    for _ in range(4000):
-        plan = planned.plan(requests, ready(requests))
-        took, came = plain, requests
-        if plan.mode is not Mode.PLAIN:
-            trees = [(np.log([0.6, 0.3]).tolist(), [1, 1])] * len(plan.chosen)
-            kept = planned.cut(numbered(trees))
-            came = requests + len(plan.chosen)
-            whole = plan.mode is Mode.TREES
-            took = (
-                came / requests * plain / pays
-                if whole
-                else as_expected(planned, len(plan.chosen), requests + sum(kept))
-            )
-        planned.achieved(requests, came, took)
-        tokens, seconds = tokens + came, seconds + took
-    assert tokens / seconds > 0.98 * requests / plain
-
-
 def test_a_bounded_neighbour_does_not_keep_the_planner_from_learning() -> None:
     """It has always caught up, and its trees say little: the others are looked at, and then drafted for."""
     planned = planner(IDLE_SHAPE)
@@ -360,27 +249,6 @@ def test_levels_that_were_free_cost_no_passes() -> None:
                 planned.cut({0: (scores, passes)})
         expected.append(planned._goodput(1, planned._outlooks.of([READY]))[0])
     assert expected[1] > 1.2 * expected[0]
-
-
-def test_promises_that_are_exceeded_are_believed_too() -> None:
-    """Some batch is just too large for what is promised, and not for what comes."""
-
-    def speculates(share: float) -> list[bool]:
-        planned = planner(IDLE_SHAPE)
-        keep(planned, 16, share, 100)
-        return [planned.plan(many, ready(many)).mode is Mode.TREES for many in range(16, 128)]
-
-    assert sum(speculates(1.3)) > sum(speculates(1.0)) > 0
-
-
-def test_promises_are_believed_by_the_size_of_the_batch() -> None:
-    """What a few requests gain says nothing for many, where other things cost; sizes never seen take the nearest's."""
-    planned = planner(IDLE_SHAPE)
-    keep(planned, 4, 1.3, 200)
-    keep(planned, 64, 0.6, 60)
-    assert planned._trust_at(4) > 1.1 > 1 > planned._trust_at(64)
-    assert planned._trust_at(1) == planned._trust_at(4)
-    assert planned._trust_at(200) == planned._trust_at(64)
 
 
 def test_a_graph_that_is_paid_for_is_filled() -> None:

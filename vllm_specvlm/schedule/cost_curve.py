@@ -111,9 +111,9 @@ class CostCurve:
         """How many passes of about so many rows were observed."""
         return int(self._count[_nearest(rows)])
 
-    def seen_near(self, rows: int) -> int:
-        """How many passes of half to twice as many rows were observed."""
-        return int(self._count[_nearest(math.ceil(rows / 2)) : _nearest(2 * rows) + 1].sum())
+    def seen_between(self, least: int, most: int) -> int:
+        """How many passes of about so many rows were observed."""
+        return int(self._count[_nearest(least) : _nearest(most) + 1].sum())
 
     def at(self, rows: int) -> float:
         """Expected seconds of a pass. (`over` in plain Python, which is quicker for one number.)"""

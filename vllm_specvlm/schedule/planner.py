@@ -37,6 +37,9 @@ _PLAIN_SOON = 8
 """The same while fewer than three plain steps of half to twice as many requests were seen, or asked for in vain: steps
 with prompts in them cannot be told apart. The first one is asked for at once: what was measured at the start may have
 met a busy machine."""
+_TREES_SEEN = 3
+_ROWS_EACH = 16
+"""Fewer than three steps with trees, of up to sixteen rows a request, are none to infer from what they cost."""
 _PROBE_NODES = 4
 _SETS = 4
 """Sets of requests that are compared: a quarter of those worth a tree, the best ones, a half, and so on."""
@@ -71,7 +74,8 @@ class Planner:
         self._since_plain = 0
         self._refreshed: dict[int, int] = {}
         self._speculating = False
-        self._promised = self._reading = self._missing = 0.0
+        self._promised = self._reading = 0.0
+        self._plain = self._missing = 0.0
         self._trust: dict[int, float] = {}
         self._kept: Counter[int] = Counter()
         self._ratio = np.full(128, _RATIO)
@@ -95,10 +99,8 @@ class Planner:
         self._promised = 0.0
         if not candidates:
             return self._nothing()
-        step = self.costs.plain.at(requests)
+        step = self._expect_steps(requests)
         plain = requests / step
-        # A step with trees is never cheaper than one without: what looks so is what passes measured alone leave out.
-        self._missing = max(step - self.costs.tree.at(requests), 0.0)
         trust = self._trust_at(requests)
         chosen, promised = self._choose(requests, candidates, plain, trust)
         expected = promised * trust
@@ -106,7 +108,7 @@ class Planner:
         if self._speculating:
             self._since_plain += 1
             asked = sum(times for many, times in self._refreshed.items() if requests <= 2 * many <= 4 * requests)
-            known = max(self.costs.plain.seen_near(requests), asked)
+            known = max(self.costs.plain.seen_between(math.ceil(requests / 2), 2 * requests), asked)
             if known and self._since_plain < (_PLAIN_EVERY if known >= _PLAIN_SEEN else _PLAIN_SOON):
                 self._promised = promised
                 return self._draft(Mode.TREES, expected, self._with_look(chosen, candidates), candidates)
@@ -123,6 +125,21 @@ class Planner:
         price += max(self.costs.tree.at(requests + _PROBE_NODES) + self._missing - step, 0.0)
         self._looks.take(price)
         return self._draft(Mode.PROBE, plain, [looked], candidates)
+
+    def _expect_steps(self, requests: int) -> float:
+        """Seconds of a plain step now, and so of one with trees at the least.
+
+        Where only passes alone were measured of the latter, they lack what steps have besides (the host's share).
+        """
+        self._plain = self.costs.plain.at(requests)
+        few = self.costs.tree.seen_between(requests, _ROWS_EACH * requests) < _TREES_SEEN
+        self._missing = max(self._plain - self.costs.tree.at(requests), 0.0) if few else 0.0
+        return self._plain
+
+    def _steps(self, rows: Floats) -> Floats:
+        """Seconds of steps with trees, float64 [...] by their rows."""
+        seconds: Floats = np.maximum(self.costs.tree.over(rows) + self._missing, self._plain)
+        return seconds
 
     def _draft(self, mode: Mode, goal: float, chosen: Sequence[int], candidates: Sequence[Candidate]) -> Plan:
         self._mode, self._goal = mode, goal
@@ -207,8 +224,8 @@ class Planner:
         passes = self.costs.draft.over(rows)
         passes[:, 0] = [self.costs.feed.at(round(first)) for first in rows[:, 0].tolist()]
         passes *= wanted
-        drafted = passes.cumsum(axis=1) + self.overhead + self._missing
-        goodput = tokens / (drafted[:, :, None] + self.costs.tree.over(requests + nodes))
+        drafted = passes.cumsum(axis=1) + self.overhead
+        goodput = tokens / (drafted[:, :, None] + self._steps(requests + nodes))
         best: Floats = goodput.max(axis=(1, 2))
         return best
 
@@ -298,8 +315,8 @@ class Planner:
         self._outlooks.learn(grown, prospect(score, depth, tree, len(grown), self._rows))
         order = np.argsort(-score, kind="stable")  # of equal ones the earlier requests' first
         probability = np.exp(score[order])
-        seconds = self.costs.tree.over(self._requests + np.arange(len(order) + 1, dtype=np.float64)) + self._missing
-        seconds[0] = self.costs.plain.at(self._requests)
+        seconds = self._steps(self._requests + np.arange(len(order) + 1, dtype=np.float64))
+        seconds[0] = self._plain
         count = int((np.concatenate(([0.0], np.cumsum(probability))) - self._goal * seconds).argmax())
         if self._mode is Mode.PROBE:
             count = max(count, min(_PROBE_NODES, len(order)))
