@@ -97,15 +97,19 @@ class Outlooks:
         members: dict[Kind, list[int]] = {}
         for i, candidate in enumerate(candidates):
             members.setdefault(candidate.kind, []).append(i)
-        self._follow(None, trees.values, 0, _ALL)
+        mean = trees.values.mean(axis=0)
+        self._follow(None, mean, len(candidates), 0, _ALL)
         for kind, its in members.items():
             self._begin(kind, None)
-            self._follow(kind, trees.values[its], _BEGUN, _KIND)
+            its_mean = trees.values[its].mean(axis=0) if len(members) > 1 else mean
+            self._follow(kind, its_mean, len(its), _BEGUN, _KIND)
         for candidate in candidates:
             self._begin(candidate.request_id, candidate.kind)
         rows = [self._row[candidate.request_id] for candidate in candidates]
         weights = [max(1 / (self._count(each.request_id, 1) + _BEGUN), _REQUEST) for each in candidates]
-        self._table[rows] += np.array(weights)[:, None] * (trees.values - self._table[rows])
+        means = self._table[rows]
+        means += np.array(weights)[:, None] * (trees.values - means)
+        self._table[rows] = means
 
     def forget(self, request_id: str) -> None:
         """The request is over."""
@@ -127,11 +131,11 @@ class Outlooks:
             self._row[key] = self._free.pop()
             self._table[self._row[key]] = self._table[self._row[like]]
 
-    def _follow(self, key: Kind | None, trees: Floats, begun: int, least: float) -> None:
-        """Several trees of one step; `least` is the least weight of each."""
-        count, row = len(trees), self._row[key]
-        weight = max(count / (self._count(key, count) + begun), 1 - (1 - least) ** count)
-        self._table[row] += weight * (trees.mean(axis=0) - self._table[row])
+    def _follow(self, key: Kind | None, mean: Floats, trees: int, begun: int, least: float) -> None:
+        """The mean of so many trees of one step; `least` is the least weight of each."""
+        row = self._row[key]
+        weight = max(trees / (self._count(key, trees) + begun), 1 - (1 - least) ** trees)
+        self._table[row] += weight * (mean - self._table[row])
 
 
 def prospect(
