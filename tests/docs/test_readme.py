@@ -46,14 +46,14 @@ def test_the_table_of_features() -> None:
     alone = {"what": "alone", "acceptance_length": 4.2, "identical": 8, "answers": 8}
     others = {"what": "beside 7 others", "others_ratios": [0.97, 1.0], "plain_others_ratios": [0.99, 1.01]}
     rows = [
-        {**alone, "feature": "grammar: JSON", "speedup": 1.2, "speedups": [1.1, 1.25]},
+        {**alone, "feature": "grammar: JSON", "speedups": [1.1, 1.2, 1.25]},
         {**others, "feature": "none", "others_ratio": 1.0, "plain_others_ratio": 1.0, "others_speedup": 1.5},
         {**others, "feature": "penalties", "others_ratio": 0.98, "plain_others_ratio": 1.0, "others_speedup": 1.4},
     ]
     table = MARKDOWN["features"]({"rows": rows})
     assert "| grammar: JSON | 1.20x (1.10 to 1.25) | 4.20 | 8 of 8 |" in table
     assert "| penalties | 98.0% (0.97 to 1.00) | 100.0% (0.99 to 1.01) | 1.40x |" in table
-    assert table.count("\n") == 6
+    assert "| none | 100.0% (0.97 to 1.00) | 100.0% (0.99 to 1.01) | 1.50x |" in table
 
 
 def test_the_target_that_turns_a_drafter() -> None:
