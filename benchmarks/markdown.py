@@ -267,8 +267,8 @@ def features(report: dict[str, Any]) -> str:
         "| one request's feature | alone: TPOT (rounds) | accepted | identical |",
         "|---|---|---|---|",
         *(
-            f"| {name} | {statistics.median(row['speedups']):.2f}x ({among(row['speedups'])}) | {row['acceptance_length']:.2f} "
-            f"| {row['identical']} of {row['answers']} |"
+            f"| {name} | {statistics.median(row['speedups']):.2f}x ({among(row['speedups'])}) "
+            f"| {row['acceptance_length']:.2f} | {row['identical']} of {row['answers']} |"
             for name, row in alone.items()
         ),
         "",

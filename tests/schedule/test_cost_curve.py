@@ -19,9 +19,44 @@ def test_the_prior_is_believed_at_first(rows: int) -> None:
     assert prior().at(rows) == pytest.approx(flat_then_linear(rows))
 
 
-def test_beyond_the_last_row_cost_is_in_proportion() -> None:
+def test_beyond_the_last_row_it_goes_on_as_it_did() -> None:
     assert prior().at(640) == pytest.approx(flat_then_linear(640))
     assert prior().at(100_000) == pytest.approx(flat_then_linear(100_000))
+    assert CostCurve({1: 0.05, 16: 0.08, 64: 0.14}).at(128) == pytest.approx(0.22)
+    assert CostCurve({1: 0.010, 64: 0.010}).at(128) == pytest.approx(0.015), "rows are free no longer some time"
+
+
+def test_what_many_rows_took_says_nothing_of_few() -> None:
+    """Nor the other way round: a first pass over a prompt, pictures in it, is no law for two rows."""
+    curve = prior()
+    curve.observe(512, 30 * flat_then_linear(512))
+    assert curve.at(512) == pytest.approx(30 * flat_then_linear(512))
+    assert curve.at(64) == pytest.approx(30 * flat_then_linear(64))
+    assert curve.at(8) == curve.at(2) == pytest.approx(0.010)
+
+
+def test_what_was_not_seen_for_long_is_learned_sooner() -> None:
+    def after(steps: int) -> float:
+        curve = prior()
+        for _ in range(50):
+            curve.observe(4, 0.010)
+        for _ in range(steps):
+            curve.attend(4, 0.0)
+        curve.observe(4, 0.0125)
+        return curve.at(4)
+
+    assert after(1) == pytest.approx(0.010 * 1.25**0.053, rel=1e-3)
+    assert after(128) == pytest.approx(0.010 * 1.25**0.25)
+
+
+def test_a_pass_far_off_is_doubted_until_the_next() -> None:
+    curve = prior()
+    for _ in range(20):
+        curve.observe(4, 0.010)
+    curve.observe(4, 0.020)
+    assert curve.doubted(4) and not curve.doubted(64)
+    curve.observe(4, 0.010)
+    assert not curve.doubted(4)
 
 
 def test_a_smaller_pass_never_looks_dearer_at_first() -> None:

@@ -61,10 +61,52 @@ def test_where_trees_were_seen_they_cost_what_they_were_seen_to_cost() -> None:
         planned.costs.tree.observe(512, 0.010)
     done = play(planned, 64, accepted=0.6, steps=60)
     assert sum(mode is Mode.TREES for mode, _ in done) > 30
-    assert planned._missing == 0.0 and planned.costs.tree.at(64) < 0.7 * planned.costs.plain.at(64)
+    assert planned._missing == 0.0 and planned.costs.tree.at(64) < 0.9 * planned.costs.plain.at(64)
     rows = np.arange(64, 600, dtype=np.float64)
-    assert (planned._steps(rows) >= planned.costs.plain.at(64)).all()
-    assert planned._steps(rows)[-1] == pytest.approx(planned.costs.tree.at(599))
+    assert planned._steps(rows).tolist() == pytest.approx([planned._step(int(row)) for row in rows])
+    assert planned._step(64) == planned.costs.plain.at(64) and planned._step(599) == planned.costs.tree.at(599)
+
+
+@pytest.mark.parametrize(("rows", "said"), [(15, False), (16, True), (256, True), (400, False)])
+def test_three_steps_with_trees_say_what_such_steps_lack(rows: int, said: bool) -> None:
+    """Of as many to sixteen times as many rows as there are requests."""
+    costs = planner(IDLE_SHAPE).costs
+    for _ in range(30):
+        costs.plain.observe(16, 0.018)
+    for _ in range(2):
+        costs.tree.observe(rows, costs.tree.at(rows))
+    assert costs.missing(16) == pytest.approx(0.018 - costs.tree.at(16)), "two do not"
+    costs.tree.observe(rows, costs.tree.at(rows))
+    assert (costs.missing(16) == 0.0) == said
+
+
+def test_small_trees_are_worth_it_where_large_ones_are_not() -> None:
+    """A batch whose first further rows are cheap and whose later ones are not: one node each, not none."""
+    planned = planner({1: 0.050, 64: 0.140, 128: 0.160, 256: 0.500, 512: 1.300})
+    done = play(planned, 64, 0.85, 60)
+    assert [nodes for mode, nodes in done[40:] if mode is Mode.TREES] == [64] * 20
+
+
+@pytest.mark.parametrize("faster", [0.8, 0.6])
+def test_plain_decoding_that_became_cheaper_is_noticed(faster: float) -> None:
+    """While trees are drafted in nearly all steps: they just paid, and then what made all steps slow is over."""
+    planned = planner(IDLE_SHAPE)
+    modes = []
+    for step in range(3000):
+        plan = planned.plan(4, ready(4))
+        plain, with_trees = (0.010, 0.025) if step < 500 else (0.010 * faster, 0.025)
+        planned.costs.attend(4, 0.0)
+        if plan.mode is Mode.PLAIN:
+            planned.costs.plain.observe(4, plain)
+            planned.achieved(4, 4, plain)
+        else:
+            planned.cut(numbered([(np.log([0.9, 0.85]).tolist(), [1, 2])] * len(plan.chosen)))
+            planned.costs.tree.observe(12, with_trees - 0.006)
+            planned.achieved(4, 4 + 7.0 / 4 * len(plan.chosen), with_trees)
+        modes.append(plan.mode)
+    assert modes[400:500].count(Mode.TREES) > 90
+    gone = next(i for i in range(500, 3000) if Mode.TREES not in modes[i : i + 20])
+    assert gone < 500 + 5 * 128
 
 
 def test_a_dear_drafter_stays_plain() -> None:

@@ -63,10 +63,13 @@ def test_promises_that_are_exceeded_are_believed_too() -> None:
 
 
 def test_promises_are_believed_by_the_size_of_the_batch() -> None:
-    """What a few requests gain says nothing for many, where other things cost; sizes never seen take the nearest's."""
+    """What a few requests gain says little for many, where other things cost, and the less the more there are."""
     planned = planner(IDLE_SHAPE)
     keep(planned, 4, 1.3, 200)
     keep(planned, 64, 0.6, 60)
     assert planned._trust_at(4) > 1.1 > 1 > planned._trust_at(64)
-    assert planned._trust_at(1) == planned._trust_at(4)
-    assert planned._trust_at(200) == planned._trust_at(64)
+    for known, far in ((4, 1), (64, 300)):  # two powers of two on
+        assert planned._trust_at(far) - 1 == pytest.approx((planned._trust_at(known) - 1) / 4)
+    before = planned._trust_at(300)
+    planned.plan(300, ready(300))
+    assert planned._trust_at(300) == before, "borrowed, and not kept"

@@ -83,7 +83,9 @@ class StepClock:
                     self._seen.append((kind, rows, now - self._ended))
                     step = now - self._ended
                 else:
-                    step = max(getattr(self._costs, kind).at(rows), self._costs.plain.at(requests))
+                    step = self._costs.plain.at(requests)
+                    if kind == "tree":
+                        step = max(self._costs.tree.at(rows) + self._costs.missing(requests), step)
                 self._seen.append(("cycle", requests, self._ended - self._began + step))
         self._scheduled = 0
         self._passes = 0.0

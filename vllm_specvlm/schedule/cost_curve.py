@@ -29,6 +29,9 @@ _LEAST, _MOST = 1e-9, 1e6
 """Seconds that a pass may take at all."""
 _SLOWEST = 0.05
 """Weight of a new observation once there are many: a mean over some twenty passes."""
+_STALE = 16
+_QUICKEST = 0.25
+"""So many steps since the last one add as much to that weight, up to this: machines do not stay what they were."""
 _OUTLIER = 0.3
 """How far, as a logarithm, an observation may lie from what is expected: a busy moment is no new law."""
 _LEAST_SHARE = 0.1
@@ -38,6 +41,9 @@ _NO_OUTLIERS = 3
 _NEIGHBOURS = 2
 """A stretch of rows begins with the correction of those beside it, which counts as so many observations: the first pass
 may have met a busy moment, and what is thought dear is not tried again."""
+_NEAR, _FAR = math.log(8), math.log(64)
+"""A correction is believed up to eight times as many or few rows, and less and less up to 64 times: what 600 rows with
+pictures in them took says nothing of two."""
 
 
 class CostCurve:
@@ -76,13 +82,16 @@ class CostCurve:
         self._correction = np.zeros(len(KNOTS))
         self._count = np.zeros(len(KNOTS), dtype=np.int64)
         self._doubts: dict[int, list[float]] = {}
+        self._steps = 0
+        self._observed_at: dict[int, int] = {}
         self._stale = True
         self._measured = self._prior(KNOTS)
         self._at_knots = self._measured
         self._values: list[float] = self._at_knots.tolist()
 
     def attend(self, requests: int, context: float) -> None:
-        """From now on passes are of so many requests, which have so many tokens before them in the mean."""
+        """A step begins: passes are of so many requests, which have so many tokens before them in the mean."""
+        self._steps += 1
         self._shared = self.reading.per_request * requests * context
         self._each = self.reading.per_row * context
 
@@ -95,7 +104,10 @@ class CostCurve:
         anything = bool(self._count.any())
         if anything and not self._count[knot]:
             self._correction[knot] = self._corrections()[knot]
-        weight = max(1 / (self._count[knot] + 1 + anything * _NEIGHBOURS), _SLOWEST)
+        idle = self._steps - self._observed_at.get(knot, self._steps)
+        self._observed_at[knot] = self._steps
+        slowest = min(_SLOWEST * (1 + idle / _STALE), _QUICKEST)
+        weight = max(1 / (self._count[knot] + 1 + anything * _NEIGHBOURS), slowest)
         doubts = self._doubts.setdefault(knot, [])
         if anything and abs(found - self._correction[knot]) > _OUTLIER:
             doubts.append(found)
@@ -110,6 +122,10 @@ class CostCurve:
     def seen(self, rows: int) -> int:
         """How many passes of about so many rows were observed."""
         return int(self._count[_nearest(rows)])
+
+    def doubted(self, rows: int) -> bool:
+        """Whether the last pass of about so many rows lay far off: the next one decides whether that is so."""
+        return bool(self._doubts.get(_nearest(self._padded(rows))))
 
     def seen_between(self, least: int, most: int) -> int:
         """How many passes of about so many rows were observed."""
@@ -135,7 +151,9 @@ class CostCurve:
         if self.graphs:
             graphs = np.array(self.graphs, dtype=np.float64)
             padded = np.maximum(rows, graphs[np.minimum(np.searchsorted(graphs, rows), len(graphs) - 1)])
-        seconds = _line(padded, KNOTS, self._at_knots)
+        seconds: Floats = np.interp(padded, KNOTS, self._at_knots)
+        if rows.max(initial=0.0) > _KNOTS[-1]:  # beyond the last knot as many times dearer as there are more rows
+            seconds *= np.maximum(rows / _KNOTS[-1], 1.0)
         if self._shared or self._each:
             seconds += self._shared + self._each * rows
         return seconds
@@ -184,22 +202,24 @@ class CostCurve:
         return curve
 
     def _prior(self, rows: Floats) -> Floats:
-        return _line(rows, self._rows, self._seconds)
+        """Between what was measured, and beyond: as the last stretch went on, by half of each row's share at least."""
+        last, seconds = self._rows[-1], self._seconds[-1]
+        slope = seconds / last / 2
+        if len(self._rows) > 1:
+            slope = max(slope, (seconds - self._seconds[-2]) / (last - self._rows[-2]))
+        found: Floats = np.interp(rows, self._rows, self._seconds) + slope * np.maximum(rows - last, 0.0)
+        return found
 
     def _corrections(self) -> Floats:
         seen = np.flatnonzero(self._count)
         if not len(seen):
             return self._correction
-        return np.interp(_LOG_KNOTS, _LOG_KNOTS[seen], self._correction[seen])
+        known = _LOG_KNOTS[seen]
+        outside = np.maximum(known[0] - _LOG_KNOTS, 0.0) + np.maximum(_LOG_KNOTS - known[-1], 0.0)
+        believed = np.minimum(np.maximum((_FAR - outside) / (_FAR - _NEAR), 0.0), 1.0)
+        corrections: Floats = believed * np.interp(_LOG_KNOTS, known, self._correction[seen])
+        return corrections
 
 
 def _nearest(rows: int) -> int:
     return min(bisect.bisect_left(_MIDDLES, rows), len(_MIDDLES))
-
-
-def _line(rows: Floats, knots: Floats, values: Floats) -> Floats:
-    """Piecewise linear through the knots; beyond the last one as many times dearer as there are more rows."""
-    inside: Floats = np.interp(rows, knots, values)
-    if rows.max(initial=0.0) <= knots[-1]:
-        return inside
-    return np.where(rows > knots[-1], values[-1] * rows / knots[-1], inside)

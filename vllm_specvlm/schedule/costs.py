@@ -9,6 +9,8 @@ from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.reading import Reading, TimedPass
 
 CURVES = ("plain", "tree", "draft", "feed")
+_TREES_SEEN = 3
+_ROWS_EACH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,16 @@ class Costs:
         """
         for curve in (self.plain, self.tree, self.draft):
             curve.attend(requests, context)
+
+    def missing(self, requests: int) -> float:
+        """Seconds that `tree` still lacks for so many requests.
+
+        With fewer than three steps with trees seen, of as many to sixteen times as many rows, it holds passes measured
+        alone. What a step has besides (the host's share) is then taken to be what plain steps have more.
+        """
+        if self.tree.seen_between(requests, _ROWS_EACH * requests) >= _TREES_SEEN:
+            return 0.0
+        return max(self.plain.at(requests) - self.tree.at(requests), 0.0)
 
     def copy(self) -> Costs:
         """Curves of their own, as sure as these are."""

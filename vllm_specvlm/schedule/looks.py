@@ -9,6 +9,8 @@ from vllm_specvlm.schedule.plan import Candidate
 
 _SHARE = 0.01
 """Of the time of all steps may be lost by looking."""
+_DEAREST = 10
+"""A look counts for so many times what it should have lost at most: the rest was a busy moment."""
 
 
 class Looks:
@@ -43,10 +45,10 @@ class Looks:
     def lost(self, seconds: float) -> None:
         """What the last look came to.
 
-        A moment in which the machine was busy is no price. Nor is a look free that gave more tokens than it cost, or by
+        A look is not free that gave more tokens than it cost, or by
         mistaken costs seemed to: what pays is drafted for anyway.
         """
-        self._credit += self._price - min(max(seconds, self._price / 2), 2 * self._price)
+        self._credit += self._price - min(max(seconds, self._price / 2), _DEAREST * self._price)
 
     def earn(self, seconds: float) -> None:
         """A step took so long."""

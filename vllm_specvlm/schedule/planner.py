@@ -34,12 +34,9 @@ _PLAIN_EVERY = 128
 """Steps with trees after which a plain step refreshes what plain decoding costs here."""
 _PLAIN_SEEN = 3
 _PLAIN_SOON = 8
-"""The same while fewer than three plain steps of half to twice as many requests were seen, or asked for in vain: steps
-with prompts in them cannot be told apart. The first one is asked for at once: what was measured at the start may have
-met a busy machine."""
-_TREES_SEEN = 3
-_ROWS_EACH = 16
-"""Fewer than three steps with trees, of up to sixteen rows a request, are none to infer from what they cost."""
+"""The same while fewer than three plain steps of half to twice as many requests were seen (or were asked for and met a
+prompt, so that they taught nothing), and where the last one lay far off. The first one is asked for at once: what was
+measured at the start may have met a busy machine."""
 _PROBE_NODES = 4
 _SETS = 4
 """Sets of requests that are compared: a quarter of those worth a tree, the best ones, a half, and so on."""
@@ -99,8 +96,8 @@ class Planner:
         self._promised = 0.0
         if not candidates:
             return self._nothing()
-        step = self._expect_steps(requests)
-        plain = requests / step
+        self._plain, self._missing = self.costs.plain.at(requests), self.costs.missing(requests)
+        plain = requests / self._plain
         trust = self._trust_at(requests)
         chosen, promised = self._choose(requests, candidates, plain, trust)
         expected = promised * trust
@@ -109,35 +106,30 @@ class Planner:
             self._since_plain += 1
             asked = sum(times for many, times in self._refreshed.items() if requests <= 2 * many <= 4 * requests)
             known = max(self.costs.plain.seen_between(math.ceil(requests / 2), 2 * requests), asked)
-            if known and self._since_plain < (_PLAIN_EVERY if known >= _PLAIN_SEEN else _PLAIN_SOON):
+            sure = known >= _PLAIN_SEEN and not self.costs.plain.doubted(requests)
+            if known and self._since_plain < (_PLAIN_EVERY if sure else _PLAIN_SOON):
                 self._promised = promised
                 return self._draft(Mode.TREES, expected, self._with_look(chosen, candidates), candidates)
             self._since_plain = 0
             self._refreshed[requests] = self._refreshed.get(requests, 0) + 1
             return self._nothing()
-        if self._trust:
-            self._trust[requests.bit_length()] = trust + _FORGIVEN * min(requests / 16, 1.0) * (1.0 - trust)
+        if requests.bit_length() in self._trust:
+            self._trust[requests.bit_length()] += _FORGIVEN * min(requests / 16, 1.0) * (1.0 - trust)
         everybody = range(len(candidates))
         looked = self._looks.next(candidates, self._outlooks.seldom(candidates, everybody) or everybody)
         if looked is None:
             return self._nothing()
         price = self.costs.feed.at(candidates[looked].backlog + 1) + 3 * self.costs.draft.at(4) + self.overhead
-        price += max(self.costs.tree.at(requests + _PROBE_NODES) + self._missing - step, 0.0)
+        price += self._step(requests + _PROBE_NODES) - self._plain
         self._looks.take(price)
         return self._draft(Mode.PROBE, plain, [looked], candidates)
 
-    def _expect_steps(self, requests: int) -> float:
-        """Seconds of a plain step now, and so of one with trees at the least.
-
-        Where only passes alone were measured of the latter, they lack what steps have besides (the host's share).
-        """
-        self._plain = self.costs.plain.at(requests)
-        few = self.costs.tree.seen_between(requests, _ROWS_EACH * requests) < _TREES_SEEN
-        self._missing = max(self._plain - self.costs.tree.at(requests), 0.0) if few else 0.0
-        return self._plain
+    def _step(self, rows: int) -> float:
+        """Seconds of a step with trees by its rows; never less than a plain one's of the same requests."""
+        return max(self.costs.tree.at(rows) + self._missing, self._plain)
 
     def _steps(self, rows: Floats) -> Floats:
-        """Seconds of steps with trees, float64 [...] by their rows."""
+        """`_step` of each, float64 [...]."""
         seconds: Floats = np.maximum(self.costs.tree.over(rows) + self._missing, self._plain)
         return seconds
 
@@ -207,9 +199,12 @@ class Planner:
         return chosen, promised
 
     def _worth(self, requests: int, trees: Prospect, goal: float) -> Floats:
-        """Of each tree the accepted tokens less those that its rows cost, [n]; of nodes that pay."""
+        """Of each tree the accepted tokens less those that its rows cost, [n]; of nodes that pay.
+
+        At the price of the first node of each: with more of them nodes may be dearer, which is for the goodput to say.
+        """
         costs, count = self.costs, len(trees.values)
-        node = goal * (costs.tree.at(requests + 8 * count) - costs.tree.at(requests)) / (8 * count)
+        node = goal * (self._step(requests + count) - self._plain) / count
         row = goal * (costs.draft.at(count + 8) - costs.draft.at(count)) / 8
         gains = trees.accepted - node * trees.nodes
         worth: Floats = np.maximum(gains, 0.0).sum(axis=(1, 2)) - row * trees.rows.sum(axis=1)
@@ -285,7 +280,7 @@ class Planner:
         """What the children of a node of this level add in proportion to its probability, and the tokens that have to
         come for a row of the level and for the level itself."""
         costs, verified, ahead = self.costs, self._requests + rows, max(rows, 8)
-        node = (costs.tree.at(verified + ahead) - costs.tree.at(verified)) / ahead
+        node = (self._step(verified + ahead) - self._step(verified)) / ahead
         row = (costs.draft.at(rows + 8) - costs.draft.at(rows)) / 8
         ratio = float(self._ratio[min(depth, len(self._ratio) - 1)])
         return ratio, self._goal * (row + node), self._goal * costs.draft.at(1)
@@ -293,7 +288,7 @@ class Planner:
     def admit_free(self, depth: int, scores: Sequence[float]) -> Sequence[bool]:
         """Nodes whose next one is known already (see `tree.grow.LevelGate`): worth it if verifying that one is."""
         verified = self._requests + len(scores)
-        node = (self.costs.tree.at(verified + 8) - self.costs.tree.at(verified)) / 8
+        node = (self._step(verified + 8) - self._step(verified)) / 8
         return [math.exp(score) > self._goal * node for score in scores]
 
     # -- after drafting ------------------------------------------------------------------------------------------
@@ -337,9 +332,9 @@ class Planner:
     def achieved(self, requests: int, tokens: float, seconds: float) -> None:
         """What was last planned, its drafting and the step after, gave `requests` so many tokens in so much time.
 
-        Without the time for prompts, which the formula does not know. Nor is that in which the draft read prompts for
-        their first trees held against its promises: it was weighed on its own. A step that mostly read tells nothing,
-        nor does one in which fewer requests were left than planned for.
+        `seconds` are without the time for prompts, which the formula does not know (see `StepClock`). Nor is that in
+        which the draft read prompts for their first trees held against its promises: it was weighed on its own. A step
+        that mostly read tells nothing, nor does one in which fewer requests were left than planned for.
         """
         if self._mode is Mode.PROBE:
             self._looks.lost(seconds - tokens * self.costs.plain.at(requests) / requests)
@@ -353,10 +348,10 @@ class Planner:
             self._trust[size] = trust + weight * (kept - trust)
 
     def _trust_at(self, requests: int) -> float:
-        """What promises are worth in batches of about this size: those of the nearest size known, 1 before any."""
-        size = self._nearest_size(requests)
-        return 1.0 if size is None else self._trust[size]
+        """What promises are worth in batches of about this size, 1 before any.
 
-    def _nearest_size(self, requests: int) -> int | None:
+        Of a size never tried, what is known of the nearest one, and half as much for each power of two between them.
+        """
         size = requests.bit_length()
-        return min(self._trust, key=lambda known: abs(known - size), default=None)
+        nearest = min(self._trust, key=lambda known: abs(known - size), default=None)
+        return 1.0 if nearest is None else 1.0 + (self._trust[nearest] - 1.0) * 0.5 ** abs(nearest - size)

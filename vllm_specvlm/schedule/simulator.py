@@ -320,8 +320,8 @@ def _replay(trace: Sequence[TracedRequest], costs: Costs, chosen: _Policy, concu
         seconds = _step(costs, len(running), rows) + prompts
         now += seconds
         steps += 1
-        steady = bool(running) and not started
-        if steady:
+        decoded = bool(running)
+        if decoded and not started:
             chosen.observe_step(len(running), rows, seconds)
         chosen.observe_accepted(with_trees)
         given = 0
@@ -344,7 +344,7 @@ def _replay(trace: Sequence[TracedRequest], costs: Costs, chosen: _Policy, concu
                 chosen.finish(live)
         running = [live for live in running if live.done < live.request.tokens]
         if running:
-            now += chosen.draft(running, seconds if steady else 0.0, given)
+            now += chosen.draft(running, seconds - prompts if decoded else 0.0, given)
     return Prediction(now, tokens, steps, trees, nodes, accepted, dict(chosen.plans))
 
 
