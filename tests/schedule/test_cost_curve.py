@@ -49,6 +49,18 @@ def test_what_was_not_seen_for_long_is_learned_sooner() -> None:
     assert after(128) == pytest.approx(0.010 * 1.25**0.25)
 
 
+def test_one_fast_pass_says_that_the_machine_was_busy_before() -> None:
+    """What looks dear is not tried three times in a row."""
+    curve = prior()
+    for _ in range(50):
+        curve.observe(64, 3 * flat_then_linear(64))
+    curve.observe(64, flat_then_linear(64))
+    assert curve.at(64) == pytest.approx(3**0.5 * flat_then_linear(64))
+    for _ in range(2):
+        curve.observe(64, flat_then_linear(64))
+    assert curve.at(64) < 1.35 * flat_then_linear(64)
+
+
 def test_a_pass_far_off_is_doubted_until_the_next() -> None:
     curve = prior()
     for _ in range(20):
@@ -72,10 +84,10 @@ def test_observations_correct_their_stretch_and_spread_to_unseen_ones() -> None:
     assert curve.at(32) == pytest.approx(2 * flat_then_linear(32))
     for _ in range(50):
         curve.observe(32, flat_then_linear(32))
-    assert curve.at(32) == pytest.approx(flat_then_linear(32), rel=1e-3)
+    assert curve.at(32) == pytest.approx(flat_then_linear(32), rel=1e-2)
     assert flat_then_linear(16) < curve.at(16) < 2 * flat_then_linear(16)
-    assert curve.seen(32) == 48 and curve.seen(64) == 0, "two were doubted first"
-    assert curve.seen_between(32, 128) == curve.seen_between(8, 32) - 50 == 48
+    assert curve.seen(32) == 50 and curve.seen(64) == 0
+    assert curve.seen_between(32, 128) == curve.seen_between(8, 32) - 50 == 50
     assert curve.seen_between(48, 192) == curve.seen_between(2, 6) == 0
 
 

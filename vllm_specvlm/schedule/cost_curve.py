@@ -33,7 +33,10 @@ _STALE = 16
 _QUICKEST = 0.25
 """So many steps since the last one add as much to that weight, up to this: machines do not stay what they were."""
 _OUTLIER = 0.3
-"""How far, as a logarithm, an observation may lie from what is expected: a busy moment is no new law."""
+"""How far, as a logarithm, an observation may lie off what is expected: a busy moment is no new law."""
+_FASTER = 0.5
+"""Least weight of one that lies as far below: nothing makes a pass faster than it is, and what is thought dear is tried
+so seldom that three in a row may never come."""
 _LEAST_SHARE = 0.1
 """Of a pass, that is not attention."""
 _NO_OUTLIERS = 3
@@ -109,12 +112,18 @@ class CostCurve:
         slowest = min(_SLOWEST * (1 + idle / _STALE), _QUICKEST)
         weight = max(1 / (self._count[knot] + 1 + anything * _NEIGHBOURS), slowest)
         doubts = self._doubts.setdefault(knot, [])
-        if anything and abs(found - self._correction[knot]) > _OUTLIER:
+        off = found - self._correction[knot]
+        if not anything or abs(off) <= _OUTLIER:
+            doubts.clear()
+        else:
             doubts.append(found)
-            if len(doubts) < _NO_OUTLIERS:
+            if len(doubts) == _NO_OUTLIERS:
+                found, weight = statistics.median(doubts), 1.0
+                doubts.clear()
+            elif off > 0:
                 return
-            found, weight = statistics.median(doubts), 1.0
-        doubts.clear()
+            else:
+                weight = max(weight, _FASTER)
         self._correction[knot] += (found - self._correction[knot]) * weight
         self._count[knot] += 1
         self._stale = True
