@@ -43,13 +43,13 @@ def speedup(report: dict[str, Any], temperature: float) -> str:
     return "\n".join(lines)
 
 
-def load(report: dict[str, Any], bursts: dict[str, Any]) -> str:
+def load(report: dict[str, Any], bursts: dict[str, Any] | None = None) -> str:
     """Rows by policy, columns by concurrency: tokens per second against plain vLLM, greedy / sampled; then bursts."""
-    rows, mixed = report["rows"], bursts["rows"]
+    rows = report["rows"]
     sizes = sorted({row["concurrency"] for row in rows if row["traffic"] == "closed"})
     lines = [
-        "| policy | " + " | ".join(f"{n} at once" for n in sizes) + " | mixed bursts |",
-        "|---|" + "---|" * (len(sizes) + 1),
+        "| policy | " + " | ".join(f"{n} at once" for n in sizes) + (" | mixed bursts |" if bursts else " |"),
+        "|---|" + "---|" * (len(sizes) + bool(bursts)),
     ]
     for policy in dict.fromkeys(row["policy"] for row in rows):
         mine = [row for row in rows if row["policy"] == policy]
@@ -59,28 +59,9 @@ def load(report: dict[str, Any], bursts: dict[str, Any]) -> str:
                 r["temperature"]: r["ratio_to_plain"] for r in mine if (r["traffic"], r["concurrency"]) == ("closed", n)
             }
             cells.append(f"{ratios[0.0]:.2f}x / {ratios[1.0]:.2f}x")
-        cells += [f"{row['ratio_to_plain']:.2f}x" for row in mixed if row["policy"] == policy] or ["-"]
+        if bursts:
+            cells += [f"{row['ratio_to_plain']:.2f}x" for row in bursts["rows"] if row["policy"] == policy]
         lines.append(f"| {policy} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def load_close(report: dict[str, Any]) -> str:
-    """A row per concurrency: tokens per second of each policy, and the planner's round by round against `chain-5`."""
-    rows = {(row["concurrency"], row["policy"]): row for row in report["rows"]}
-    policies = list(dict.fromkeys(policy for _, policy in rows))
-    lines = [
-        "| greedy | " + " | ".join(policies) + " | planner against chain-5, round by round |",
-        "|---|" + "---|" * (len(policies) + 1),
-    ]
-    for n in sorted({n for n, _ in rows}):
-        cells = [
-            f"{rows[n, policy]['tokens_per_s']:.0f} tokens/s ({rows[n, policy]['ratio_to_plain']:.2f}x)"
-            for policy in policies
-        ]
-        pairs = zip(rows[n, "planner"]["ratios"], rows[n, "chain-5"]["ratios"], strict=True)
-        ratios = [ours / theirs for ours, theirs in pairs]
-        cells.append(f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}x to {max(ratios):.2f}x)")
-        lines.append(f"| {n} at once | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -371,7 +352,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speedup": _speedups,
     "drafters": _placed(drafters, "drafters-float32"),
     "load": lambda: load(_read("load-float32"), _read("load-mixed-float32")) + "\n\n" + place(_read("load-float32")),
-    "load_close": lambda: load_close(_read("load-close-float32")) + "\n\n" + place(_read("load-close-float32")),
+    "load_all": _placed(load, "load-all-float32"),
     "scenes": _placed(by_task, "scenes-float32"),
     "again": _placed(by_task, "scenes-again-float32"),
     "stops": _placed(stops, "scenes-float32"),
