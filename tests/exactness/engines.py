@@ -14,6 +14,7 @@ from tests.tiny.checkpoints import build
 from tests.tiny.prompts import Prompt
 from vllm_specvlm.engine import plugin
 from vllm_specvlm.engine.runner import TreeModelRunner
+from vllm_specvlm.engine.speculator import Speculator
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
 
@@ -34,7 +35,7 @@ _kept: dict[str, LLM] = {}
 
 
 def engine(model: Path, speculative: Mapping[str, Any] | None = None, **options: Any) -> LLM:
-    """An engine with these options; the same arguments give the same engine, with its caches emptied.
+    """An engine with these options; the same arguments give the same engine, with its caches emptied and no failures.
 
     Trees have the options' own size unless the planner is asked for: what is tested then happens in every step.
     """
@@ -50,6 +51,9 @@ def engine(model: Path, speculative: Mapping[str, Any] | None = None, **options:
         gc.freeze()  # what is kept need not be searched for garbage by every engine to come
     llm = _kept[key]
     assert llm.reset_prefix_cache()
+    drafter = getattr(runner(llm), "drafter", None)
+    if isinstance(drafter, Speculator):  # another test may have made it fail
+        drafter.tally.drafter_failures = 0
     return llm
 
 
