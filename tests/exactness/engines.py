@@ -35,25 +35,24 @@ _kept: dict[str, LLM] = {}
 
 
 def engine(model: Path, speculative: Mapping[str, Any] | None = None, **options: Any) -> LLM:
-    """An engine with these options; the same arguments give the same engine, with its caches emptied and no failures.
+    """An engine with these options; the same arguments give the same engine, with its caches emptied and no failures of another test.
 
     Trees have the options' own size unless the planner is asked for: what is tested then happens in every step.
     """
     plugin.register()
     arguments = {**_BASE, **options, "model": str(model)}
     key = repr((sorted(arguments.items(), key=str), speculative))
-    if key not in _kept:
+    llm = _kept.get(key)
+    if llm is None:
         fixed: dict[str, Any] = {"method": "specvlm", "planner": False}
         if speculative is not None and "paths" not in speculative:
             fixed["num_speculative_tokens"] = 8
         config = None if speculative is None else {**fixed, **speculative}
-        _kept[key] = LLM(**arguments, speculative_config=config)
+        llm = _kept[key] = LLM(**arguments, speculative_config=config)
         gc.freeze()  # what is kept need not be searched for garbage by every engine to come
-    llm = _kept[key]
+    elif isinstance(drafter := getattr(runner(llm), "drafter", None), Speculator):
+        drafter.tally.drafter_failures = 0  # another test may have made it fail
     assert llm.reset_prefix_cache()
-    drafter = getattr(runner(llm), "drafter", None)
-    if isinstance(drafter, Speculator):  # another test may have made it fail
-        drafter.tally.drafter_failures = 0
     return llm
 
 
