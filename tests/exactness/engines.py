@@ -35,7 +35,7 @@ _kept: dict[str, LLM] = {}
 
 
 def engine(model: Path, speculative: Mapping[str, Any] | None = None, **options: Any) -> LLM:
-    """An engine with these options; the same arguments give the same engine, with its caches emptied and no failures of another test.
+    """An engine with these options; the same arguments give the same engine, with its caches emptied.
 
     Trees have the options' own size unless the planner is asked for: what is tested then happens in every step.
     """

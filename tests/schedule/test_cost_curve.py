@@ -45,7 +45,7 @@ def test_what_was_not_seen_for_long_is_learned_sooner() -> None:
         curve.observe(4, 0.0125)
         return curve.at(4)
 
-    assert after(1) == pytest.approx(0.010 * 1.25**0.053, rel=1e-3)
+    assert after(1) == pytest.approx(0.010 * 1.25 ** (0.05 * 17 / 16), rel=1e-4)
     assert after(128) == pytest.approx(0.010 * 1.25**0.25)
 
 
@@ -59,6 +59,67 @@ def test_one_fast_pass_says_that_the_machine_was_busy_before() -> None:
     for _ in range(2):
         curve.observe(64, flat_then_linear(64))
     assert curve.at(64) < 1.35 * flat_then_linear(64)
+
+
+def test_a_fast_pass_of_several_kinds_says_nothing_of_the_others() -> None:
+    """Prompts without pictures among prompts with them."""
+    curve = prior()
+    for _ in range(20):
+        curve.observe(64, 3 * flat_then_linear(64), one_kind=False)
+    for _ in range(10):
+        curve.observe(64, flat_then_linear(64), one_kind=False)
+        curve.observe(64, 3 * flat_then_linear(64), one_kind=False)
+    assert curve.at(64) == pytest.approx(3 * flat_then_linear(64))
+
+
+@pytest.mark.parametrize("passes", [(0.6, 0.6, -0.4), (-0.4, 0.6, 0.6)])
+def test_slow_and_fast_passes_are_no_outliers_together(passes: tuple[float, ...]) -> None:
+    curve = prior()
+    for _ in range(50):
+        curve.observe(4, 0.010)
+    for each in passes:
+        curve.observe(4, 0.010 * np.exp(each))
+    assert curve.at(4) == pytest.approx(0.010 * np.exp(-0.2)), "the fast one counts, and the slow ones wait for a third"
+
+
+def test_a_slow_pass_that_is_not_believed_leaves_the_last_one_where_it_was() -> None:
+    curve = prior()
+    for _ in range(50):
+        curve.observe(4, 0.010)
+    for _ in range(128):
+        curve.attend(4, 0.0)
+    curve.observe(4, 0.030)
+    curve.observe(4, 0.0125)
+    assert curve.at(4) == pytest.approx(0.010 * 1.25**0.25)
+
+
+def test_what_is_inferred_does_not_speak_against_what_was_seen() -> None:
+    """A flat curve, as on GPUs: that one row takes longer than 512 were thought to is not halved by those 512."""
+    flat = {1: 0.010, 8: 0.010, 64: 0.012, 512: 0.020}
+    curve = CostCurve(flat)
+    curve.observe(1, 0.025)
+    assert curve.at(1) == pytest.approx(0.025)
+    assert curve.at(512) >= curve.at(64) >= 0.025
+    fast = CostCurve(flat)
+    fast.observe(512, 0.008)
+    assert fast.at(512) == pytest.approx(0.008)
+    assert fast.at(1) <= 0.008
+
+
+def test_what_one_row_took_is_believed_as_far_whatever_else_was_seen() -> None:
+    """A pass over a prompt that went as expected says nothing of the 30 rows in the middle."""
+    alone, beside = CostCurve({1: 0.010, 8192: 8.2}), CostCurve({1: 0.010, 8192: 8.2})
+    alone.observe(1, 0.030)
+    beside.observe(1, 0.030)
+    beside.observe(8192, 8.2)
+    assert beside.at(20) == pytest.approx(alone.at(20), rel=0.25)
+
+
+def test_passes_are_counted_by_the_graphs_they_are_padded_to() -> None:
+    curve = CostCurve({1: 0.010, 64: 0.012}, [16, 64])
+    curve.observe(3, 0.010)
+    assert curve.seen_between(1, 2) == curve.seen_between(9, 12) == 1
+    assert curve.seen_between(17, 64) == 0
 
 
 def test_a_pass_far_off_is_doubted_until_the_next() -> None:

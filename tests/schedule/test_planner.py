@@ -87,6 +87,24 @@ def test_small_trees_are_worth_it_where_large_ones_are_not() -> None:
     assert [nodes for mode, nodes in done[40:] if mode is Mode.TREES] == [64] * 20
 
 
+def test_what_any_tree_costs_is_shared_by_all_nodes() -> None:
+    """Of twelve requests four may have trees: one node in each does not pay for the stair, eight in each do."""
+    step, stair = {1: 0.010, 512: 0.0125}, {1: 0.014, 64: 0.0145, 512: 0.020}
+    draft = CostCurve({1: 0.0004, 64: 0.0005})
+    planned = Planner(Costs(CostCurve(step), CostCurve(stair), draft, draft))
+    grown = np.log([0.9, 0.8, 0.7, 0.6, 0.5, 0.4]).tolist(), [1, 2, 3, 4, 5, 6]
+    modes = []
+    for _ in range(200):
+        plan = planned.plan(12, ready(4))
+        modes.append(plan.mode)
+        if plan.mode is Mode.PLAIN:
+            planned.achieved(12, 12, planned.costs.plain.at(12))
+            continue
+        planned.cut(numbered([grown] * len(plan.chosen)))
+        planned.achieved(12, 12 + 3.9 * len(plan.chosen), 0.018)
+    assert modes[-40:].count(Mode.TREES) > 30
+
+
 @pytest.mark.parametrize("faster", [0.8, 0.6])
 def test_plain_decoding_that_became_cheaper_is_noticed(faster: float) -> None:
     """While trees are drafted in nearly all steps: they just paid, and then what made all steps slow is over."""

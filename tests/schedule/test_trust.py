@@ -70,6 +70,15 @@ def test_promises_are_believed_by_the_size_of_the_batch() -> None:
     assert planned._trust_at(4) > 1.1 > 1 > planned._trust_at(64)
     for known, far in ((4, 1), (64, 300)):  # two powers of two on
         assert planned._trust_at(far) - 1 == pytest.approx((planned._trust_at(known) - 1) / 4)
-    before = planned._trust_at(300)
-    planned.plan(300, ready(300))
-    assert planned._trust_at(300) == before, "borrowed, and not kept"
+
+
+def test_distrust_that_is_borrowed_is_forgiven_where_it_came_from() -> None:
+    """Or a batch that never has trees would wait for others of the size that had, which may never come."""
+    planned = planner(IDLE_SHAPE)
+    keep(planned, 4, 1.0, 200)
+    keep(planned, 64, 0.6, 60)
+    kept, before = dict(planned._trust), planned._trust_at(300)
+    for _ in range(100):
+        assert planned.plan(300, ready(300)).mode is not Mode.TREES
+    assert before < planned._trust_at(300) < 1.0
+    assert planned._trust.keys() == kept.keys(), "borrowed, and not kept"

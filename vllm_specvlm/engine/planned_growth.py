@@ -84,7 +84,7 @@ class PlannedGrowth:
         self._levels: list[npt.NDArray[np.float64]] = []
         self._sampled = self._picture = np.zeros(0, dtype=bool)
         self._log_share = np.zeros(0)
-        self._opened: float | None = None
+        self._since = 0.0
         self._fed_rows = 0
 
     def grow(
@@ -104,7 +104,7 @@ class PlannedGrowth:
         self._sampled = np.array([g.sampled for g in batch])
         self._picture = np.array([g.picture for g in batch])
         self._log_share = np.log([self.share(g.request_id) for g in batch])
-        self._opened = time.perf_counter()
+        self._since = time.perf_counter()
         bounds = levels(shape, [g.nodes for g in batch], [g.depth for g in batch])
         widths = self.planner.layout(len(batch), len(bounds), bounds[-1]) if device is not None else None
         if device is not None and widths is not None:
@@ -172,11 +172,10 @@ class PlannedGrowth:
     def propose_level(self, frontier: Frontier, top_k: int) -> LevelProposal:
         """The drafter's proposal with probabilities of being accepted in the place of the draft's own."""
         assert self._drafter is not None
-        started, rows, first = time.perf_counter(), len(frontier.node), self._opened is not None
-        if frontier.free is not None:
+        first = not self._levels
+        rows = self._fed_rows if first else len(frontier.node)
+        if not first and frontier.free is not None:
             rows -= int(frontier.free.sum())
-        if self._opened is not None:
-            started, rows, self._opened = self._opened, self._fed_rows, None
         proposal = self._drafter.propose_level(frontier, top_k)
         level = features(
             proposal.log_probs.astype(np.float64),
@@ -190,8 +189,10 @@ class PlannedGrowth:
         self._levels.append(level)
         shares = self._log_share[frontier.request].astype(np.float32)
         calibrated = LevelProposal(calibrated.tokens, calibrated.log_probs + shares[:, None], calibrated.foreseen)
+        # A level costs what there is to do between its pass and the one before it, too.
         if rows:
-            self._clock.passed(rows, started, first=first)
+            self._clock.passed(rows, self._since, first=first)
+        self._since = time.perf_counter()
         return calibrated
 
     def share(self, request_id: str) -> float:

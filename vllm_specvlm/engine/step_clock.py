@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_specvlm.engine.peers import Peers
-from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.costs import Costs
 from vllm_specvlm.schedule.reading import TimedPass
 
@@ -98,8 +97,7 @@ class StepClock:
             elif kind == "overhead":
                 self.overhead += _OVERHEAD_WEIGHT * (min(seconds, max(4 * self.overhead, 1e-3)) - self.overhead)
             else:
-                curve: CostCurve = getattr(self._costs, kind)
-                curve.observe(rows, seconds)
+                self._costs.observe(kind, rows, seconds)
                 if self.watched is not None:
                     self.watched.append(TimedPass(kind, rows, self._decoding[0], self._context, seconds))
         return Elapsed(cycle, decoded)

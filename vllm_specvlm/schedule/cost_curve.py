@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_specvlm.schedule.reading import Reading
+from vllm_specvlm.schedule.stretch import Stretch
 
 Floats = npt.NDArray[np.float64]
 
@@ -27,23 +27,8 @@ _LOG_KNOTS = np.log(KNOTS)
 _MIDDLES = [float(m) for m in (KNOTS[1:] + KNOTS[:-1]) / 2]
 _LEAST, _MOST = 1e-9, 1e6
 """Seconds that a pass may take at all."""
-_SLOWEST = 0.05
-"""Weight of a new observation once there are many: a mean over some twenty passes."""
-_STALE = 16
-_QUICKEST = 0.25
-"""So many steps since the last one add as much to that weight, up to this: machines do not stay what they were."""
-_OUTLIER = 0.3
-"""How far, as a logarithm, an observation may lie off what is expected: a busy moment is no new law."""
-_FASTER = 0.5
-"""Least weight of one that lies as far below: nothing makes a pass faster than it is, and what is thought dear is tried
-so seldom that three in a row may never come."""
 _LEAST_SHARE = 0.1
 """Of a pass, that is not attention."""
-_NO_OUTLIERS = 3
-"""So many of them in a row are one."""
-_NEIGHBOURS = 2
-"""A stretch of rows begins with the correction of those beside it, which counts as so many observations: the first pass
-may have met a busy moment, and what is thought dear is not tried again."""
 _NEAR, _FAR = math.log(8), math.log(64)
 """A correction is believed up to eight times as many or few rows, and less and less up to 64 times: what 600 rows with
 pictures in them took says nothing of two."""
@@ -82,11 +67,9 @@ class CostCurve:
         # A pass over fewer rows is never dearer: what looks so met a busy moment.
         seconds = np.array([prior[row] for row in sorted(prior)], dtype=np.float64)
         self._seconds = np.minimum.accumulate(seconds[::-1])[::-1]
-        self._correction = np.zeros(len(KNOTS))
-        self._count = np.zeros(len(KNOTS), dtype=np.int64)
-        self._doubts: dict[int, list[float]] = {}
+        self._stretches = [Stretch() for _ in KNOTS]
+        self._seen: list[int] = []
         self._steps = 0
-        self._observed_at: dict[int, int] = {}
         self._stale = True
         self._measured = self._prior(KNOTS)
         self._at_knots = self._measured
@@ -98,47 +81,32 @@ class CostCurve:
         self._shared = self.reading.per_request * requests * context
         self._each = self.reading.per_row * context
 
-    def observe(self, rows: int, seconds: float) -> None:
-        """A pass over `rows` rows took so long."""
+    def observe(self, rows: int, seconds: float, *, one_kind: bool = True) -> None:
+        """A pass over `rows` rows took so long; for `one_kind` see `Stretch.observe`."""
         seconds = max(seconds - self._shared - self._each * rows, _LEAST_SHARE * seconds)
         rows = self._padded(rows)
         knot = _nearest(rows)
         found = math.log(seconds / float(self._prior(np.array([rows], dtype=np.float64))[0]))
-        anything = bool(self._count.any())
-        if anything and not self._count[knot]:
-            self._correction[knot] = self._corrections()[knot]
-        idle = self._steps - self._observed_at.get(knot, self._steps)
-        self._observed_at[knot] = self._steps
-        slowest = min(_SLOWEST * (1 + idle / _STALE), _QUICKEST)
-        weight = max(1 / (self._count[knot] + 1 + anything * _NEIGHBOURS), slowest)
-        doubts = self._doubts.setdefault(knot, [])
-        off = found - self._correction[knot]
-        if not anything or abs(off) <= _OUTLIER:
-            doubts.clear()
-        else:
-            doubts.append(found)
-            if len(doubts) == _NO_OUTLIERS:
-                found, weight = statistics.median(doubts), 1.0
-                doubts.clear()
-            elif off > 0:
-                return
-            else:
-                weight = max(weight, _FASTER)
-        self._correction[knot] += (found - self._correction[knot]) * weight
-        self._count[knot] += 1
-        self._stale = True
+        stretch, alone = self._stretches[knot], not self._seen
+        if not stretch.count:
+            stretch.correction = float(self._corrections()[knot])
+        if stretch.observe(found, self._steps, alone=alone, one_kind=one_kind):
+            if stretch.count == 1:
+                bisect.insort(self._seen, knot)
+            self._stale = True
 
     def seen(self, rows: int) -> int:
         """How many passes of about so many rows were observed."""
-        return int(self._count[_nearest(rows)])
+        return self._stretches[_nearest(rows)].count
 
     def doubted(self, rows: int) -> bool:
         """Whether the last pass of about so many rows lay far off: the next one decides whether that is so."""
-        return bool(self._doubts.get(_nearest(self._padded(rows))))
+        return bool(self._stretches[_nearest(self._padded(rows))].doubts)
 
     def seen_between(self, least: int, most: int) -> int:
         """How many passes of about so many rows were observed."""
-        return int(self._count[_nearest(least) : _nearest(most) + 1].sum())
+        first, last = _nearest(self._padded(least)), _nearest(self._padded(most))
+        return sum(stretch.count for stretch in self._stretches[first : last + 1])
 
     def at(self, rows: int) -> float:
         """Expected seconds of a pass. (`over` in plain Python, which is quicker for one number.)"""
@@ -173,8 +141,12 @@ class CostCurve:
         return self.graphs[bisect.bisect_left(self.graphs, rows)]
 
     def _refresh(self) -> None:
-        # More rows never cost less: where it looks so, the truth is between the two.
         seconds = self._measured * np.exp(self._corrections())
+        if self._seen:  # what is only inferred never speaks against what was seen
+            first, last = self._seen[0], self._seen[-1]
+            np.minimum(seconds[:first], seconds[first], out=seconds[:first])
+            np.maximum(seconds[last:], seconds[last], out=seconds[last:])
+        # More rows never cost less: where it looks so, the truth is between the two.
         self._at_knots = (np.maximum.accumulate(seconds) + np.minimum.accumulate(seconds[::-1])[::-1]) / 2
         self._values = self._at_knots.tolist()
         self._stale = False
@@ -185,7 +157,7 @@ class CostCurve:
         return {
             "rows": [int(knot) for knot in KNOTS],
             "seconds": [float(f"{s:.6g}") for s in self._values],
-            "observed": self._count.tolist(),
+            "observed": [stretch.count for stretch in self._stretches],
             "graphs": list(self.graphs),
             **self.reading.as_dict(),
         }
@@ -207,7 +179,9 @@ class CostCurve:
         if not all(0 <= count < 1 << 60 for count in observed):
             raise ValueError("A saved cost curve was observed less than never or more than ever; calibrate again.")
         if rows == KNOTS.tolist() and len(observed) == len(rows):
-            curve._count[:] = observed
+            for stretch, count in zip(curve._stretches, observed, strict=True):
+                stretch.count = count
+            curve._seen = [knot for knot, count in enumerate(observed) if count]
         return curve
 
     def _prior(self, rows: Floats) -> Floats:
@@ -220,13 +194,14 @@ class CostCurve:
         return found
 
     def _corrections(self) -> Floats:
-        seen = np.flatnonzero(self._count)
-        if not len(seen):
-            return self._correction
-        known = _LOG_KNOTS[seen]
-        outside = np.maximum(known[0] - _LOG_KNOTS, 0.0) + np.maximum(_LOG_KNOTS - known[-1], 0.0)
-        believed = np.minimum(np.maximum((_FAR - outside) / (_FAR - _NEAR), 0.0), 1.0)
-        corrections: Floats = believed * np.interp(_LOG_KNOTS, known, self._correction[seen])
+        """Of each stretch, [knots]: between those that were seen, and fading away from the nearest of them."""
+        if not self._seen:
+            return np.zeros(len(KNOTS))
+        known = _LOG_KNOTS[self._seen]
+        away = np.abs(_LOG_KNOTS[:, None] - known).min(axis=1)
+        believed = np.clip((_FAR - away) / (_FAR - _NEAR), 0.0, 1.0)
+        seen = [self._stretches[knot].correction for knot in self._seen]
+        corrections: Floats = believed * np.interp(_LOG_KNOTS, known, seen)
         return corrections
 
 

@@ -10,7 +10,7 @@ from vllm_specvlm.schedule.reading import Reading, TimedPass
 
 CURVES = ("plain", "tree", "draft", "feed")
 _TREES_SEEN = 3
-_ROWS_EACH = 16
+_NODES_EACH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +27,26 @@ class Costs:
     """A draft's first pass, by rows: the roots' and those that were missing, pictures included."""
 
     def attend(self, requests: int, context: float) -> None:
-        """From now on passes are of so many requests, which have so many tokens before them in the mean.
+        """A step begins: passes are of so many requests, which have so many tokens before them in the mean.
 
-        Not of `feed`, whose rows are mostly prompts, each with another context.
+        Those of `feed` are not: its rows are mostly prompts, each with another context.
         """
         for curve in (self.plain, self.tree, self.draft):
             curve.attend(requests, context)
+        self.feed.attend(0, 0.0)
+
+    def observe(self, kind: str, rows: int, seconds: float) -> None:
+        """A pass of one of `CURVES` took so long. Some of `feed` have pictures among their rows, others have none."""
+        curve: CostCurve = getattr(self, kind)
+        curve.observe(rows, seconds, one_kind=kind != "feed")
 
     def missing(self, requests: int) -> float:
         """Seconds that `tree` still lacks for so many requests.
 
-        With fewer than three steps with trees seen, of as many to sixteen times as many rows, it holds passes measured
-        alone. What a step has besides (the host's share) is then taken to be what plain steps have more.
+        With fewer than three steps seen with trees of up to sixteen nodes each, it holds passes measured alone. What a
+        step has besides (the host's share) is then taken to be what plain steps have more.
         """
-        if self.tree.seen_between(requests, _ROWS_EACH * requests) >= _TREES_SEEN:
+        if self.tree.seen_between(requests, (1 + _NODES_EACH) * requests) >= _TREES_SEEN:
             return 0.0
         return max(self.plain.at(requests) - self.tree.at(requests), 0.0)
 
@@ -55,8 +61,8 @@ class Costs:
             reading = Reading.fit(each for each in passes if each.kind == name) if name != "feed" else Reading()
             begun = {**getattr(self, name).as_dict(), "observed": [], **reading.as_dict()}
             curves[name] = CostCurve.from_dict(begun)
+        costs = Costs(**curves)
         for each in passes:
-            curve = curves[each.kind]
-            curve.attend(each.requests, each.context)
-            curve.observe(each.rows, each.seconds)
-        return Costs(**curves)
+            curves[each.kind].attend(each.requests, each.context)
+            costs.observe(each.kind, each.rows, each.seconds)
+        return costs

@@ -45,8 +45,7 @@ class Looks:
     def lost(self, seconds: float) -> None:
         """What the last look came to.
 
-        A look is not free that gave more tokens than it cost, or by
-        mistaken costs seemed to: what pays is drafted for anyway.
+        Even one that gained costs half its price: what pays is drafted for anyway, so it only seemed to.
         """
         self._credit += self._price - min(max(seconds, self._price / 2), _DEAREST * self._price)
 

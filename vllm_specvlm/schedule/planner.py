@@ -113,8 +113,8 @@ class Planner:
             self._since_plain = 0
             self._refreshed[requests] = self._refreshed.get(requests, 0) + 1
             return self._nothing()
-        if requests.bit_length() in self._trust:
-            self._trust[requests.bit_length()] += _FORGIVEN * min(requests / 16, 1.0) * (1.0 - trust)
+        if (size := self._tried(requests)) is not None:
+            self._trust[size] += _FORGIVEN * min(requests / 16, 1.0) * (1.0 - self._trust[size])
         everybody = range(len(candidates))
         looked = self._looks.next(candidates, self._outlooks.seldom(candidates, everybody) or everybody)
         if looked is None:
@@ -201,10 +201,11 @@ class Planner:
     def _worth(self, requests: int, trees: Prospect, goal: float) -> Floats:
         """Of each tree the accepted tokens less those that its rows cost, [n]; of nodes that pay.
 
-        At the price of the first node of each: with more of them nodes may be dearer, which is for the goodput to say.
+        At the price of one node of each, or of eight if those are cheaper apiece: what a step with trees costs besides
+        is shared by all nodes, and with more of them nodes may be dearer, which is for the goodput to say.
         """
         costs, count = self.costs, len(trees.values)
-        node = goal * (self._step(requests + count) - self._plain) / count
+        node = goal * min((self._step(requests + n) - self._plain) / n for n in (count, 8 * count))
         row = goal * (costs.draft.at(count + 8) - costs.draft.at(count)) / 8
         gains = trees.accepted - node * trees.nodes
         worth: Floats = np.maximum(gains, 0.0).sum(axis=(1, 2)) - row * trees.rows.sum(axis=1)
@@ -352,6 +353,9 @@ class Planner:
 
         Of a size never tried, what is known of the nearest one, and half as much for each power of two between them.
         """
-        size = requests.bit_length()
-        nearest = min(self._trust, key=lambda known: abs(known - size), default=None)
-        return 1.0 if nearest is None else 1.0 + (self._trust[nearest] - 1.0) * 0.5 ** abs(nearest - size)
+        size = self._tried(requests)
+        return 1.0 if size is None else 1.0 + (self._trust[size] - 1.0) * 0.5 ** abs(size - requests.bit_length())
+
+    def _tried(self, requests: int) -> int | None:
+        """The size nearest to this many requests of which `_trust` has something."""
+        return min(self._trust, key=lambda size: abs(size - requests.bit_length()), default=None)

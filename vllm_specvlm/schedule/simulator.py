@@ -171,7 +171,7 @@ class _Planned:
         self._known.attend(requests, context)
 
     def observe_step(self, requests: int, rows: int, seconds: float) -> None:
-        (self._known.plain if rows == requests else self._known.tree).observe(rows, seconds)
+        self._known.observe("plain" if rows == requests else "tree", rows, seconds)
 
     def finish(self, live: _Live) -> None:
         self._lengths.observe(live.request.tokens)
@@ -248,7 +248,7 @@ def _passes(costs: Costs, levels: Sequence[int], batch: Sequence[_Live], known: 
         spent = curve.at(rows)
         seconds += spent
         if known is not None:
-            getattr(known, name).observe(rows, spent)
+            known.observe(name, rows, spent)
     return seconds
 
 
