@@ -1,4 +1,4 @@
-"""Rehearsing on several ranks: they measure the same, and stop together when one of them fails."""
+"""Rehearsing: sizes take turns; several ranks measure the same, and stop together when one of them fails."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from vllm.config import CompilationConfig, CUDAGraphMode
 
+from vllm_specvlm.engine import rehearsal
 from vllm_specvlm.engine.peers import PeerFailedError
 from vllm_specvlm.engine.rehearsal import graph_sizes, rehearse
 
@@ -97,6 +98,45 @@ def test_one_that_fails_stops_both(last: int) -> None:
 def _reset(calls: list[int], run: Callable[[int], object]) -> Callable[[int], object]:
     calls.clear()
     return run
+
+
+class Alone:
+    """As `Peers`, of a rank without others."""
+
+    def agree(self) -> None: ...
+
+    def share(self, values: list[Any]) -> list[Any]:
+        return values
+
+
+def rehearsed(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int, float], float]) -> tuple[Any, list[int]]:
+    """What comes of passes that take so long, by their rows and when they begin; and the rows of all passes."""
+    now, passes = [0.0], []
+
+    def run(rows: int) -> None:
+        passes.append(rows)
+        now[0] += seconds(rows, now[0])
+
+    monkeypatch.setattr(rehearsal.time, "perf_counter", lambda: now[0])
+    peers: Any = Alone()
+    return rehearse(run, 4096, peers, torch.device("cpu")), passes
+
+
+def test_a_busy_second_spoils_no_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    def quiet(rows: int) -> float:
+        return 0.010 + rows / 1000
+
+    def busy(rows: int, now: float) -> float:
+        return quiet(rows) * (3.0 if 0.2 < now < 1.2 else 1.0)
+
+    found, passes = rehearsed(monkeypatch, busy)
+    assert found == pytest.approx({rows: quiet(rows) for rows in found}) and len(found) > 5
+    assert passes == [1, *[*found] * 3]
+
+
+def test_a_slow_machine_tries_three_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, passes = rehearsed(monkeypatch, lambda rows, now: 1.0)
+    assert set(found) == {1, 16, 64} and len(passes) == 10
 
 
 def test_passes_are_padded_where_graphs_are_captured() -> None:

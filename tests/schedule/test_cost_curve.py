@@ -142,14 +142,37 @@ def test_observations_correct_their_stretch_and_spread_to_unseen_ones() -> None:
     for _ in range(50):
         curve.observe(8, 2 * flat_then_linear(8))
     assert curve.at(8) == pytest.approx(2 * flat_then_linear(8))
-    assert curve.at(32) == pytest.approx(2 * flat_then_linear(32))
+    assert curve.at(2) == pytest.approx(2 * flat_then_linear(2))
+    assert curve.at(32) == pytest.approx(flat_then_linear(32) + flat_then_linear(8))
     for _ in range(50):
         curve.observe(32, flat_then_linear(32))
     assert curve.at(32) == pytest.approx(flat_then_linear(32), rel=1e-2)
     assert flat_then_linear(16) < curve.at(16) < 2 * flat_then_linear(16)
+    assert curve.at(64) == pytest.approx(flat_then_linear(64), rel=1e-2)
     assert curve.seen(32) == 50 and curve.seen(64) == 0
     assert curve.seen_between(32, 128) == curve.seen_between(8, 32) - 50 == 50
     assert curve.seen_between(48, 192) == curve.seen_between(2, 6) == 0
+
+
+def test_what_the_host_adds_is_not_multiplied_by_more_rows() -> None:
+    """Or large trees would look too dear to be tried, and nobody would ever find out."""
+    curve = CostCurve({1: 0.040, 64: 0.105, 128: 0.160, 256: 0.290})
+    for _ in range(20):
+        curve.observe(128, 0.220)
+    assert curve.at(384) == pytest.approx(curve.at(128) + 256 * 0.130 / 128, rel=1e-3)
+    quicker = CostCurve({1: 0.040, 64: 0.105, 128: 0.160, 256: 0.290})
+    for _ in range(20):
+        quicker.observe(128, 0.080)
+    assert quicker.at(256) == pytest.approx(0.145), "a machine that was busy when the prior was measured"
+
+
+def test_a_busy_moment_in_the_prior_makes_no_row_dearer_than_others() -> None:
+    """Twice as many rows are never dearer than two passes."""
+    busy = CostCurve({1: 0.035, 64: 0.105, 128: 0.160, 256: 0.640})
+    assert busy.at(256) == pytest.approx(0.320) and busy.at(1024) == pytest.approx(1.280)
+    assert busy.at(128) == pytest.approx(0.160) and busy.at(64) == pytest.approx(0.105)
+    early = CostCurve({1: 0.035, 64: 0.300, 128: 0.160, 256: 0.290})
+    assert early.at(64) == early.at(128) == pytest.approx(0.160)
 
 
 def test_more_rows_never_look_cheaper() -> None:

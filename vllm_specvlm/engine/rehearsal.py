@@ -17,13 +17,15 @@ _ROWS = (1, 16, 64, 128, 4, 32, 256, 8, 2)
 """Those that say most about the curve first."""
 _LEAST_SIZES = 3
 _SECONDS = 2.0
-"""Time after which no further size is tried."""
-_REPEATS = 3
+"""Time for as many sizes as it has room for."""
+_ROUNDS = 3
 _LEAST = 1e-6
 
 
 def rehearse(run: Callable[[int], object], most: int, peers: Peers, device: torch.device) -> dict[int, float]:
-    """Seconds of a pass by its rows, from a few passes each.
+    """Seconds of a pass by its rows, the least of a few.
+
+    Sizes take turns: a busy moment, which may last as long as all passes of one size would, spoils a round of all.
 
     Args:
         run: makes a pass over so many rows; with attention where the device's own dummy pass has any.
@@ -34,24 +36,27 @@ def rehearse(run: Callable[[int], object], most: int, peers: Peers, device: torc
     Raises:
         PeerFailedError: `run` failed on another rank.
     """
-    peers.agree()
-    run(1)
-    _wait(device)
-    began = time.perf_counter()
-    found: dict[int, float] = {}
-    for rows in (rows for rows in _ROWS if rows <= most):
-        seconds = []
-        for _ in range(_REPEATS):
-            peers.agree()
-            started = time.perf_counter()
-            run(rows)
-            _wait(device)
-            seconds.append(time.perf_counter() - started)
+
+    def timed(rows: int) -> float:
         peers.agree()
-        found[rows], spent = peers.share([max(min(seconds), _LEAST), time.perf_counter() - began])
-        if spent > _SECONDS and len(found) >= _LEAST_SIZES:
+        started = time.perf_counter()
+        run(rows)
+        _wait(device)
+        return time.perf_counter() - started
+
+    timed(1)
+    began = time.perf_counter()
+    least: dict[int, float] = {}
+    for rows in (rows for rows in _ROWS if rows <= most):
+        least[rows] = timed(rows)
+        peers.agree()
+        (spent,) = peers.share([time.perf_counter() - began])
+        if spent > _SECONDS / _ROUNDS and len(least) >= _LEAST_SIZES:
             break
-    return found
+    for rows in [*least] * (_ROUNDS - 1):
+        least[rows] = min(least[rows], timed(rows))
+    peers.agree()
+    return dict(zip(least, peers.share([max(seconds, _LEAST) for seconds in least.values()]), strict=True))
 
 
 def rehearsed_costs(

@@ -38,7 +38,8 @@ class CostCurve:
     """A prior shape, measured when the engine starts, times a correction learned per stretch of rows.
 
     The correction also absorbs what the prior leaves out (the host's share, attention over the traffic's contexts where
-    `reading` does not know it), and spreads to stretches that were never seen from the nearest ones that were.
+    `reading` does not know it). It spreads to stretches that were never seen from the nearest ones that were: to larger
+    ones in seconds, not in proportion, as what looks too dear is never tried.
     """
 
     def __init__(self, prior: Mapping[int, float], graphs: Sequence[int] = (), reading: Reading | None = None) -> None:
@@ -64,9 +65,10 @@ class CostCurve:
         self.reading = reading or Reading()
         self._shared = self._each = 0.0
         self._rows = np.array(sorted(prior), dtype=np.float64)
-        # A pass over fewer rows is never dearer: what looks so met a busy moment.
+        # A pass over fewer rows is never dearer, nor one over more rows for each: what looks so met a busy moment.
         seconds = np.array([prior[row] for row in sorted(prior)], dtype=np.float64)
-        self._seconds = np.minimum.accumulate(seconds[::-1])[::-1]
+        seconds = np.minimum.accumulate(seconds[::-1])[::-1]
+        self._seconds = np.minimum.accumulate(seconds / self._rows) * self._rows
         self._stretches = [Stretch() for _ in KNOTS]
         self._seen: list[int] = []
         self._steps = 0
@@ -194,7 +196,10 @@ class CostCurve:
         return found
 
     def _corrections(self) -> Floats:
-        """Of each stretch, [knots]: between those that were seen, and fading away from the nearest of them."""
+        """Of each stretch, [knots]: between those that were seen, and fading away from the nearest of them.
+
+        What passes of the most rows seen took longer than expected (the host, attention) is added to those of more.
+        """
         if not self._seen:
             return np.zeros(len(KNOTS))
         known = _LOG_KNOTS[self._seen]
@@ -202,6 +207,9 @@ class CostCurve:
         believed = np.clip((_FAR - away) / (_FAR - _NEAR), 0.0, 1.0)
         seen = [self._stretches[knot].correction for knot in self._seen]
         corrections: Floats = believed * np.interp(_LOG_KNOTS, known, seen)
+        last = self._seen[-1]
+        longer = self._measured[last] * max(math.expm1(corrections[last]), 0.0)
+        corrections[last:] = np.minimum(corrections[last:], np.log1p(longer / self._measured[last:]))
         return corrections
 
 
