@@ -43,13 +43,13 @@ def speedup(report: dict[str, Any], temperature: float) -> str:
     return "\n".join(lines)
 
 
-def load(report: dict[str, Any], bursts: dict[str, Any] | None = None) -> str:
+def load(report: dict[str, Any], bursts: dict[str, Any]) -> str:
     """Rows by policy, columns by concurrency: tokens per second against plain vLLM, greedy / sampled; then bursts."""
     rows = report["rows"]
     sizes = sorted({row["concurrency"] for row in rows if row["traffic"] == "closed"})
     lines = [
-        "| policy | " + " | ".join(f"{n} at once" for n in sizes) + (" | mixed bursts |" if bursts else " |"),
-        "|---|" + "---|" * (len(sizes) + bool(bursts)),
+        "| policy | " + " | ".join(f"{n} at once" for n in sizes) + " | mixed bursts |",
+        "|---|" + "---|" * (len(sizes) + 1),
     ]
     for policy in dict.fromkeys(row["policy"] for row in rows):
         mine = [row for row in rows if row["policy"] == policy]
@@ -59,8 +59,7 @@ def load(report: dict[str, Any], bursts: dict[str, Any] | None = None) -> str:
                 r["temperature"]: r["ratio_to_plain"] for r in mine if (r["traffic"], r["concurrency"]) == ("closed", n)
             }
             cells.append(f"{ratios[0.0]:.2f}x / {ratios[1.0]:.2f}x")
-        if bursts:
-            cells += [f"{row['ratio_to_plain']:.2f}x" for row in bursts["rows"] if row["policy"] == policy]
+        cells += [f"{row['ratio_to_plain']:.2f}x" for row in bursts["rows"] if row["policy"] == policy]
         lines.append(f"| {policy} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -348,11 +347,15 @@ def _placed(table: Callable[[dict[str, Any]], str], name: str) -> Callable[[], s
     return lambda: table(_read(name)) + "\n\n" + place(_read(name))
 
 
+def _loads(closed: str, bursts: str) -> Callable[[], str]:
+    return lambda: load(_read(closed), _read(bursts)) + "\n\n" + place(_read(closed))
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "speedup": _speedups,
     "drafters": _placed(drafters, "drafters-float32"),
-    "load": lambda: load(_read("load-float32"), _read("load-mixed-float32")) + "\n\n" + place(_read("load-float32")),
-    "load_all": _placed(load, "load-all-float32"),
+    "load": _loads("load-float32", "load-mixed-float32"),
+    "load_all": _loads("load-all-float32", "load-mixed-all-float32"),
     "scenes": _placed(by_task, "scenes-float32"),
     "again": _placed(by_task, "scenes-again-float32"),
     "stops": _placed(stops, "scenes-float32"),
