@@ -61,15 +61,23 @@ def test_one_fast_pass_says_that_the_machine_was_busy_before() -> None:
     assert curve.at(64) < 1.35 * flat_then_linear(64)
 
 
-def test_a_fast_pass_of_several_kinds_says_nothing_of_the_others() -> None:
-    """Prompts without pictures among prompts with them."""
+def test_passes_of_several_kinds_are_priced_between_them() -> None:
+    """Prompts without pictures among prompts with them: none is an outlier."""
     curve = prior()
-    for _ in range(20):
-        curve.observe(64, 3 * flat_then_linear(64), one_kind=False)
-    for _ in range(10):
+    for _ in range(100):
         curve.observe(64, flat_then_linear(64), one_kind=False)
         curve.observe(64, 3 * flat_then_linear(64), one_kind=False)
-    assert curve.at(64) == pytest.approx(3 * flat_then_linear(64))
+    assert curve.at(64) == pytest.approx(3**0.5 * flat_then_linear(64), rel=0.1)
+    assert not curve.doubted(64)
+
+
+def test_a_first_pass_that_warms_up_is_not_believed_for_long() -> None:
+    """Rows of first passes vary: three quick ones of the same size in a row may never come."""
+    curve = prior()
+    curve.observe(64, 10 * flat_then_linear(64), one_kind=False)
+    for rows in (64, 32, 96, 128, 16) * 2:
+        curve.observe(rows, flat_then_linear(rows), one_kind=False)
+    assert curve.at(64) < 1.6 * flat_then_linear(64)
 
 
 @pytest.mark.parametrize("passes", [(0.6, 0.6, -0.4), (-0.4, 0.6, 0.6)])
@@ -166,13 +174,14 @@ def test_what_the_host_adds_is_not_multiplied_by_more_rows() -> None:
     assert quicker.at(256) == pytest.approx(0.145), "a machine that was busy when the prior was measured"
 
 
-def test_a_busy_moment_in_the_prior_makes_no_row_dearer_than_others() -> None:
-    """Twice as many rows are never dearer than two passes."""
-    busy = CostCurve({1: 0.035, 64: 0.105, 128: 0.160, 256: 0.640})
-    assert busy.at(256) == pytest.approx(0.320) and busy.at(1024) == pytest.approx(1.280)
-    assert busy.at(128) == pytest.approx(0.160) and busy.at(64) == pytest.approx(0.105)
-    early = CostCurve({1: 0.035, 64: 0.300, 128: 0.160, 256: 0.290})
-    assert early.at(64) == early.at(128) == pytest.approx(0.160)
+def test_a_pass_between_two_that_were_seen_costs_something_between() -> None:
+    """Corrections fade in the middle of them: what is inferred there does not pull at what was seen."""
+    curve = CostCurve({1: 0.010, 512: 0.020})
+    for _ in range(20):
+        curve.observe(1, 0.025)
+        curve.observe(512, 0.026)
+    assert curve.at(1) == pytest.approx(0.025, rel=1e-2) and curve.at(512) == pytest.approx(0.026, rel=0.03)
+    assert 0.0249 < curve.at(24) < 0.0261
 
 
 def test_more_rows_never_look_cheaper() -> None:
@@ -201,9 +210,12 @@ def test_a_slow_first_pass_is_found_out() -> None:
     assert curve.at(4) == pytest.approx(0.010)
 
 
-def test_saving_keeps_the_curve() -> None:
+@pytest.mark.parametrize("seen", [{16: 0.05}, {8: 0.010, 64: 0.6}], ids=["one size", "where rows become dear"])
+def test_saving_keeps_the_curve(seen: dict[int, float]) -> None:
     curve = prior()
-    curve.observe(16, 0.05)
+    for rows, seconds in seen.items():
+        for _ in range(3):
+            curve.observe(rows, seconds)
     again = CostCurve.from_dict(curve.as_dict())
     seconds = np.minimum.accumulate(curve.over(KNOTS)[::-1])[::-1]
     assert again.over(KNOTS) == pytest.approx(seconds, rel=1e-5)

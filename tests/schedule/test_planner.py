@@ -69,7 +69,7 @@ def test_where_trees_were_seen_they_cost_what_they_were_seen_to_cost() -> None:
 
 @pytest.mark.parametrize(("rows", "said"), [(15, False), (16, True), (256, True), (400, False)])
 def test_three_steps_with_trees_say_what_such_steps_lack(rows: int, said: bool) -> None:
-    """Of as many to sixteen times as many rows as there are requests."""
+    """Of as many rows as there are requests to seventeen times as many."""
     costs = planner(IDLE_SHAPE).costs
     for _ in range(30):
         costs.plain.observe(16, 0.018)

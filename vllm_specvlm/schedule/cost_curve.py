@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -65,10 +66,9 @@ class CostCurve:
         self.reading = reading or Reading()
         self._shared = self._each = 0.0
         self._rows = np.array(sorted(prior), dtype=np.float64)
-        # A pass over fewer rows is never dearer, nor one over more rows for each: what looks so met a busy moment.
+        # A pass over fewer rows is never dearer: what looks so met a busy moment.
         seconds = np.array([prior[row] for row in sorted(prior)], dtype=np.float64)
-        seconds = np.minimum.accumulate(seconds[::-1])[::-1]
-        self._seconds = np.minimum.accumulate(seconds / self._rows) * self._rows
+        self._seconds = np.minimum.accumulate(seconds[::-1])[::-1]
         self._stretches = [Stretch() for _ in KNOTS]
         self._seen: list[int] = []
         self._steps = 0
@@ -85,7 +85,7 @@ class CostCurve:
 
     def observe(self, rows: int, seconds: float, *, one_kind: bool = True) -> None:
         """A pass over `rows` rows took so long; for `one_kind` see `Stretch.observe`."""
-        seconds = max(seconds - self._shared - self._each * rows, _LEAST_SHARE * seconds)
+        seconds = max(seconds - self._shared - self._each * rows, _LEAST_SHARE * seconds, _LEAST)
         rows = self._padded(rows)
         knot = _nearest(rows)
         found = math.log(seconds / float(self._prior(np.array([rows], dtype=np.float64))[0]))
@@ -148,6 +148,9 @@ class CostCurve:
             first, last = self._seen[0], self._seen[-1]
             np.minimum(seconds[:first], seconds[first], out=seconds[:first])
             np.maximum(seconds[last:], seconds[last], out=seconds[last:])
+            for one, next_ in pairwise(self._seen):
+                if seconds[one] <= seconds[next_]:
+                    np.clip(seconds[one:next_], seconds[one], seconds[next_], out=seconds[one:next_])
         # More rows never cost less: where it looks so, the truth is between the two.
         self._at_knots = (np.maximum.accumulate(seconds) + np.minimum.accumulate(seconds[::-1])[::-1]) / 2
         self._values = self._at_knots.tolist()

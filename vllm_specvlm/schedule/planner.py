@@ -48,8 +48,9 @@ _BELIEVED = 32
 _FORGIVEN = 1 / 2048
 """Share of its distance from 1 that trust loses in a plain step, of 16 requests on and fewer in proportion: so little
 against the weight above that steps which do not pay are tried again in one of a hundred."""
-_RATIO = 0.6
-"""Of what a level adds, for each node expanded above it, to how probable those are: before any was tried."""
+_RATIO = 0.9
+"""Of what a level adds, for each node expanded above it, to how probable those are: before any was tried. A level that
+adds less is tried and known; one that is thought to add less, where rows are dear, never is."""
 _UNLEARNING = 0.01
 """Share of its distance from the start that the ratio of a level loses in a step in which nobody tried the level."""
 
@@ -201,14 +202,18 @@ class Planner:
     def _worth(self, requests: int, trees: Prospect, goal: float) -> Floats:
         """Of each tree the accepted tokens less those that its rows cost, [n]; of nodes that pay.
 
+        A row of a first pass has a price of its own, as only the roots' are scored there.
         At the price of one node of each, or of eight if those are cheaper apiece: what a step with trees costs besides
         is shared by all nodes, and with more of them nodes may be dearer, which is for the goodput to say.
         """
         costs, count = self.costs, len(trees.values)
         node = goal * min((self._step(requests + n) - self._plain) / n for n in (count, 8 * count))
         row = goal * (costs.draft.at(count + 8) - costs.draft.at(count)) / 8
+        first = max(round(float(trees.rows[:, 0].sum())), 1)
+        behind = goal * (costs.feed.at(first + count) - costs.feed.at(first)) / count
         gains = trees.accepted - node * trees.nodes
-        worth: Floats = np.maximum(gains, 0.0).sum(axis=(1, 2)) - row * trees.rows.sum(axis=1)
+        rows = behind * trees.rows[:, 0] + row * trees.rows[:, 1:].sum(axis=1)
+        worth: Floats = np.maximum(gains, 0.0).sum(axis=(1, 2)) - rows
         return worth
 
     def _goodput(self, requests: int, sets: Prospect) -> Floats:

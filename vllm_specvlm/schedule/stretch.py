@@ -17,6 +17,7 @@ _NO_OUTLIERS = 3
 _FASTER = 0.5
 """Least weight of one that lies as far below: nothing makes a pass faster than it is, and what is thought dear is tried
 so seldom that three in a row may never come."""
+_KINDS = 0.7
 _NEIGHBOURS = 2
 """The correction that a stretch begins with is that of those beside it and counts as so many observations: the first
 pass may have met a busy moment, and what is thought dear is not tried again."""
@@ -42,8 +43,8 @@ class Stretch:
             found: a logarithm.
             step: in which it was, ascending.
             alone: nothing was ever observed, here or beside, so that nothing is far off.
-            one_kind: passes of as many rows do the same work. A fast one of several kinds (with pictures and without)
-                says nothing of the others.
+            one_kind: passes of as many rows do the same work. Of several kinds (with pictures and without) none is far
+                off, and each counts as at most about twice or half as long as expected.
         """
         off = found - self.correction
         idle = step - self.last if self.count else 0
@@ -51,7 +52,9 @@ class Stretch:
             1 / (self.count + 1 + (0 if alone else _NEIGHBOURS)),
             min(_SLOWEST * (1 + idle / _STALE), _QUICKEST),
         )
-        if alone or abs(off) <= _OUTLIER:
+        if not one_kind:
+            off = min(max(off, -_KINDS), _KINDS)
+        elif alone or abs(off) <= _OUTLIER:
             self.doubts.clear()
         else:
             if self.doubts and (self.doubts[-1] > self.correction) != (off > 0):
@@ -60,7 +63,7 @@ class Stretch:
             if len(self.doubts) == _NO_OUTLIERS:
                 off, weight = statistics.median(self.doubts) - self.correction, 1.0
                 self.doubts.clear()
-            elif off < 0 and one_kind:
+            elif off < 0:
                 weight = max(weight, _FASTER)
             else:
                 return False
