@@ -18,6 +18,7 @@ _FASTER = 0.5
 """Least weight of one that lies as far below: nothing makes a pass faster than it is, and what is thought dear is tried
 so seldom that three in a row may never come."""
 _KINDS = 0.7
+"""How far, as a logarithm, one that may be of another kind counts: a pass that warms something up is not believed."""
 _NEIGHBOURS = 2
 """The correction that a stretch begins with is that of those beside it and counts as so many observations: the first
 pass may have met a busy moment, and what is thought dear is not tried again."""
