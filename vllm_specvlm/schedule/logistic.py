@@ -81,9 +81,10 @@ class Logistic:
                 if found <= loss + _SAME * known:
                     weights, loss = tried, found
                     break
-        if np.isfinite(weights).all():
-            # Tensor-parallel ranks fit for themselves: last bits of their linear algebra must not part their plans.
-            self.weights = np.round(weights, 6)
+            else:
+                break
+        # Tensor-parallel ranks fit for themselves: last bits of their linear algebra must not part their plans.
+        self.weights = np.round(weights, 6)
         self._fitted = self.observed
 
     def _loss(self, weights: Floats, inputs: Floats, outcomes: Floats) -> float:

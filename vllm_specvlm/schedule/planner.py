@@ -202,9 +202,9 @@ class Planner:
     def _worth(self, requests: int, trees: Prospect, goal: float) -> Floats:
         """Of each tree the accepted tokens less those that its rows cost, [n]; of nodes that pay.
 
-        A row of a first pass has a price of its own, as only the roots' are scored there.
         At the price of one node of each, or of eight if those are cheaper apiece: what a step with trees costs besides
-        is shared by all nodes, and with more of them nodes may be dearer, which is for the goodput to say.
+        is shared by all nodes, and with more of them nodes may be dearer, which is for the goodput to say. A row of a
+        first pass has a price of its own, as only the roots' are scored there.
         """
         costs, count = self.costs, len(trees.values)
         node = goal * min((self._step(requests + n) - self._plain) / n for n in (count, 8 * count))
