@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chance = random.Random(0)
     if "closed" in arguments.traffic:
         for concurrency in arguments.concurrency:
-            count = min(max(6, 2 * concurrency), most) if arguments.quick else max(16, min(2 * concurrency, 96))
+            count = min(max(6, 2 * concurrency), most) if arguments.quick else max(16, min(8 * concurrency, 96))
             for temperature in arguments.temperature:
                 rounds = [
                     closed(chance.sample(pool, min(count, len(pool))), temperature, arguments.max_tokens)

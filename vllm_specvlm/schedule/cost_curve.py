@@ -71,6 +71,7 @@ class CostCurve:
         self._seconds = np.minimum.accumulate(seconds[::-1])[::-1]
         self._stretches = [Stretch() for _ in KNOTS]
         self._seen: list[int] = []
+        self._believed = np.zeros(len(KNOTS))
         self._steps = 0
         self._stale = True
         self._measured = self._prior(KNOTS)
@@ -94,7 +95,7 @@ class CostCurve:
             stretch.correction = float(self._corrections()[knot])
         if stretch.observe(found, self._steps, alone=alone, one_kind=one_kind):
             if stretch.count == 1:
-                bisect.insort(self._seen, knot)
+                self._see([*self._seen, knot])
             self._stale = True
 
     def seen(self, rows: int) -> int:
@@ -136,6 +137,12 @@ class CostCurve:
         if self._shared or self._each:
             seconds += self._shared + self._each * rows
         return seconds
+
+    def _see(self, knots: Sequence[int]) -> None:
+        """Passes of these stretches were observed: others' corrections are believed the less the farther they are."""
+        self._seen = sorted(knots)
+        away = np.abs(_LOG_KNOTS[:, None] - _LOG_KNOTS[self._seen]).min(axis=1, initial=_FAR)
+        self._believed = np.clip((_FAR - away) / (_FAR - _NEAR), 0.0, 1.0)
 
     def _padded(self, rows: int) -> int:
         if not self.graphs or rows > self.graphs[-1]:
@@ -186,7 +193,7 @@ class CostCurve:
         if rows == KNOTS.tolist() and len(observed) == len(rows):
             for stretch, count in zip(curve._stretches, observed, strict=True):
                 stretch.count = count
-            curve._seen = [knot for knot, count in enumerate(observed) if count]
+            curve._see([knot for knot, count in enumerate(observed) if count])
         return curve
 
     def _prior(self, rows: Floats) -> Floats:
@@ -205,11 +212,8 @@ class CostCurve:
         """
         if not self._seen:
             return np.zeros(len(KNOTS))
-        known = _LOG_KNOTS[self._seen]
-        away = np.abs(_LOG_KNOTS[:, None] - known).min(axis=1)
-        believed = np.clip((_FAR - away) / (_FAR - _NEAR), 0.0, 1.0)
         seen = [self._stretches[knot].correction for knot in self._seen]
-        corrections: Floats = believed * np.interp(_LOG_KNOTS, known, seen)
+        corrections: Floats = self._believed * np.interp(_LOG_KNOTS, _LOG_KNOTS[self._seen], seen)
         last = self._seen[-1]
         longer = self._measured[last] * max(math.expm1(corrections[last]), 0.0)
         corrections[last:] = np.minimum(corrections[last:], np.log1p(longer / self._measured[last:]))

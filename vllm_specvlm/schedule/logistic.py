@@ -15,6 +15,8 @@ LIMIT = 12.0
 _PRIOR_WEIGHT = 8.0
 _STEPS = 4
 _HALVED = 12
+_SETTLED = 1e-4
+"""A smaller step is the last one: the next would be about its square, less than weights are rounded to."""
 _SAME = 1e-9
 """By so much for each outcome a fit may look worse without being it: ranks agree about steps that change nothing."""
 
@@ -68,27 +70,31 @@ class Logistic:
         """
         known = min(self.observed, len(self._outcomes))
         inputs, outcomes = self._inputs[:known], self._outcomes[:known]
-        weights, loss = self.weights, self._loss(self.weights, inputs, outcomes)
+        weights, logits = self.weights, inputs @ self.weights
+        loss = self._loss(weights, logits, outcomes)
         for _ in range(_STEPS):
-            probability = 1 / (1 + np.exp(-np.clip(inputs @ weights, -LIMIT, LIMIT)))
+            probability = 1 / (1 + np.exp(-np.minimum(np.maximum(logits, -LIMIT), LIMIT)))
             gradient = inputs.T @ (outcomes - probability) - _PRIOR_WEIGHT * (weights - self._prior)
             curvature = (inputs * (probability * (1 - probability))[:, None]).T @ inputs
             curvature[np.diag_indices_from(curvature)] += _PRIOR_WEIGHT
             step = np.linalg.solve(curvature, gradient)
             for halved in range(_HALVED):
                 tried = np.clip(weights + step * 0.5**halved, self._least, self._most)
-                found = self._loss(tried, inputs, outcomes)
+                there = inputs @ tried
+                found = self._loss(tried, there, outcomes)
                 if found <= loss + _SAME * known:
-                    weights, loss = tried, found
+                    weights, logits, loss = tried, there, found
                     break
             else:
+                break
+            if np.abs(step).max() < _SETTLED:
                 break
         # Tensor-parallel ranks fit for themselves: last bits of their linear algebra must not part their plans.
         self.weights = np.round(weights, 6)
         self._fitted = self.observed
 
-    def _loss(self, weights: Floats, inputs: Floats, outcomes: Floats) -> float:
+    def _loss(self, weights: Floats, logits: Floats, outcomes: Floats) -> float:
         """Less the logarithm of the weights' probability, but for a constant."""
-        logits = inputs @ weights
-        unlikely = np.logaddexp(0.0, logits) - outcomes * logits
+        # log(1 + exp(logits)): np.logaddexp is several times slower.
+        unlikely = np.maximum(logits, 0.0) + np.log1p(np.exp(-np.abs(logits))) - outcomes * logits
         return float(unlikely.sum() + _PRIOR_WEIGHT / 2 * np.square(weights - self._prior).sum())
