@@ -262,6 +262,21 @@ def test_passes_are_padded_to_the_graphs_that_were_captured() -> None:
     assert graphs.at(16) == pytest.approx(2 * curve.at(16))
 
 
+def test_large_passes_each_of_another_stretch_are_learned_from() -> None:
+    """Half as long again as expected, and none as large as the one before: that is no busy moment."""
+    curve = CostCurve({1: 0.035, 16: 0.055, 64: 0.112, 128: 0.163})
+    for rows in (16, 32, 64, 128) * 5:
+        curve.observe(rows, curve.at(rows))
+    sizes = (384, 256, 448, 320, 512)
+    before = [curve.at(rows) for rows in sizes]
+    for rows, expected in zip(sizes, before, strict=True):
+        curve.observe(rows, 1.45 * expected)
+    for rows, expected in zip(sizes, before, strict=True):
+        assert 1.1 * expected < curve.at(rows) < 1.5 * expected
+    assert curve.at(512) > 1.15 * before[-1], "it had neighbours that were dearer"
+    assert curve.at(64) == pytest.approx(0.112), "what was seen to be quick stays so"
+
+
 def test_one_slow_first_pass_is_no_law() -> None:
     """Of rows never seen before, beside others that were: three times as slow once, and nothing is known by it."""
     curve = prior()

@@ -13,7 +13,8 @@ _QUICKEST = 0.25
 _OUTLIER = 0.3
 """How far, as a logarithm, an observation may lie off what is expected: a busy moment is no new law."""
 _NO_OUTLIERS = 3
-"""So many of them in a row are one."""
+"""So many of them in a row are one. The first pass of a stretch counts as just not far off all the same: what was
+expected of it is only inferred, and large passes, each of another stretch, would wait long for three in a row."""
 _FASTER = 0.5
 """Least weight of one that lies as far below: nothing makes a pass faster than it is, and what is thought dear is tried
 so seldom that three in a row may never come."""
@@ -66,6 +67,8 @@ class Stretch:
                 self.doubts.clear()
             elif off < 0:
                 weight = max(weight, _FASTER)
+            elif not self.count:
+                off = _OUTLIER
             else:
                 return False
         self.correction += off * weight
