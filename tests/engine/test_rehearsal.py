@@ -130,7 +130,7 @@ def test_a_busy_second_spoils_no_size(monkeypatch: pytest.MonkeyPatch) -> None:
         return quiet(rows) * (3.0 if 0.2 < now < 1.2 else 1.0)
 
     found, passes = rehearsed(monkeypatch, busy)
-    assert found == pytest.approx({rows: quiet(rows) for rows in found}) and len(found) > 5
+    assert found == pytest.approx({rows: quiet(rows) for rows in found}) and len(found) >= 5
     assert passes[1:] == passes[1 : 1 + len(found)] * 3 and sorted(found) == sorted({*passes})
 
 

@@ -13,7 +13,7 @@ from vllm_specvlm.engine.peers import Peers
 from vllm_specvlm.schedule.cost_curve import CostCurve
 from vllm_specvlm.schedule.costs import Costs
 
-_ROWS = (1, 16, 64, 128, 4, 32, 256, 8, 2)
+_ROWS = (1, 16, 64, 256, 128, 4, 32, 8, 2)
 """Those that say most about the curve first."""
 _LEAST_SIZES = 3
 _SECONDS = 2.0
