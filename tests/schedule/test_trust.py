@@ -68,6 +68,9 @@ def test_promises_are_believed_by_the_size_of_the_batch() -> None:
     keep(planned, 4, 1.3, 200)
     keep(planned, 64, 0.6, 60)
     assert planned._trust_at(4) > 1.1 > 1 > planned._trust_at(64)
+    assert planned._trust_at(46) == planned._trust_at(64) == planned._trust_at(90), (
+        "a full batch is often not quite full"
+    )
     for known, far in ((4, 1), (64, 300)):  # two powers of two on
         assert planned._trust_at(far) - 1 == pytest.approx((planned._trust_at(known) - 1) / 4)
 

@@ -24,6 +24,7 @@ KNOTS = np.array(
 )
 # fmt: on
 _KNOTS: list[float] = KNOTS.tolist()
+_PER_GAP: list[float] = (1 / np.diff(KNOTS)).tolist()
 _LOG_KNOTS = np.log(KNOTS)
 _MIDDLES = [float(m) for m in (KNOTS[1:] + KNOTS[:-1]) / 2]
 _LEAST, _MOST = 1e-9, 1e6
@@ -116,12 +117,15 @@ class CostCurve:
         if self._stale:
             self._refresh()
         attention = self._shared + self._each * rows
-        rows = self._padded(rows)
+        if self.graphs:
+            rows = self._padded(rows)
         if rows >= _KNOTS[-1]:
             return attention + self._values[-1] * rows / _KNOTS[-1]
-        left = max(bisect.bisect_right(_KNOTS, rows) - 1, 0)
-        share = (rows - _KNOTS[left]) / (_KNOTS[left + 1] - _KNOTS[left])
-        return attention + self._values[left] + max(share, 0.0) * (self._values[left + 1] - self._values[left])
+        if rows <= 1:
+            return attention + self._values[0]
+        left = bisect.bisect_right(_KNOTS, rows) - 1
+        first = self._values[left]
+        return attention + first + (rows - _KNOTS[left]) * _PER_GAP[left] * (self._values[left + 1] - first)
 
     def over(self, rows: Floats) -> Floats:
         """Expected seconds, float64 [...] for float64 [...]."""

@@ -50,8 +50,9 @@ class Prospect:
         return self.values[:, 2 * _NODES :]
 
     def first(self, order: Sequence[int], counts: Sequence[int]) -> Prospect:
-        """The sets of the first so many trees in this order."""
-        return Prospect(self.values[order].cumsum(axis=0)[np.asarray(counts) - 1])
+        """The sets of the first so many trees in this order; `counts` ascend."""
+        between = np.add.reduceat(self.values[order[: counts[-1]]], [0, *counts[:-1]], axis=0)
+        return Prospect(between.cumsum(axis=0))
 
 
 class Outlooks:

@@ -347,7 +347,7 @@ class Planner:
         else:
             self._looks.earn(seconds)
         if self._promised and requests == self._requests and self._reading <= seconds / 2:
-            size, trust = requests.bit_length(), self._trust_at(requests)
+            size, trust = _size(requests), self._trust_at(requests)
             self._kept[size] += 1
             weight = max(_TRUST_WEIGHT * min(requests / 16, 1.0), 1 / (_BELIEVED + self._kept[size]))
             kept = min(tokens / (seconds - self._reading) / self._promised, 2.0)
@@ -359,8 +359,16 @@ class Planner:
         Of a size never tried, what is known of the nearest one, and half as much for each power of two between them.
         """
         size = self._tried(requests)
-        return 1.0 if size is None else 1.0 + (self._trust[size] - 1.0) * 0.5 ** abs(size - requests.bit_length())
+        return 1.0 if size is None else 1.0 + (self._trust[size] - 1.0) * 0.5 ** abs(size - _size(requests))
 
     def _tried(self, requests: int) -> int | None:
         """The size nearest to this many requests of which `_trust` has something."""
-        return min(self._trust, key=lambda size: abs(size - requests.bit_length()), default=None)
+        return min(self._trust, key=lambda size: abs(size - _size(requests)), default=None)
+
+
+def _size(requests: int) -> int:
+    """Batches of about as many requests: the nearest power of two's.
+
+    Servers' and clients' limits are powers of two, and a batch at its limit is mostly a little below it.
+    """
+    return round(math.log2(requests))
