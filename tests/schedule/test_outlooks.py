@@ -130,7 +130,7 @@ def test_what_is_over_leaves_nothing_behind() -> None:
     for i in range(1000):
         outlooks.learn([replace(READY, request_id=str(i))], tree)
         outlooks.forget(str(i))
-    assert len(outlooks._table) == 16 and len(outlooks._row) == len(outlooks._seen) == 2
+    assert len(outlooks._table) == 16 and len(outlooks._row) == np.count_nonzero(outlooks._seen) == 2
     outlooks.forget("never there")
     for i in range(100):
         outlooks.learn([replace(READY, request_id=str(i))], tree)

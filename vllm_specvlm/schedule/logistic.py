@@ -14,9 +14,8 @@ LIMIT = 12.0
 
 _PRIOR_WEIGHT = 8.0
 _STEPS = 4
-_HALVED = 12
-_SETTLED = 1e-4
-"""A smaller step is the last one: the next would be about its square, less than weights are rounded to."""
+_SETTLED = 1e-3
+"""A smaller step is the last one: the next would be about its square, which is what weights are rounded to."""
 _SAME = 1e-9
 """By so much for each outcome a fit may look worse without being it: ranks agree about steps that change nothing."""
 
@@ -70,28 +69,32 @@ class Logistic:
         """
         known = min(self.observed, len(self._outcomes))
         inputs, outcomes = self._inputs[:known], self._outcomes[:known]
-        weights, logits = self.weights, inputs @ self.weights
-        loss = self._loss(weights, logits, outcomes)
+        weights, logits, loss = self._after(self.weights, inputs, outcomes)
         for _ in range(_STEPS):
             probability = 1 / (1 + np.exp(-np.minimum(np.maximum(logits, -LIMIT), LIMIT)))
             gradient = inputs.T @ (outcomes - probability) - _PRIOR_WEIGHT * (weights - self._prior)
             curvature = (inputs * (probability * (1 - probability))[:, None]).T @ inputs
             curvature[np.diag_indices_from(curvature)] += _PRIOR_WEIGHT
             step = np.linalg.solve(curvature, gradient)
-            for halved in range(_HALVED):
-                tried = np.clip(weights + step * 0.5**halved, self._least, self._most)
-                there = inputs @ tried
-                found = self._loss(tried, there, outcomes)
-                if found <= loss + _SAME * known:
-                    weights, logits, loss = tried, there, found
-                    break
-            else:
+            length, most = float(np.abs(step).max()), loss + _SAME * known
+            tried, there, found = self._after(weights + step, inputs, outcomes)
+            while not found <= most and length >= _SETTLED:  # nor is what is no number any better
+                step, length = step / 2, length / 2
+                tried, there, found = self._after(weights + step, inputs, outcomes)
+            if not found <= most:
                 break
-            if np.abs(step).max() < _SETTLED:
+            weights, logits, loss = tried, there, found
+            if length < _SETTLED:
                 break
         # Tensor-parallel ranks fit for themselves: last bits of their linear algebra must not part their plans.
         self.weights = np.round(weights, 6)
         self._fitted = self.observed
+
+    def _after(self, weights: Floats, inputs: Floats, outcomes: Floats) -> tuple[Floats, Floats, float]:
+        """These weights within their bounds, with the logits and the loss that they give."""
+        weights = np.clip(weights, self._least, self._most)
+        logits = inputs @ weights
+        return weights, logits, self._loss(weights, logits, outcomes)
 
     def _loss(self, weights: Floats, logits: Floats, outcomes: Floats) -> float:
         """Less the logarithm of the weights' probability, but for a constant."""

@@ -64,16 +64,19 @@ class Outlooks:
         self._free = list(range(1, len(self._table)))
         # Of requests by id, of kinds, and of all under None.
         self._row: dict[str | Kind | None, int] = {None: 0}
-        self._seen: dict[str | Kind | None, int] = {None: 0}
+        self._seen = np.zeros(len(self._table), dtype=np.int64)
+        """Trees by row."""
 
     @property
     def ready(self) -> bool:
         """Whether enough trees were seen to expect anything."""
-        return self._seen[None] >= LEARNING
+        return bool(self._seen[0] >= LEARNING)
 
     def seldom(self, candidates: Sequence[Candidate], among: Sequence[int]) -> list[int]:
         """Of these indices theirs of whose kind less was seen."""
-        return [i for i in among if self._seen.get(candidates[i].kind, 0) < LEARNING]
+        kinds = {candidates[i].kind for i in among}
+        seldom = {kind for kind in kinds if kind not in self._row or self._seen[self._row[kind]] < LEARNING}
+        return [i for i in among if candidates[i].kind in seldom]
 
     def of(self, candidates: Sequence[Candidate]) -> Prospect:
         """The next tree of each of these requests, once some trees were seen.
@@ -99,43 +102,39 @@ class Outlooks:
         for i, candidate in enumerate(candidates):
             members.setdefault(candidate.kind, []).append(i)
         mean = trees.values.mean(axis=0)
-        self._follow(None, mean, len(candidates), 0, _ALL)
+        self._follow(0, mean, len(candidates), 0, _ALL)
         for kind, its in members.items():
-            self._begin(kind, None)
             its_mean = trees.values[its].mean(axis=0) if len(members) > 1 else mean
-            self._follow(kind, its_mean, len(its), _BEGUN, _KIND)
-        for candidate in candidates:
-            self._begin(candidate.request_id, candidate.kind)
-        rows = [self._row[candidate.request_id] for candidate in candidates]
-        weights = [max(1 / (self._count(each.request_id, 1) + _BEGUN), _REQUEST) for each in candidates]
+            self._follow(self._row_of(kind, None), its_mean, len(its), _BEGUN, _KIND)
+        rows = [self._row_of(each.request_id, each.kind) for each in candidates]
+        self._seen[rows] += 1
+        weights = np.maximum(1 / (self._seen[rows] + _BEGUN), _REQUEST)
         means = self._table[rows]
-        means += np.array(weights)[:, None] * (trees.values - means)
+        means += weights[:, None] * (trees.values - means)
         self._table[rows] = means
 
     def forget(self, request_id: str) -> None:
         """The request is over."""
         if (row := self._row.pop(request_id, None)) is not None:
-            del self._seen[request_id]
+            self._seen[row] = 0
             self._free.append(row)
 
-    def _count(self, key: str | Kind | None, trees: int) -> int:
-        """How many it has with these."""
-        self._seen[key] = self._seen.get(key, 0) + trees
-        return self._seen[key]
-
-    def _begin(self, key: str | Kind, like: Kind | None) -> None:
-        """A row of the table for it, if it has none."""
-        if key not in self._row:
+    def _row_of(self, key: str | Kind, like: Kind | None) -> int:
+        """Its row of the table; if it has none yet, a new one that begins as what it is like."""
+        row = self._row.get(key)
+        if row is None:
             if not self._free:
                 self._free = list(range(len(self._table), 2 * len(self._table)))
                 self._table = np.concatenate([self._table, np.zeros_like(self._table)])
-            self._row[key] = self._free.pop()
-            self._table[self._row[key]] = self._table[self._row[like]]
+                self._seen = np.concatenate([self._seen, np.zeros_like(self._seen)])
+            row = self._row[key] = self._free.pop()
+            self._table[row] = self._table[self._row[like]]
+        return row
 
-    def _follow(self, key: Kind | None, mean: Floats, trees: int, begun: int, least: float) -> None:
+    def _follow(self, row: int, mean: Floats, trees: int, begun: int, least: float) -> None:
         """The mean of so many trees of one step; `least` is the least weight of each."""
-        row = self._row[key]
-        weight = max(trees / (self._count(key, trees) + begun), 1 - (1 - least) ** trees)
+        self._seen[row] += trees
+        weight = max(trees / (int(self._seen[row]) + begun), 1 - (1 - least) ** trees)
         self._table[row] += weight * (mean - self._table[row])
 
 
