@@ -14,8 +14,8 @@ LIMIT = 12.0
 
 _PRIOR_WEIGHT = 8.0
 _STEPS = 4
-_SETTLED = 1e-3
-"""A smaller step is the last one: the next would be about its square, which is what weights are rounded to."""
+_SETTLED = 0.03
+"""A smaller step is the last one: the next would be about its square, far below what outcomes tell of a weight."""
 _SAME = 1e-9
 """By so much for each outcome a fit may look worse without being it: ranks agree about steps that change nothing."""
 

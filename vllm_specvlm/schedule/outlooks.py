@@ -11,6 +11,8 @@ import numpy.typing as npt
 from vllm_specvlm.schedule.plan import CAUGHT_UP, Candidate, Kind
 
 Floats = npt.NDArray[np.float64]
+Means = npt.NDArray[np.float32]
+"""Exact enough for sums of some thousand nodes; a batch's pass through the processor's caches in half the time."""
 
 DEPTHS = 12
 """Draft passes told apart; the last one stands for all further ones too."""
@@ -31,21 +33,21 @@ _REQUEST, _KIND, _ALL = 0.15, 1 / 32, 1 / 32
 class Prospect:
     """Expected of some trees, one a row, or of some sets of trees."""
 
-    values: Floats
+    values: Means
     """[n, 2 * DEPTHS * BINS + DEPTHS]"""
 
     @property
-    def nodes(self) -> Floats:
+    def nodes(self) -> Means:
         """How many there are, [n, DEPTHS, BINS], by the draft passes that they need and by their probability."""
         return self.values[:, :_NODES].reshape(-1, DEPTHS, BINS)
 
     @property
-    def accepted(self) -> Floats:
+    def accepted(self) -> Means:
         """The sums of their probabilities, [n, DEPTHS, BINS]."""
         return self.values[:, _NODES : 2 * _NODES].reshape(-1, DEPTHS, BINS)
 
     @property
-    def rows(self) -> Floats:
+    def rows(self) -> Means:
         """Of each draft pass, [n, DEPTHS]."""
         return self.values[:, 2 * _NODES :]
 
@@ -60,7 +62,7 @@ class Outlooks:
 
     def __init__(self) -> None:
         """Nothing was seen."""
-        self._table = np.zeros((16, 2 * _NODES + DEPTHS))
+        self._table = np.zeros((16, 2 * _NODES + DEPTHS), dtype=np.float32)
         self._free = list(range(1, len(self._table)))
         # Of requests by id, of kinds, and of all under None.
         self._row: dict[str | Kind | None, int] = {None: 0}
@@ -86,10 +88,10 @@ class Outlooks:
         """
         row = self._row
         found = Prospect(self._table[[row.get(each.request_id, row.get(each.kind, 0)) for each in candidates]])
-        left = found.accepted.sum(axis=(1, 2)) + 1
         behind = np.array([each.backlog for each in candidates])
-        unread = np.array([each.unread > 0 for each in candidates])
-        found.rows[:, 0] *= np.where(unread, np.minimum(left, CAUGHT_UP), behind) + 1
+        if (unread := behind > CAUGHT_UP).any():
+            behind = np.where(unread, np.minimum(found.accepted.sum(axis=(1, 2)) + 1, CAUGHT_UP), behind)
+        found.rows[:, 0] *= behind + 1
         return found
 
     def knows(self, request_id: str) -> bool:
@@ -101,17 +103,18 @@ class Outlooks:
         members: dict[Kind, list[int]] = {}
         for i, candidate in enumerate(candidates):
             members.setdefault(candidate.kind, []).append(i)
-        mean = trees.values.mean(axis=0)
-        self._follow(0, mean, len(candidates), 0, _ALL)
+        total = np.add.reduce(trees.values)
+        self._follow(0, total, len(candidates), 0, _ALL)
         for kind, its in members.items():
-            its_mean = trees.values[its].mean(axis=0) if len(members) > 1 else mean
-            self._follow(self._row_of(kind, None), its_mean, len(its), _BEGUN, _KIND)
-        rows = [self._row_of(each.request_id, each.kind) for each in candidates]
-        self._seen[rows] += 1
-        weights = np.maximum(1 / (self._seen[rows] + _BEGUN), _REQUEST)
+            of_kind = np.add.reduce(trees.values[its]) if len(members) > 1 else total
+            self._follow(self._row_of(kind, None), of_kind, len(its), _BEGUN, _KIND)
+        rows = np.array([self._row_of(each.request_id, each.kind) for each in candidates])
+        seen = self._seen[rows] + 1
+        self._seen[rows] = seen
         means = self._table[rows]
-        means += weights[:, None] * (trees.values - means)
-        self._table[rows] = means
+        news = trees.values - means
+        news *= np.maximum(1 / (seen + _BEGUN), _REQUEST)[:, None]
+        self._table[rows] = means + news
 
     def forget(self, request_id: str) -> None:
         """The request is over."""
@@ -131,11 +134,12 @@ class Outlooks:
             self._table[row] = self._table[self._row[like]]
         return row
 
-    def _follow(self, row: int, mean: Floats, trees: int, begun: int, least: float) -> None:
-        """The mean of so many trees of one step; `least` is the least weight of each."""
-        self._seen[row] += trees
-        weight = max(trees / (int(self._seen[row]) + begun), 1 - (1 - least) ** trees)
-        self._table[row] += weight * (mean - self._table[row])
+    def _follow(self, row: int, total: Means, trees: int, begun: int, least: float) -> None:
+        """The sum of so many trees of one step; `least` is the least weight of each."""
+        self._seen[row] = seen = int(self._seen[row]) + trees
+        weight = max(trees / (seen + begun), 1 - (1 - least) ** trees)
+        mean = self._table[row]
+        mean += weight * (total / trees - mean)
 
 
 def prospect(
@@ -155,9 +159,9 @@ def prospect(
         rows: of the later ones, for all trees together; theirs who have nodes behind a pass,
             and everybody's if nobody has.
     """
-    values = np.zeros((trees, 2 * _NODES + DEPTHS))
+    values = np.zeros((trees, 2 * _NODES + DEPTHS), dtype=np.float32)
     bins = np.minimum(-_PER_E * score, BINS - 1).astype(np.int64)
-    at = (tree * DEPTHS + np.clip(depth, 1, DEPTHS) - 1) * BINS + bins
+    at = (tree * DEPTHS + np.minimum(np.maximum(depth, 1), DEPTHS) - 1) * BINS + bins
     values[:, :_NODES] = np.bincount(at, minlength=trees * _NODES).reshape(trees, _NODES)
     values[:, _NODES : 2 * _NODES] = np.bincount(at, np.exp(score), trees * _NODES).reshape(trees, _NODES)
     found = Prospect(values)
