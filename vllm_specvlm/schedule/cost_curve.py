@@ -161,7 +161,8 @@ class CostCurve:
             np.maximum(seconds[last:], seconds[last], out=seconds[last:])
             for one, next_ in pairwise(self._seen):
                 if seconds[one] <= seconds[next_]:
-                    np.clip(seconds[one:next_], seconds[one], seconds[next_], out=seconds[one:next_])
+                    between = seconds[one:next_]
+                    np.minimum(np.maximum(between, seconds[one], out=between), seconds[next_], out=between)
         # More rows never cost less: where it looks so, the truth is between the two.
         self._at_knots = (np.maximum.accumulate(seconds) + np.minimum.accumulate(seconds[::-1])[::-1]) / 2
         self._values = self._at_knots.tolist()

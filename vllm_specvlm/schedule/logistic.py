@@ -36,6 +36,7 @@ class Logistic:
         `window` outcomes are remembered. Weights are refitted after a quarter of them, and at first after `every`.
         """
         self._prior = np.array(prior)
+        self._prior_curvature = _PRIOR_WEIGHT * np.eye(len(prior))
         self._least = np.full(len(prior), -np.inf) if least is None else np.array(least)
         self._most = np.full(len(prior), np.inf) if most is None else np.array(most)
         self.weights = self._prior.copy()
@@ -74,7 +75,7 @@ class Logistic:
             probability = 1 / (1 + np.exp(-np.minimum(np.maximum(logits, -LIMIT), LIMIT)))
             gradient = inputs.T @ (outcomes - probability) - _PRIOR_WEIGHT * (weights - self._prior)
             curvature = (inputs * (probability * (1 - probability))[:, None]).T @ inputs
-            curvature[np.diag_indices_from(curvature)] += _PRIOR_WEIGHT
+            curvature += self._prior_curvature
             step = np.linalg.solve(curvature, gradient)
             length, most = float(np.abs(step).max()), loss + _SAME * known
             tried, there, found = self._after(weights + step, inputs, outcomes)
@@ -92,7 +93,7 @@ class Logistic:
 
     def _after(self, weights: Floats, inputs: Floats, outcomes: Floats) -> tuple[Floats, Floats, float]:
         """These weights within their bounds, with the logits and the loss that they give."""
-        weights = np.clip(weights, self._least, self._most)
+        weights = np.minimum(np.maximum(weights, self._least), self._most)
         logits = inputs @ weights
         return weights, logits, self._loss(weights, logits, outcomes)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import compress
+from itertools import chain, compress
 
 import numpy as np
 import numpy.typing as npt
@@ -173,6 +173,8 @@ class Planner:
         if not self._outlooks.ready:
             return [], 0.0
         prospects = self._outlooks.of(candidates)
+        if len(candidates) == 1 and not candidates[0].unread:  # nobody to compare it with, and nothing to repay
+            return [0], float(self._goodput(requests, prospects)[0])
         worth = self._worth(requests, prospects, plain)
         order = [int(i) for i in np.argsort(-worth, kind="stable") if worth[i] > 0.0]
         if not order:
@@ -309,8 +311,8 @@ class Planner:
         """
         if not trees:
             return []
-        score = np.array([each for scores, _ in trees.values() for each in scores], dtype=np.float64)
-        depth = np.array([each for _, passes in trees.values() for each in passes], dtype=np.int64)
+        score = np.fromiter(chain.from_iterable(scores for scores, _ in trees.values()), dtype=np.float64)
+        depth = np.fromiter(chain.from_iterable(passes for _, passes in trees.values()), dtype=np.int64)
         tree = np.repeat(np.arange(len(trees)), [len(scores) for scores, _ in trees.values()])
         grown = [self._chosen[i] for i in trees]
         self._outlooks.learn(grown, prospect(score, depth, tree, len(grown), self._rows))
