@@ -70,7 +70,8 @@ def _check(family: str, options: dict[str, Any], environment: dict[str, str]) ->
     planned = play(family, options, PLANNED_DRAFT, environment)
     assert planned["rounds"] == reference
     first = planned["tallies"][0]
-    assert sum(first["plans"].values()) > 20 and first["drafter_failures"] == 0
+    # The first looks are certain; how many steps follow depends on how many tokens each one yields.
+    assert first["plans"]["trees"] + first["plans"]["probe"] >= 5 and first["drafter_failures"] == 0
     # Ranks that planned otherwise would have waited for each other; here they did the same to the last count.
     assert all({**tally, "seconds": 0} == {**first, "seconds": 0} for tally in planned["tallies"])
     # One rank counts for /metrics, whatever their number, and the process that started it can read that.
