@@ -355,6 +355,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speedup": _speedups,
     "drafters": _placed(drafters, "drafters-float32"),
     "load": _loads("load-float32", "load-mixed-float32"),
+    "load_again": _loads("load-again-float32", "load-mixed-again-float32"),
     "load_all": _loads("load-all-float32", "load-mixed-all-float32"),
     "scenes": _placed(by_task, "scenes-float32"),
     "again": _placed(by_task, "scenes-again-float32"),
